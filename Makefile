@@ -1,0 +1,245 @@
+# Builds, tests and checks gpt2-lnfree. `make help` lists what can be asked for.
+
+#: make                  show what was found on this machine, then build ./train_gpt2_lnfree
+#: make demo             the paper's main result on this CPU, in minutes; TEXT=FILE: on your own text
+#: make test             every test; ONLY=PART: only the test programs whose name contains PART
+#: make deps             install the packages that are needed and missing (scripts/packages.txt); deps-all: also the optional ones
+#: make dev/cpu/NAME     a program of the kernel laboratory, for this processor only
+#: make format           lay the sources out in the house style (clang-format)
+#: make lint             check style (clang-format) and habits (clang-tidy)
+#: make clean            remove everything that was built
+#:
+#: CXX=clang++           another compiler                  ISA=native|portable|avx2|avx512  one instruction set only, builds faster
+#: SAN=1                 with Address- and UndefinedBehaviorSanitizer    WERROR=1  warnings are errors    V=1  show the commands
+#: CXXFLAGS=...          instead of -O3                    make -j1          one job at a time (default: one per core)
+#:
+#: At run time LNFREE_ISA=portable|avx2|avx512 makes the program use that instruction set instead of the best one.
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+ifeq ($(MAKELEVEL),0)
+    MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
+ifneq ($(filter clean,$(MAKECMDGOALS)),)
+    .NOTPARALLEL:
+endif
+Q := $(if $(V),,@)
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+ifeq ($(origin CXX),default)
+    CXX := $(if $(shell command -v g++),g++,$(if $(shell command -v clang++),clang++,g++))
+endif
+OBJCOPY ?= objcopy
+NM ?= nm
+export CXX LD OBJCOPY
+
+# These targets need no compiler. test and demo start a second make after the packages are there, and that one looks.
+ifneq ($(filter-out help clean format lint deps deps-all test demo,$(or $(MAKECMDGOALS),all)),)
+    FOUND := $(shell CXX='$(CXX)' LD='$(LD)' OBJCOPY='$(OBJCOPY)' scripts/detect.sh --words)
+endif
+
+# ---- instruction sets ------------------------------------------------------------------------------------------------
+
+# From the most widely supported to the fastest. No -march=native: the program runs on every processor of its kind and
+# uses what the one at hand has (dev/cpu/dispatch.cpp).
+ifneq ($(filter x86,$(FOUND)),)
+    FLAGS_portable := -march=x86-64
+    FLAGS_avx2     := -march=haswell
+    FLAGS_avx512   := -march=skylake-avx512
+    ALL_ISAS       := portable avx2 avx512
+else
+    ALL_ISAS       := portable
+endif
+FLAGS_native   := -march=native
+RUNNABLE_ISAS  := portable $(filter avx2 avx512,$(FOUND))
+BEST_ISA       := $(lastword $(RUNNABLE_ISAS))
+
+# What the program holds: all of them where the tools can keep them apart, a single one if asked.
+ifdef ISA
+    VARIANTS := $(filter $(ISA),native $(ALL_ISAS))
+    ifeq ($(VARIANTS),)
+        $(error ISA=$(ISA): choose one of: native $(ALL_ISAS))
+    endif
+else ifdef SAN
+    VARIANTS := $(BEST_ISA)
+else ifneq ($(filter split,$(FOUND)),)
+    VARIANTS := $(ALL_ISAS)
+else
+    VARIANTS := portable
+endif
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+# Never -ffast-math: a NaN must stay a NaN, and sums are taken in the order that the source writes.
+LANGUAGE := -std=c++17 -fno-math-errno -fno-trapping-math -Wall -Wextra $(if $(WERROR),-Werror) -I. \
+            $(if $(filter openmp,$(FOUND)),-fopenmp,-Wno-unknown-pragmas)
+LIBS := -lpcre2-8 -lz
+ifdef SAN
+    LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+    CXXFLAGS ?= -O1
+endif
+CXXFLAGS ?= -O3
+TESTFLAGS ?= $(if $(SAN),-O1,-O2)
+
+BUILD := build/$(notdir $(lastword $(CXX)))$(if $(SAN),-san)$(if $(ISA),-$(ISA))
+
+# ---- the program -----------------------------------------------------------------------------------------------------
+
+# Sanitised programs stay in their folder, so that nobody times one by accident.
+PROGRAM := $(if $(SAN),$(BUILD)/)train_gpt2_lnfree
+
+.PHONY: all help clean detect ready FORCE
+all: detect $(PROGRAM)
+	@echo "Built ./$(PROGRAM) ($(VARIANTS))$(if $(filter openmp,$(FOUND)),, without OpenMP: it will use one thread)"
+
+help:
+	@sed -n 's/^#: \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+detect:
+	@scripts/detect.sh
+
+# One clear line instead of pages of "file not found".
+ready: | detect
+	@scripts/install_deps.sh --check
+
+# Rewritten only when it changes: other flags rebuild everything.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(LANGUAGE) $(CXXFLAGS) $(TESTFLAGS) $(VARIANTS)' | cmp -s - $@ || \
+	    echo '$(LANGUAGE) $(CXXFLAGS) $(TESTFLAGS) $(VARIANTS)' > $@
+
+$(BUILD)/unit_%.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
+	@echo "compile  $< ($*)"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_$*) $(NO_UNIQUE) -DLNFREE_ENTRY=lnfree_main_$* \
+	    -DLNFREE_ISA_NAME='"$*"' -MMD -MP -c $< -o $@
+
+# An inline function or template is compiled into every object, and the linker keeps the first copy that it meets: the
+# AVX-512 copy of some std::vector member would then run on every processor. So each object is made self-contained:
+# its COMDAT groups are dissolved, every symbol but the entry becomes local, and the list of static constructors moves
+# to a section of its own, to be run by dispatch.cpp for the chosen build only. The last command checks that it is so.
+# (GNU's "unique" symbols would escape this; clang++ makes none and does not know the flag.)
+NO_UNIQUE = $(if $(findstring clang,$(CXX)),,-fno-gnu-unique)
+$(BUILD)/variant_%.o: $(BUILD)/unit_%.o
+	$(Q)$(LD) -r -d --force-group-allocation -o $@ $<
+	$(Q)$(OBJCOPY) --keep-global-symbol=lnfree_main_$* --rename-section .init_array=lnfree_constructors_$* $@
+	@visible=$$($(NM) -g --defined-only $@ | sed 's/.* //'; readelf -SW $@ | grep -oE '\.(init_array|fini_array|ctors|dtors)[^ ]*'); \
+	    test "$$visible" = lnfree_main_$* || { echo "$@ is not self-contained; it shows:" $$visible >&2; exit 1; }
+
+$(BUILD)/dispatch.o: dev/cpu/dispatch.cpp $(BUILD)/flags | ready
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) '-DLNFREE_VARIANTS=$(foreach isa,$(VARIANTS),VARIANT($(isa)))' -MMD -MP -c $< -o $@
+
+# A single build needs none of this and is linked as the compiler made it.
+OBJECTS := $(BUILD)/dispatch.o $(VARIANTS:%=$(BUILD)/$(if $(word 2,$(VARIANTS)),variant,unit)_%.o)
+$(BUILD)/train_gpt2_lnfree: $(OBJECTS)
+	@echo "link     $@"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $^ $(LIBS) -o $@
+
+# Copied whenever it differs, not when it is older: g++, clang++ and ISA= builds take turns here.
+ifndef SAN
+train_gpt2_lnfree: $(BUILD)/train_gpt2_lnfree FORCE
+	@cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
+endif
+
+# ---- packages, demo --------------------------------------------------------------------------------------------------
+
+.PHONY: deps deps-all demo run-demo
+deps:
+	@scripts/install_deps.sh needed
+
+deps-all:
+	@scripts/install_deps.sh all
+
+# A second make, because the first one looked at the machine before the packages were installed.
+demo test: deps
+	@$(MAKE) run-$@
+
+run-demo: all
+	@scripts/demo.sh $${TEXT:+"$$TEXT"}
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+
+# test/*.cpp          once, with the best instruction set of this processor
+# test/isa/*.cpp      once per instruction set that this processor has (the ops)
+# test/double/*.cpp   in double precision (gradients, the oracle)
+# Every file is a program of its own with the main() of test/main.cpp; one that crashes takes no other with it.
+TEST_ISAS := $(if $(SAN)$(ISA),$(VARIANTS),$(filter $(RUNNABLE_ISAS),$(ALL_ISAS)))
+test_programs = $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/%,$(filter-out test/main.cpp,$(wildcard $(2)/*.cpp)))
+
+# 1 folder of the programs, 2 folder of the sources, 3 extra flags
+define test_kind
+$(BUILD)/test/$(1)/%.o: $(2)/%.cpp $(BUILD)/flags | ready
+	@mkdir -p $$(@D)
+	@echo "compile  $$< ($(1))"
+	$$(Q)$$(CXX) $$(LANGUAGE) $$(TESTFLAGS) $(3) -DLNFREE_NO_MAIN -MMD -MP -c $$< -o $$@
+
+$(BUILD)/test/$(1)/%: $(BUILD)/test/$(1)/%.o $(BUILD)/test/main.o
+	$$(Q)$$(CXX) $$(LANGUAGE) $$^ $$(LIBS) -o $$@
+
+TEST_PROGRAMS += $(call test_programs,$(1),$(2))
+endef
+
+LAST_ISA := $(lastword $(TEST_ISAS))
+$(eval $(call test_kind,float,test,$(FLAGS_$(LAST_ISA)) -DLNFREE_ISA_NAME='"$(LAST_ISA)"'))
+$(eval $(call test_kind,double,test/double,$(FLAGS_$(LAST_ISA)) -DLNFREE_REAL=double -DLNFREE_ISA_NAME='"$(LAST_ISA)"'))
+$(foreach isa,$(TEST_ISAS),\
+    $(eval $(call test_kind,isa-$(isa),test/isa,$(FLAGS_$(isa)) -DLNFREE_ISA_NAME='"$(isa)"')))
+
+$(BUILD)/test/main.o: test/main.cpp $(BUILD)/flags | ready
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(LANGUAGE) -O1 -MMD -MP -c $< -o $@
+
+.PHONY: test run-test
+CHOSEN_TESTS := $(strip $(if $(ONLY),$(foreach program,$(TEST_PROGRAMS),\
+                $(if $(findstring $(ONLY),$(program:$(BUILD)/test/%=%)),$(program))),$(TEST_PROGRAMS)))
+run-test: all $(CHOSEN_TESTS)
+	@LNFREE_PROGRAM=./$(PROGRAM) test/run.sh $(if $(SAN)$(ISA),,$(patsubst %,--without %,\
+	    $(filter-out $(TEST_ISAS),$(ALL_ISAS)))) $(CHOSEN_TESTS)
+
+# ---- the laboratory --------------------------------------------------------------------------------------------------
+
+LAB := $(filter-out dev/cpu/dispatch,$(patsubst %.cpp,%,$(wildcard dev/cpu/*.cpp)))
+.PHONY: lab
+lab: $(LAB)
+$(LAB): %: %.cpp $(BUILD)/flags | ready
+	@echo "compile  $< (native)"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_native) $(if $(filter openblas,$(FOUND)),-DHAVE_OPENBLAS) \
+	    -MMD -MP -MF $(BUILD)/$(@F).lab.d $< $(if $(filter openblas,$(FOUND)),-lopenblas) -o $@
+
+# ---- style -----------------------------------------------------------------------------------------------------------
+
+SOURCES := $(wildcard train_gpt2_lnfree.cpp data/*.h dev/cpu/*.h dev/cpu/*.cpp test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
+.PHONY: format lint lint-tools lint-format
+format:
+	clang-format -i $(SOURCES)
+
+lint: lint-format $(SOURCES:%=build/lint/%.ok)
+	@echo "lint: no findings in $(words $(SOURCES)) files"
+
+lint-tools:
+	@command -v clang-format >/dev/null && command -v clang-tidy >/dev/null || \
+	    { echo "make lint needs clang-format and clang-tidy: make deps-all" >&2; exit 2; }
+
+lint-format: lint-tools
+	@wrong=$$(for file in $(SOURCES); do clang-format $$file | cmp -s - $$file || echo $$file; done); \
+	    test -z "$$wrong" || { echo "not in the house style (make format lays them out):" $$wrong >&2; exit 1; }
+
+# Headers are checked as files of their own, so that each has to include what it uses.
+build/lint/%.ok: % .clang-tidy $(filter %.h,$(SOURCES)) | lint-tools
+	@mkdir -p $(@D)
+	@echo "lint     $<"
+	$(Q)clang-tidy --quiet $< -- -x c++ -std=c++17 -I. -fopenmp -Wall -Wextra -Wno-pragma-once-outside-header \
+	    $(if $(findstring test/,$<),-DLNFREE_NO_MAIN) $(if $(findstring test/double/,$<),-DLNFREE_REAL=double) \
+	    $(if $(findstring dispatch,$<),'-DLNFREE_VARIANTS=VARIANT(portable) VARIANT(avx2)') > $@.log 2>&1 || \
+	    { cat $@.log; exit 1; }
+	@touch $@
+
+clean:
+	rm -rf build train_gpt2_lnfree train_gpt2_lnfree.new $(LAB)
+
+FORCE:
+
+-include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(BUILD)/test/*/*.d)

@@ -1,0 +1,95 @@
+#!/bin/sh
+# Looks at this machine on behalf of the Makefile.
+#
+#   scripts/detect.sh            prints what was found, for people
+#   scripts/detect.sh --words    prints what the Makefile acts on, as words in one line:
+#                                openmp    programs with -fopenmp build
+#                                openblas  the yardstick of dev/cpu/ is there
+#                                x86       the compiler builds for x86-64
+#                                split     ld and objcopy can make an object self-contained (see the Makefile)
+#                                avx2, avx512   the processor runs the instruction set
+#
+# CXX names the compiler (g++ if unset). Nothing here fails: what is missing is reported as missing.
+set -u
+
+# CXX may hold a launcher and flags ("ccache g++ -m64"), so it is split into words on purpose everywhere below.
+# shellcheck disable=SC2086
+compile() { ${CXX:-g++} -x c++ "$@" 2>/dev/null; }
+
+has_openmp() {
+    printf '#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n' |
+        compile -fopenmp -o /dev/null -
+}
+
+has_openblas() {
+    printf '#include <cblas.h>\nint main() { openblas_set_num_threads(1); }\n' | compile -o /dev/null - -lopenblas
+}
+
+can_split() {
+    ${LD:-ld} --help 2>/dev/null | grep -q -- --force-group-allocation && command -v "${OBJCOPY:-objcopy}" >/dev/null 2>&1
+}
+
+words() {
+    has_openmp && echo openmp
+    has_openblas && echo openblas
+    can_split && echo split
+    # -march=native defines the macros of what the processor offers; elsewhere than on x86 nothing is printed.
+    compile -march=native -E -P - <<'END' | grep -v '^#'
+#ifdef __x86_64__
+x86
+#endif
+#if defined(__AVX2__) && defined(__FMA__) && defined(__BMI__) && defined(__BMI2__)
+avx2
+#endif
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && \
+    defined(__AVX512CD__)
+avx512
+#endif
+END
+}
+
+# The version that a header states about itself; "found" if it has none, nothing if it is not there.
+version_of() { # HEADER MACRO...
+    header=$1
+    shift
+    text=$(printf '#include <%s>\n@ %s\n' "$header" "$*" | compile -DPCRE2_CODE_UNIT_WIDTH=8 -E -P -) || return 0
+    text=$(echo "$text" | sed -n 's/^@ //p')
+    case $text in
+        *_*) echo found ;;
+        *) echo "$text" | tr -d '" ' | sed 's/,/./g' ;;
+    esac
+}
+
+row() { # NAME VALUE WITHOUT-IT
+    printf '  %-18s %s\n' "$1" "${2:-not found${3:+ ($3)}}"
+}
+
+program_version() { # PROGRAM: the first thing that looks like a version
+    command -v "$1" >/dev/null 2>&1 && "$1" --version 2>/dev/null | grep -Eo '[0-9]+\.[0-9]+(\.[0-9]+)?' | tail -n 1
+}
+
+table() {
+    echo "Found on this machine:"
+    row "C++ compiler" "$(compile --version </dev/null | head -n 1)" "make deps installs g++"
+    row OpenMP "$(has_openmp && echo yes)" "one thread only; with clang++: libomp-dev"
+    row doctest "$(version_of doctest/doctest.h DOCTEST_VERSION_STR)" "tests need it: make deps"
+    row nlohmann-json "$(version_of nlohmann/json_fwd.hpp \
+        NLOHMANN_JSON_VERSION_MAJOR,NLOHMANN_JSON_VERSION_MINOR,NLOHMANN_JSON_VERSION_PATCH)" "make deps"
+    row CLI11 "$(version_of CLI/Version.hpp CLI11_VERSION)" "make deps"
+    row PCRE2 "$(version_of pcre2.h PCRE2_MAJOR,PCRE2_MINOR)" "make deps"
+    row zlib "$(version_of zlib.h ZLIB_VERSION)" "make deps"
+    row nvcc "$(program_version "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")" "not used yet"
+    row "cuDNN frontend" "$(version_of cudnn_frontend_version.h \
+        CUDNN_FRONTEND_MAJOR_VERSION,CUDNN_FRONTEND_MINOR_VERSION,CUDNN_FRONTEND_PATCH_VERSION)" "not used yet"
+    row OpenBLAS "$(has_openblas && version_of openblas_config.h OPENBLAS_VERSION | grep -Eo '[0-9]+\.[0-9.]+[0-9]')" \
+        "only a yardstick for dev/cpu/"
+    row clang-format "$(program_version clang-format)" "only for make format, make lint"
+    row clang-tidy "$(program_version clang-tidy)" "only for make lint"
+    row python3 "$(program_version python3)" "only for scripts that say so"
+}
+
+case ${1:-} in
+    --words) words | tr '\n' ' ' ;;
+    '') table ;;
+    *) echo "detect.sh: unknown argument '$1' (use: --words)" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,61 @@
+#!/bin/sh
+# Runs test programs one after the other and sums up what doctest reports.
+#
+#   test/run.sh [--without ISA]... PROGRAM...
+#
+# The last line is "N passed, N failed, N skipped", in test cases. A program that crashes, hangs or reports nothing
+# counts as one failure. A test case that cannot do its work here prints one line that begins with "SKIPPED: " and
+# says why: it counts as skipped, not as passed. --without names an instruction set that this processor lacks.
+# TEST_TIMEOUT: seconds for one program (600). Exit 0 if nothing failed, else 1.
+set -u
+
+passed=0
+failed=0
+skipped=0
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# A field of doctest's line "[doctest] test cases:  12 |  11 passed | 1 failed | 0 skipped".
+cases() { # FIELD
+    sed 's/\x1b\[[0-9;]*m//g' "$output" | sed -n "s/^\[doctest\] test cases:.*| *\([0-9]*\) $1.*/\1/p" | tail -n 1
+}
+
+run() { # PROGRAM
+    timeout "${TEST_TIMEOUT:-600}" "$1" >"$output" 2>&1 </dev/null
+    status=$?
+    good=$(cases passed)
+    bad=$(cases failed)
+    left_out=$(($(cases skipped) + 0))
+    unable=$(grep -c '^SKIPPED: ' "$output")
+    if [ -z "$good" ] || { [ "$status" -ne 0 ] && [ "$bad" -eq 0 ]; }; then
+        good=${good:-0}
+        bad=1
+        echo "$1 ended with status $status" >>"$output"
+    fi
+    passed=$((passed + good - unable))
+    failed=$((failed + bad))
+    skipped=$((skipped + left_out + unable))
+    if [ "$bad" -ne 0 ]; then
+        printf 'FAILED   %s\n' "$1"
+        cat "$output"
+    else
+        printf 'ok       %-48s %3d test cases\n' "$1" "$good"
+        grep '^SKIPPED: ' "$output"
+    fi
+}
+
+while [ "${1:-}" = --without ]; do
+    echo "SKIPPED: test/isa with $2: this processor does not have it"
+    skipped=$((skipped + 1))
+    shift 2
+done
+if [ $# -eq 0 ]; then
+    echo "test/run.sh: no test program to run" >&2
+    exit 1
+fi
+for program in "$@"; do run "$program"; done
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
