@@ -1,0 +1,155 @@
+// data/files.h and data/json.h: files that are whole or not there, and JSON that means one thing only.
+#include <doctest/doctest.h>
+#include <sys/stat.h>
+
+#include <type_traits>
+#include <utility>
+
+#include "data/files.h"
+#include "data/json.h"
+#include "test/file_helpers.h"
+
+using namespace lnfree;
+
+TEST_CASE("a mapped file shows the file's bytes, and keeps its address when moved") {
+    const TemporaryFolder folder;
+    write_bytes(folder / "seven", "1234567");
+    MappedFile first(folder / "seven");
+    const unsigned char* const address = first.data();
+    MappedFile second(std::move(first));
+    CHECK(second.data() == address);
+    CHECK(std::string(second.data(), second.data() + second.size()) == "1234567");
+    CHECK(second.path() == folder / "seven");
+    static_assert(!std::is_copy_constructible_v<MappedFile> && std::is_nothrow_move_constructible_v<MappedFile>);
+    static_assert(!std::is_copy_assignable_v<MappedFile> && std::is_nothrow_move_assignable_v<MappedFile>);
+
+    write_bytes(folder / "empty", "");
+    second = MappedFile(folder / "empty");
+    CHECK(second.size() == 0);
+}
+
+TEST_CASE("what cannot be mapped or read is refused by name") {
+    const TemporaryFolder folder;
+    ::mkfifo((folder / "pipe").c_str(), 0600);
+    for (const std::string& path : {folder / "missing", folder.path(), folder / "pipe"}) {
+        const std::string message = message_of<BadInput>([&] { MappedFile file(path); });
+        CHECK(contains(message, path));
+        CHECK(is_one_line(message));
+    }
+    CHECK(contains(message_of<BadInput>([&] { read_file(folder / "missing", 9); }), folder / "missing"));
+    CHECK(contains(message_of<BadInput>([&] { read_file(folder.path(), 9); }), folder.path()));
+}
+
+TEST_CASE("read_file takes files of up to its limit") {
+    const TemporaryFolder folder;
+    const std::string text = std::string(70001, 'x') + '\0' + "y";  // longer than one read
+    write_bytes(folder / "file", text);
+    CHECK(read_file(folder / "file", text.size()) == text);
+    CHECK(contains(message_of<BadInput>([&] { read_file(folder / "file", text.size() - 1); }), "larger"));
+    CHECK(contains(message_of<BadInput>([] { read_file("/dev/zero", 1000); }), "larger"));
+    write_bytes(folder / "empty", "");
+    CHECK(read_file(folder / "empty", 0).empty());
+}
+
+TEST_CASE("write_file_atomically replaces a file whole and leaves nothing else") {
+    const TemporaryFolder folder;
+    write_file_atomically(folder / "file", "first");
+    write_file_atomically(folder / "file", "and then");
+    CHECK(read_bytes(folder / "file") == "and then");
+    CHECK(folder.names() == std::set<std::string>{"file"});
+    write_file_atomically(folder / "file", "");
+    CHECK(read_bytes(folder / "file").empty());
+}
+
+TEST_CASE("a new file has the permissions that the user's umask gives, as any other") {
+    const TemporaryFolder folder;
+    const mode_t old_mask = ::umask(027);
+    write_file_atomically(folder / "file", "text");
+    ::umask(old_mask);
+    CHECK(std::filesystem::status(folder / "file").permissions() == std::filesystem::perms(0640));
+}
+
+TEST_CASE("a full disk is a failed run, and the older file stays") {
+    const TemporaryFolder folder;
+    write_file_atomically(folder / "file", "old");
+    const std::string message = message_of<RunFailure>([&] {
+        const FileSizeLimit full(1000);
+        write_file_atomically(folder / "file", std::string(1001, 'x'));
+    });
+    CHECK(contains(message, folder / "file"));
+    CHECK(contains(message, "make room"));
+    CHECK(read_bytes(folder / "file") == "old");
+    CHECK(folder.names() == std::set<std::string>{"file"});
+}
+
+TEST_CASE("a folder that is missing, or in the file's place, is a failed run") {
+    const TemporaryFolder folder;
+    CHECK(contains(message_of<RunFailure>([&] { write_file_atomically(folder / "no/file", ""); }), "no/file"));
+    std::filesystem::create_directory(folder / "taken");
+    CHECK(contains(message_of<RunFailure>([&] { write_file_atomically(folder / "taken", ""); }), "rename"));
+    CHECK(folder.names() == std::set<std::string>{"taken"});
+    CHECK(contains(message_of<RunFailure>([&] { fsync_folder(folder / "no"); }), folder / "no"));
+    CHECK_NOTHROW(fsync_folder(folder.path()));
+}
+
+TEST_CASE("a new file takes another temporary name when its first one is taken") {
+    const TemporaryFolder folder;
+    NewFile first(folder / "file");
+    NewFile second(folder / "file");
+    first.write("first", 5);
+    second.write("2nd", 3);
+    second.publish();
+    CHECK(read_bytes(folder / "file") == "2nd");
+    first.overwrite(0, "F", 1);
+    first.write("!", 1);
+    CHECK(first.size() == 6);
+    first.publish();
+    CHECK(read_bytes(folder / "file") == "First!");
+    CHECK(folder.names() == std::set<std::string>{"file"});
+}
+
+TEST_CASE("quoted names fit into one line") {
+    CHECK(quoted_name("wte.weight") == "\"wte.weight\"");
+    CHECK(quoted_name("a\nb\"\x7f\x1b") == "\"a?b???\"");
+    CHECK(quoted_name(std::string(120, 'n')) == '"' + std::string(120, 'n') + '"');
+    CHECK(quoted_name(std::string(121, 'n')) == '"' + std::string(120, 'n') + "...\"");
+}
+
+TEST_CASE("JSON is read from text and from files") {
+    const nlohmann::json value = parse_json(R"({"a": [1, {"b": null}], "c": {"a": "twice, but elsewhere"}})", "x");
+    CHECK(value["a"][1]["b"].is_null());
+    CHECK(value["c"]["a"] == "twice, but elsewhere");
+    const TemporaryFolder folder;
+    write_bytes(folder / "file.json", "[1, 2.5]");
+    CHECK(read_json(folder / "file.json")[1] == 2.5);
+    CHECK(contains(message_of<BadInput>([&] { read_json(folder / "file.json", 7); }), "larger"));
+}
+
+TEST_CASE("JSON that is broken, ambiguous or too deep is refused in one line") {
+    const std::string deep = std::string(65, '[') + std::string(65, ']');
+    const std::string very_deep(1000000, '[');
+    struct Case {
+        std::string text, expected;
+    };
+    const Case cases[] = {
+        {"", "not valid JSON"},
+        {"{\"a\": 1,}", "not valid JSON: wrong at byte 9"},
+        {"[1] 2", "not valid JSON"},
+        {std::string("[1]\0", 4), "a zero byte"},
+        {"[NaN]", "not valid JSON"},
+        {"[1e999]", "not valid JSON"},
+        {"\"\xff\"", "not valid JSON"},
+        {"{\"a\": {\"b\": 1, \"b\": 1}}", "the key \"b\" appears twice"},
+        {"{\"a\": 1, \"\\u0061\": 2}", "the key \"a\" appears twice"},
+        {deep, "nested deeper than 64"},
+        {very_deep, "nested deeper than 64"},
+    };
+    for (const Case& broken : cases) {
+        CAPTURE(broken.expected);
+        const std::string message = message_of<BadInput>([&] { parse_json(broken.text, "config.json"); });
+        CHECK(contains(message, broken.expected));
+        CHECK(contains(message, "config.json"));
+        CHECK(is_one_line(message));
+    }
+    CHECK_NOTHROW(parse_json(deep.substr(1, deep.size() - 2), "config.json"));
+}
