@@ -1,0 +1,29 @@
+// The matrix product of the engine: the winner of the ladder in this folder.
+#pragma once
+
+#include "dev/cpu/matmul_v6.h"
+
+namespace lnfree {
+
+// C (M,N) = op(A) (M,K) op(B) (K,N), row-major with leading dimensions; [+ C if accumulate] [+ bias (N) to every row].
+inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
+                   const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* bias = nullptr) {
+    matmul_v6::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
+}
+
+// The same in double precision, for gradient checks: plain loops.
+inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const double* A, int64_t lda,
+                   const double* B, int64_t ldb, double* C, int64_t ldc, bool accumulate,
+                   const double* bias = nullptr) {
+#pragma omp parallel for
+    for (int64_t i = 0; i < M; ++i)
+        for (int64_t j = 0; j < N; ++j) {
+            double sum = 0.0;
+            for (int64_t k = 0; k < K; ++k)
+                sum += (ta == Transpose::Yes ? A[k * lda + i] : A[i * lda + k]) *
+                       (tb == Transpose::Yes ? B[j * ldb + k] : B[k * ldb + j]);
+            C[i * ldc + j] = (accumulate ? C[i * ldc + j] : 0.0) + sum + (bias ? bias[j] : 0.0);
+        }
+}
+
+}  // namespace lnfree
