@@ -1,0 +1,303 @@
+// Every backward against central finite differences of its forward, in double precision, on odd sizes; then the whole
+// model at every stage of removal. A scalar loss is made of an output by a fixed random direction: loss = sum(out * d).
+#define LNFREE_METHOD_ONLY
+#include <doctest/doctest.h>
+
+#include <functional>
+
+#include "data/random.h"
+#include "train_gpt2_lnfree.cpp"
+
+using namespace lnfree;
+
+static std::vector<real> random_values(int64_t n, uint64_t seed, double scale = 1) {
+    SplitMix64 random(seed);
+    std::vector<real> values(static_cast<size_t>(n));
+    for (real& x : values) x = scale * random.normal();
+    return values;
+}
+
+static double dot(const std::vector<real>& a, const std::vector<real>& b) {
+    double sum = 0;
+    for (size_t i = 0; i < a.size(); i++) sum += a[i] * b[i];
+    return sum;
+}
+
+// Largest difference between `gradient` and the finite differences of `loss` with respect to x, relative to the largest
+// gradient. `every`: checks only each so-many-th element.
+static double gradient_error(real* x, const std::vector<real>& gradient, const std::function<double()>& loss, size_t every = 1) {
+    constexpr double h = 1e-5;
+    double worst = 0, largest = 0;
+    for (size_t i = 0; i < gradient.size(); i += every) {
+        const real kept = x[i];
+        x[i] = kept + h;
+        const double above = loss();
+        x[i] = kept - h;
+        const double below = loss();
+        x[i] = kept;
+        worst = std::max(worst, std::abs((above - below) / (2 * h) - gradient[i]));
+        largest = std::max(largest, std::abs(gradient[i]));
+    }
+    return worst / std::max(largest, 1e-12);
+}
+
+constexpr double kTolerance = 1e-7;
+
+TEST_CASE("encoder: tokens that repeat gather all of their gradients") {
+    const int64_t B = 2, T = 5, C = 33, V = 4;
+    auto wte = random_values(V * C, 1), wpe = random_values(T * C, 2);
+    const auto d = random_values(B * T * C, 3);
+    const std::vector<int32_t> tokens = {0, 1, 1, 3, 1, 2, 0, 1, 3, 3};
+    std::vector<real> out(d.size()), dwte(wte.size()), dwpe(wpe.size());
+    const auto loss = [&] {
+        encoder_forward(out.data(), tokens.data(), wte.data(), wpe.data(), B, T, C);
+        return dot(out, d);
+    };
+    encoder_backward(dwte.data(), dwpe.data(), d.data(), tokens.data(), B, T, C);
+    CHECK(gradient_error(wte.data(), dwte, loss) < kTolerance);
+    CHECK(gradient_error(wpe.data(), dwpe, loss) < kTolerance);
+}
+
+// LayerNorm and FakeLN on one set of values: N = 67 positions cross a chunk of sum_over_positions.
+struct NormCase {
+    const int64_t N = 67, C = 7;
+    std::vector<real> x = random_values(N * C, 4, 2), gamma = random_values(C, 5), beta = random_values(C, 6), d = random_values(N * C, 7);
+    std::vector<real> out = std::vector<real>(x.size()), mean = std::vector<real>(static_cast<size_t>(N)), sigma = mean, frozen = mean;
+    std::vector<real> dx = std::vector<real>(x.size()), dgamma = std::vector<real>(static_cast<size_t>(C)), dbeta = dgamma;
+
+    double loss(bool fake) {
+        moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+        norm_forward(out.data(), x.data(), mean.data(), fake ? frozen.data() : sigma.data(), gamma.data(), beta.data(), N, C);
+        return dot(out, d);
+    }
+    void check(bool fake) {
+        const auto f = [&] { return loss(fake); };
+        CHECK(gradient_error(x.data(), dx, f) < kTolerance);
+        CHECK(gradient_error(gamma.data(), dgamma, f) < kTolerance);
+        CHECK(gradient_error(beta.data(), dbeta, f) < kTolerance);
+    }
+};
+
+TEST_CASE("LayerNorm") {
+    NormCase n;
+    n.loss(false);
+    layernorm_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(), n.mean.data(), n.sigma.data(), n.N, n.C);
+    n.check(false);
+}
+
+TEST_CASE("FakeLN with the precursor's two kinds of divisor") {
+    NormCase n;
+    Site site;
+    site.norm = Norm::fake_ln;
+    site.sigma_bar = 1.7;
+    site.sigma_bar_0 = 0.6;
+    site.own_position0 = site.own_end_of_text = true;
+    std::vector<int32_t> tokens(static_cast<size_t>(n.N), 1);
+    tokens[5] = 9;
+    fakeln_divisors(n.frozen.data(), site, tokens.data(), 9, 1, n.N);
+    CHECK(n.frozen[0] == 0.6);
+    CHECK(n.frozen[5] == 0.6);
+    CHECK(n.frozen[6] == 1.7);
+    n.loss(true);
+    fakeln_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(), n.mean.data(), n.frozen.data(), n.N, n.C);
+    n.check(true);
+}
+
+TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
+    const int64_t B = 2, T = 4, C = 5, N = B * T;
+    auto x = random_values(N * C, 8, 2);
+    const std::vector<int32_t> tokens = {1, 9, 2, 3, 1, 1, 9, 4};
+    std::vector<real> mean(N), sigma(N), dx(x.size());
+    const double lambda = 0.3;
+    moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+    const AuxLoss at_start = aux_loss_forward(sigma.data(), tokens.data(), 9, lambda, B, T);
+    REQUIRE(at_start.active);
+    CHECK(at_start.sigma_hat == doctest::Approx((sigma[2] + sigma[3] + sigma[5] + sigma[7]) / 4).epsilon(1e-12));
+    aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), lambda, 0.5, N, C);
+    const auto loss = [&] {
+        moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+        double sum = 0;
+        for (real s : sigma) sum += (s - at_start.sigma_hat) * (s - at_start.sigma_hat);
+        return 0.5 * lambda * sum / static_cast<double>(N);
+    };
+    CHECK(gradient_error(x.data(), dx, loss) < kTolerance);
+}
+
+TEST_CASE("auxiliary loss is absent when every position is excluded from its target") {
+    const std::vector<real> sigma = {1, 2, 3};
+    const std::vector<int32_t> tokens = {1, 9, 9};
+    const AuxLoss aux = aux_loss_forward(sigma.data(), tokens.data(), 9, 0.1, 1, 3);
+    CHECK_FALSE(aux.active);
+    CHECK(aux.loss == 0);
+}
+
+TEST_CASE("matrix product with bias, whole and some columns only") {
+    const int64_t N = 65, K = 7, M = 3;
+    for (const int64_t stride : {M, M + 4}) {
+        auto x = random_values(N * K, 9), w = random_values(K * stride, 10), b = random_values(M, 11);
+        auto d = random_values(N * stride, 12);
+        for (int64_t n = 0; n < N; n++)
+            for (int64_t m = M; m < stride; m++) d[n * stride + m] = 0;  // columns that this product does not write
+        std::vector<real> out(d.size()), dx(x.size()), dw(w.size()), db(b.size());
+        const auto loss = [&] {
+            matmul_forward(out.data(), x.data(), w.data(), b.data(), N, K, M, stride);
+            return dot(out, d);
+        };
+        loss();
+        matmul_backward(dx.data(), dw.data(), db.data(), d.data(), x.data(), w.data(), N, K, M, stride);
+        CHECK(gradient_error(x.data(), dx, loss) < kTolerance);
+        CHECK(gradient_error(w.data(), dw, loss) < kTolerance);
+        CHECK(gradient_error(b.data(), db, loss) < kTolerance);
+    }
+}
+
+TEST_CASE("attention: queries, keys and values") {
+    const int64_t B = 2, T = 5, C = 6, NH = 2;
+    auto qkv = random_values(B * T * 3 * C, 13);
+    const auto d = random_values(B * T * C, 14);
+    std::vector<real> out(d.size()), lse(B * NH * T), dqkv(qkv.size(), 99.0);
+    const auto loss = [&] {
+        attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
+        return dot(out, d);
+    };
+    loss();
+    attention_backward(dqkv.data(), d.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
+    CHECK(gradient_error(qkv.data(), dqkv, loss) < kTolerance);
+}
+
+TEST_CASE("attention never looks ahead") {
+    const int64_t B = 1, T = 4, C = 4, NH = 1;
+    auto qkv = random_values(T * 3 * C, 15);
+    std::vector<real> out(T * C), again(T * C), lse(T);
+    attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
+    for (int64_t i = 0; i < 3 * C; i++) qkv[3 * 3 * C + i] += 5;
+    attention_forward(again.data(), lse.data(), qkv.data(), B, T, C, NH);
+    for (int64_t i = 0; i < 3 * C; i++) CHECK(out[i] == again[i]);
+    CHECK(out[3 * C] != again[3 * C]);
+}
+
+TEST_CASE("GELU, and it equals the published formula") {
+    auto x = random_values(41, 16, 3);
+    const auto d = random_values(41, 17);
+    std::vector<real> out(x.size()), dx(x.size());
+    const auto loss = [&] {
+        gelu_forward(out.data(), x.data(), 41);
+        return dot(out, d);
+    };
+    loss();
+    for (size_t i = 0; i < x.size(); i++) {
+        const double inner = std::sqrt(2 / M_PI) * (x[i] + 0.044715 * std::pow(x[i], 3));
+        CHECK(out[i] == doctest::Approx(0.5 * x[i] * (1 + std::tanh(inner))).epsilon(1e-12));
+    }
+    gelu_backward(dx.data(), d.data(), x.data(), 41);
+    CHECK(gradient_error(x.data(), dx, loss) < kTolerance);
+}
+
+TEST_CASE("softmax and cross-entropy") {
+    const int64_t rows = 3, V = 11;
+    auto z = random_values(rows * V, 18, 3);
+    const std::vector<int32_t> targets = {0, 10, 4};
+    std::vector<real> losses(rows), gradient = z;
+    softmax_cross_entropy(losses.data(), gradient.data(), targets.data(), 0.25, true, rows, V);
+    const auto loss = [&] {
+        std::vector<real> copy = z;
+        softmax_cross_entropy(losses.data(), copy.data(), targets.data(), 1, false, rows, V);
+        CHECK(copy == z);
+        return 0.25 * (losses[0] + losses[1] + losses[2]);
+    };
+    CHECK(gradient_error(z.data(), gradient, loss) < kTolerance);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+static GPT2 small_model(ModelForm form) {
+    GPT2Config c;
+    c.L = 2;
+    c.NH = 3;
+    c.C = 9;
+    c.V = 13;
+    c.n_ctx = 6;
+    c.n_inner = 17;
+    c.end_of_text = 12;
+    c.form = form;
+    GPT2 model(c);
+    SplitMix64 random(19);
+    for (const Tensor& t : model.tensors)
+        for (int64_t i = 0; i < t.size; i++)
+            model.params.data()[t.offset + i] = (t.name.find("ln_") != std::string::npos && t.name.find("weight") != std::string::npos ? 1 : 0) + 0.4 * random.normal();
+    model.prepare_training();
+    return model;
+}
+
+static void remove_site(Site& site, double sigma_bar) {
+    site.norm = Norm::fake_ln;
+    site.sigma_bar = sigma_bar;
+}
+
+// Finite differences of every 7th parameter of the whole model, with auxiliary loss `lambda`. sigma_hat carries no
+// gradient, so the difference quotient holds it fixed: the auxiliary loss is recomputed around the value at the start.
+static void check_model(GPT2& model, double lambda) {
+    const int64_t B = 2, T = 5;
+    const std::vector<int32_t> inputs = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2}, targets = {5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
+    const auto run = [&] { return model.forward_backward(inputs.data(), targets.data(), B, T, lambda, 1); };
+    model.grads.zero();
+    run();
+    const double fixed = aux_loss_forward(model.final_sigmas(), inputs.data(), 12, lambda, B, T).sigma_hat;
+    const std::vector<real> gradient(model.grads.data(), model.grads.data() + model.grads.size());
+    const auto loss = [&] {
+        const BatchLoss l = run();
+        if (lambda == 0) return l.loss;
+        double aux = 0;
+        for (int64_t n = 0; n < B * T; n++) aux += std::pow(model.final_sigmas()[n] - fixed, 2);
+        return l.loss + lambda * aux / static_cast<double>(B * T);
+    };
+    CHECK(gradient_error(model.params.data(), gradient, loss, 7) < 1e-6);
+}
+
+TEST_CASE("the whole model at every stage of removal, with and without auxiliary loss") {
+    using Stage = std::pair<const char*, std::function<void(Sites&)>>;
+    const auto all_mlp = [](Sites& s) {
+        remove_site(s.mlp(0), 0.9);
+        remove_site(s.mlp(1), 1.3);
+    };
+    const auto all_but_f = [&](Sites& s) {
+        all_mlp(s);
+        for (int l = 0; l < 2; l++) {
+            remove_site(s.qk(l), 0.7 + l);
+            remove_site(s.v(l), 1.1 + l);
+        }
+    };
+    const std::vector<Stage> stages = {
+        {"none removed", [](Sites&) {}},
+        {"some mlp", [](Sites& s) { remove_site(s.mlp(1), 1.3); }},
+        {"all mlp", all_mlp},
+        {"some qk", [&](Sites& s) { all_mlp(s); remove_site(s.qk(0), 0.7); }},
+        {"qk and v of one layer", [&](Sites& s) { all_mlp(s); remove_site(s.qk(0), 0.7); remove_site(s.v(0), 1.1); }},
+        {"v without qk", [](Sites& s) { remove_site(s.v(1), 1.1); }},
+        {"all but f", all_but_f},
+        {"all", [&](Sites& s) { all_but_f(s); remove_site(s.f(), 2.1); }},
+        {"precursor", [&](Sites& s) {
+             all_but_f(s);
+             remove_site(s.f(), 2.1);
+             for (Site& site : s.all) {
+                 site.sigma_bar_0 = 0.5 + 0.1 * site.layer;
+                 site.own_position0 = true;
+                 site.own_end_of_text = site.kind == SiteKind::v;
+             }
+         }},
+    };
+    for (const Stage& stage : stages) {
+        for (const double lambda : {0.0, 0.1}) {
+            CAPTURE(stage.first);
+            CAPTURE(lambda);
+            GPT2 model = small_model(ModelForm::hugging_face);
+            stage.second(model.sites);
+            check_model(model, lambda);
+        }
+    }
+}
+
+TEST_CASE("the folded form, with its own unembedding and bias, trains as well") {
+    GPT2 model = small_model(ModelForm::folded);
+    check_model(model, 0);
+}

@@ -1,0 +1,299 @@
+"""Compares the oracle with parts that others wrote: transformers' GPT-2 and schedule, torch's AdamW and clipping.
+
+Run with `python test/oracle/oracle.py --self-check`. Prints the largest difference of each comparison and exits 1 when
+one of them is above its tolerance.
+"""
+import math
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, get_cosine_with_min_lr_schedule_with_warmup
+
+import oracle
+
+TOLERANCE = 1e-11  # absolute; the values compared are of order 1, at most a few tens
+SPECIAL_CASES = ("position_0", "end_of_text")
+
+
+class Worst:
+    """The largest difference seen under each heading."""
+
+    def __init__(self):
+        self.found = {}
+
+    def add(self, heading, ours, other):
+        difference = torch.as_tensor(ours) - torch.as_tensor(other)
+        largest = difference.abs().max().item() if difference.numel() else 0.0
+        self.found[heading] = max(self.found.get(heading, 0.0), largest, key=lambda d: (math.isnan(d), d))
+
+    def report(self, tolerances):
+        failed = False
+        for heading, largest in self.found.items():
+            tolerance = tolerances.get(heading, TOLERANCE)
+            ok = largest <= tolerance  # false for NaN too
+            failed |= not ok
+            print(f"{'ok  ' if ok else 'FAIL'} {heading}: largest difference {largest:.1e} (tolerance {tolerance:.0e})")
+        if failed:
+            raise SystemExit(1)
+
+
+class Sites:
+    """What the patched norms of one model share."""
+
+    def __init__(self):
+        self.removed, self.special = {}, dict.fromkeys(SPECIAL_CASES, False)
+        self.inputs, self.sigma = None, {}
+        self.aux_weight, self.aux_value, self.aux_share = 0.0, 0.0, 1.0
+
+
+class PatchedNorm(nn.Module):
+    """torch's layer_norm, or position by position a frozen divisor; adds the aux loss's gradient by formula."""
+
+    def __init__(self, layer_norm, site, sites):
+        super().__init__()
+        self.layer_norm, self.site, self.sites = layer_norm, site, sites
+
+    def forward(self, x):
+        sigma = (x.detach().var(-1, unbiased=False) + oracle.EPS).sqrt()
+        self.sites.sigma[self.site] = sigma
+        if self.site == "f":
+            self.add_aux(x, sigma)
+        if self.site not in self.sites.removed:
+            return self.layer_norm(x)
+        rows = [torch.stack([self.frozen_norm(x[b, t], b, t) for t in range(x.shape[1])]) for b in range(x.shape[0])]
+        return torch.stack(rows)
+
+    def frozen_norm(self, x, b, t):
+        scalars, special = self.sites.removed[self.site], self.sites.special
+        at_start = special["position_0"] and t == 0
+        after_text = special["end_of_text"] and self.site[0] == "v" and self.sites.inputs[b][t] == oracle.END_OF_TEXT
+        s = scalars["sigma_bar_0" if at_start or after_text else "sigma_bar"]
+        return (x - x.sum() / len(x)) / s * self.layer_norm.weight + self.layer_norm.bias
+
+    def add_aux(self, x, sigma):
+        n_seq, n_pos, width = x.shape
+        target = [sigma[b, t] for b in range(n_seq) for t in range(1, n_pos)
+                  if self.sites.inputs[b][t] != oracle.END_OF_TEXT]
+        self.sites.aux_value = 0.0
+        if not target:
+            return
+        deviation = sigma - sum(target) / len(target)
+        weight = self.sites.aux_weight
+        self.sites.aux_value = weight * (deviation**2).mean().item()
+        centred = x.detach() - x.detach().mean(-1, keepdim=True)
+        gradient = weight * 2 / (n_seq * n_pos) * (deviation / (width * sigma)).unsqueeze(-1) * centred
+        x.register_hook(lambda dx: dx + self.sites.aux_share * gradient)
+
+
+class PatchedAttentionInput(nn.Module):
+    """c_attn behind two norms: one for its query and key columns, one for its value columns."""
+
+    def __init__(self, c_attn, norm_qk, norm_v):
+        super().__init__()
+        self.c_attn, self.norm_qk, self.norm_v = c_attn, norm_qk, norm_v
+
+    def forward(self, x):
+        n = 2 * x.shape[-1]
+        w, b = self.c_attn.weight, self.c_attn.bias
+        return torch.cat([self.norm_qk(x) @ w[:, :n] + b[:n], self.norm_v(x) @ w[:, n:] + b[n:]], dim=-1)
+
+
+def stock_model(parameters, epsilon=oracle.EPS):
+    config = GPT2Config(vocab_size=oracle.V, n_positions=oracle.N_CTX, n_embd=oracle.C, n_layer=oracle.L,
+                        n_head=oracle.NH, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, layer_norm_epsilon=epsilon,
+                        bos_token_id=oracle.END_OF_TEXT, eos_token_id=oracle.END_OF_TEXT)
+    model = GPT2LMHeadModel(config).double()
+    missing, unexpected = model.load_state_dict({f"transformer.{k}": v for k, v in parameters.items()}, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    model.tie_weights()
+    return model
+
+
+class PatchedModel:
+    """transformers' GPT-2 with its norms replaced by PatchedNorm, and the oracle's names for its parameters."""
+
+    def __init__(self, parameters):
+        self.model, self.sites = stock_model(parameters), Sites()
+        own = {id(value): name.removeprefix("transformer.") for name, value in self.model.named_parameters()}
+        self.parameters = {own[id(value)]: value for value in self.model.parameters()}
+        body = self.model.transformer
+        for l, block in enumerate(body.h):
+            norms = [PatchedNorm(block.ln_1, f"{kind}[{l}]", self.sites) for kind in ("qk", "v")]
+            block.attn.c_attn = PatchedAttentionInput(block.attn.c_attn, *norms)
+            block.ln_1 = nn.Identity()
+            block.ln_2 = PatchedNorm(block.ln_2, f"mlp[{l}]", self.sites)
+        body.ln_f = PatchedNorm(body.ln_f, "f", self.sites)
+
+    def run(self, inputs, targets, share=1.0):
+        """Adds share * gradient of (loss + aux) to .grad; returns logits and loss."""
+        self.sites.inputs, self.sites.aux_share = inputs.tolist(), share
+        logits = self.model(input_ids=inputs, use_cache=False).logits
+        log_p = logits.log_softmax(-1)
+        positions = [(b, t) for b in range(inputs.shape[0]) for t in range(inputs.shape[1])]
+        loss = -sum(log_p[b, t, targets[b, t]] for b, t in positions) / len(positions)
+        (share * loss).backward()
+        return logits.detach(), loss.item()
+
+
+def check_static(worst, description, files):
+    tensors = files["static"]
+    for case in description["static"]:
+        patched = PatchedModel(files["parameters"])
+        patched.sites.removed, patched.sites.aux_weight = case["removed"], case["aux_weight"]
+        patched.sites.special = {special: case[special] for special in SPECIAL_CASES}
+        logits, loss = patched.run(tensors[case["batch"] + ".inputs"], tensors[case["batch"] + ".targets"])
+        worst.add("static logits", logits, tensors[case["name"] + ".logits"])
+        worst.add("static loss", loss, case["loss"])
+        worst.add("static aux loss", patched.sites.aux_value, case["aux_loss"])
+        for site, value in case["sigma_avg"].items():
+            worst.add("static sigma_avg", patched.sites.sigma[site].mean(), value)
+        for name, value in patched.parameters.items():
+            worst.add("static gradients", value.grad, tensors[f"{case['name']}.grad.{name}"])
+
+
+def check_stock(worst, description, files):
+    """The unmodified model against GPT-2 as it comes; the LN-free one against its Hugging Face form (protocol 9)."""
+    static = files["static"]
+    model = stock_model(files["parameters"])
+    worst.add("stock GPT-2 logits", model(static["batch.inputs"]).logits.detach(), static["none_main.logits"])
+
+    patched = PatchedModel(files["parameters"])
+    patched.run(static["batch.inputs"], static["batch.targets"])
+    for site, scalars in description["precursor_statistics"]["sites"].items():
+        sigma = patched.sites.sigma[site]
+        worst.add("precursor statistics", sigma[:, 1:].mean(), scalars["sigma_bar"])
+        worst.add("precursor statistics", sigma[:, 0].mean(), scalars["sigma_bar_0"])
+
+    case = next(case for case in description["static"] if case["name"] == "all_main")
+    sigma = {site: scalars["sigma_bar"] for site, scalars in case["removed"].items()}
+    p = {name: value.clone() for name, value in files["parameters"].items()}
+    p["ln_f.weight"] *= 1e6 / sigma["f"]
+    for l in range(oracle.L):
+        w, b = p[f"h.{l}.attn.c_attn.weight"], p[f"h.{l}.attn.c_attn.bias"]
+        beta, values, s = p[f"h.{l}.ln_1.bias"], slice(2 * oracle.C, None), sigma[f"qk[{l}]"] / sigma[f"v[{l}]"]
+        b[values] += (1 - s) * (beta @ w[:, values])
+        w[:, values] *= s
+        p[f"h.{l}.ln_1.weight"] *= 1e6 / sigma[f"qk[{l}]"]
+        p[f"h.{l}.ln_2.weight"] *= 1e6 / sigma[f"mlp[{l}]"]
+    exported = stock_model(p, epsilon=1e12)
+    worst.add("exported form logits", exported(static["batch.inputs"]).logits.detach(), static["all_main.logits"])
+
+
+def clip_to_one(parameters):
+    """torch's clipping without the 1e-6 that it adds to the norm; returns the norm."""
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf)
+    if norm > 1:
+        nn.utils.clip_grad_norm_(parameters, 1 + 1e-6 / norm)
+    return norm.item()
+
+
+def check_trajectory(worst, run, files):
+    """Trains the patched model with torch's optimiser and transformers' learning rate, given the run's events."""
+    s, tensors = run["settings"], files["trajectories"]
+    patched = PatchedModel(files["parameters"])
+    patched.sites.aux_weight = s["aux_weight"]
+    patched.sites.special = dict.fromkeys(SPECIAL_CASES, s["precursor"])
+    is_plain = [name.endswith("bias") or "ln_" in name for name in patched.parameters]
+    groups = [{"params": [p for p, plain in zip(patched.parameters.values(), is_plain) if plain == no_decay],
+               "weight_decay": 0.0 if no_decay else s["weight_decay"]} for no_decay in (True, False)]
+    optimizer = torch.optim.AdamW(groups, lr=s["lr"], betas=(s["beta1"], s["beta2"]), eps=s["adam_eps"])
+    scheduler = get_cosine_with_min_lr_schedule_with_warmup(optimizer, s["warmup"], s["steps"], min_lr=s["min_lr"])
+
+    for record in run["steps"]:
+        step = record["step"]
+        for event in record["events"]:
+            if event["kind"] == "removed":
+                patched.sites.removed[event["site"]] = event
+            else:
+                patched.sites.special[event["special"]] = False
+        optimizer.zero_grad()
+        loss = aux = 0.0
+        sigma_avg = torch.zeros(len(oracle.SITES))
+        for inputs, targets in zip(tensors[f"{run['name']}.inputs"][step], tensors[f"{run['name']}.targets"][step]):
+            loss += patched.run(inputs, targets, share=1 / s["accum"])[1] / s["accum"]
+            aux += patched.sites.aux_value / s["accum"]
+            sigma_avg += torch.stack([patched.sites.sigma[site].mean() for site in oracle.SITES]) / s["accum"]
+        worst.add("trajectory loss", loss, record["loss"])
+        worst.add("trajectory aux loss", aux, record["aux_loss"])
+        worst.add("trajectory sigma_avg", sigma_avg, tensors[f"{run['name']}.sigma_avg"][step])
+        worst.add("trajectory gradient norm", clip_to_one(patched.parameters.values()), record["grad_norm"])
+        worst.add("trajectory learning rate", scheduler.get_last_lr()[0], record["lr"])
+        optimizer.step()
+        scheduler.step()
+    for name, value in patched.parameters.items():
+        final = tensors[f"{run['name']}.final.{name}"]
+        if name.endswith("c_attn.bias"):
+            # A constant added to all keys changes no attention weight, so the key biases' gradient is zero but for
+            # rounding, which Adam then magnifies: they are compared by themselves.
+            q, k, v = value.detach().split(oracle.C)
+            final_q, final_k, final_v = final.split(oracle.C)
+            worst.add("trajectory final key biases", k, final_k)
+            value, final = torch.cat([q, v]), torch.cat([final_q, final_v])
+        worst.add("trajectory final parameters", value.detach(), final)
+
+
+EXPECTED_EVENTS = {  # written out by hand from the settings and protocol section 4
+    "batch_value": "4 mlp[0], 6 mlp[1], 8 qk[0], 10 qk[1], 12 v[0], 15 v[1], 18 f",
+    "ema": "4 mlp[0], 6 mlp[1], 8 qk[0], 10 qk[1], 12 v[0], 15 v[1], 18 f",
+    "from_step_0": "0 mlp[0], 0 mlp[1], 0 qk[0], 2 qk[1], 4 v[0], 7 v[1], 10 f",
+    "all_at_step_0": "0 mlp[0], 0 mlp[1], 0 qk[0], 0 qk[1], 0 v[0], 0 v[1], 0 f",
+    "vanilla": "",
+    "precursor": "4 mlp[0], 6 mlp[1], 8 qk[0], 10 qk[1], 12 v[0], 15 v[1], 18 f, 21 end_of_text, 26 position_0",
+}
+# layers, start_mlp, gaps; starts as the paper's Tab. 3 lists them, and the precursor's step of f
+PRESETS = [
+    (12, 20, 2, 2, 3, [20, 44, 68, 104]),
+    (24, 20, 2, 2, 3, [20, 68, 116, 188]),
+    (36, 30, 4, 4, 6, [30, 174, 318, 534]),
+    (48, 50, 4, 4, 6, [50, 242, 434, 722]),
+    (12, 200, 20, 20, 30, [200, 440, 680, 1040]),
+]
+
+
+def moving_average(m, values):
+    """The running value after all of `values`, written out as a weighted sum."""
+    last = len(values) - 1
+    weights = [(1 - m if i else 1.0) * m ** (last - i) for i in range(len(values))]  # 0.0 ** 0 is 1
+    return sum(w * value.item() for w, value in zip(weights, values))
+
+
+def expected_sigma(run, site, step, before, table):
+    """(sigma_bar, sigma_bar_0) as protocol sections 3 and 8 define them, from step 0's batch or the table."""
+    if run["settings"]["precursor"]:
+        return before[:, 1:].mean().item(), before[:, 0].mean().item()
+    if step == 0:
+        return before.mean().item(), None
+    return moving_average(run["settings"]["sigma_ema"], table[:step, oracle.SITES.index(site)]), None
+
+
+def check_events(worst, run, files):
+    steps = [(record["step"], event) for record in run["steps"] for event in record["events"]]
+    text = ", ".join(f"{step} {event.get('site') or event['special']}" for step, event in steps)
+    worst.add("event steps", float(text != EXPECTED_EVENTS[run["name"]]), 0.0)
+
+    patched = PatchedModel(files["parameters"])
+    batch = files["trajectories"][run["name"] + ".inputs"][0].flatten(0, 1)
+    patched.run(batch, batch)
+    table = files["trajectories"][run["name"] + ".sigma_avg"]
+    for column, value in zip(table.T, run["final_running"].values()):
+        worst.add("final running sigma", moving_average(run["settings"]["sigma_ema"], column), value)
+    for step, event in steps:
+        if event["kind"] == "removed":
+            before = patched.sites.sigma[event["site"]]
+            sigma_bar, sigma_bar_0 = expected_sigma(run, event["site"], step, before, table)
+            worst.add("event sigma_bar", sigma_bar, event["sigma_bar"])
+            worst.add("event sigma_bar_0", float((sigma_bar_0 is None) != (event["sigma_bar_0"] is None)), 0.0)
+            worst.add("event sigma_bar_0", sigma_bar_0 or 0.0, event["sigma_bar_0"] or 0.0)
+
+
+def self_check(description, files):
+    worst = Worst()
+    for n_layer, start, gap_mlp, gap_qk, gap_v, expected in PRESETS:
+        starts = list(oracle.derived_starts(start, gap_mlp, gap_qk, gap_v, n_layer).values())
+        worst.add("starts of the published schedules", starts, expected)
+    check_stock(worst, description, files)
+    check_static(worst, description, files)
+    for run in description["trajectories"]:
+        check_events(worst, run, files)
+        check_trajectory(worst, run, files)
+    worst.report({"exported form logits": 1e-9, "trajectory final key biases": 1e-8})

@@ -1,0 +1,419 @@
+// The engine as a whole, in single precision: schedules, the exact forms of a finished model, folders, resuming,
+// and independence of the number of threads.
+#include <doctest/doctest.h>
+
+#include "train_gpt2_lnfree.cpp"
+
+using namespace lnfree;
+
+// A folder of its own for a test, removed afterwards.
+struct ScratchFolder {
+    fs::path path;
+    ScratchFolder() {
+        std::string name = (fs::temp_directory_path() / "lnfree-engine-XXXXXX").string();
+        REQUIRE(mkdtemp(name.data()) != nullptr);
+        path = name;
+    }
+    ~ScratchFolder() { fs::remove_all(path); }
+    std::string operator/(const std::string& name) const { return (path / name).string(); }
+};
+
+static GPT2Config small_config() {
+    GPT2Config c;
+    c.L = 3;
+    c.NH = 2;
+    c.C = 22;
+    c.V = 257;
+    c.n_ctx = 50;
+    c.n_inner = 70;  // not 4 C
+    c.end_of_text = 256;
+    return c;
+}
+
+// Weights far from their initial values, so that no term of a formula is close to zero by chance.
+static void randomise(GPT2& model, uint64_t seed) {
+    SplitMix64 random(seed);
+    for (const Tensor& t : model.tensors)
+        for (int64_t i = 0; i < t.size; i++)
+            model.params.data()[t.offset + i] = static_cast<real>((t.name.find("ln_") != std::string::npos && t.shape.size() == 1 && t.name.back() == 't' ? 1.0 : 0.0) + 0.15 * random.normal());
+}
+
+static GPT2 finished_model() {
+    GPT2 model(small_config());
+    randomise(model, 3);
+    double sigma = 0.6;
+    for (Site& site : model.sites.all) {
+        site.norm = Norm::fake_ln;
+        site.sigma_bar = sigma += 0.17;  // all different, so sigma_qk != sigma_v
+    }
+    return model;
+}
+
+static std::vector<int32_t> random_tokens(int64_t n, int64_t V) {
+    SplitMix64 random(4);
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    for (int32_t& t : tokens) t = static_cast<int32_t>(random.below(static_cast<uint64_t>(V)));
+    return tokens;
+}
+
+static std::vector<real> logits_of(GPT2& model, const std::vector<int32_t>& tokens, int64_t B, int64_t T) {
+    std::vector<real> out(tokens.size() * static_cast<size_t>(model.config.V));
+    model.logits(out.data(), tokens.data(), B, T);
+    return out;
+}
+
+static double largest_difference(const std::vector<real>& a, const std::vector<real>& b) {
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); i++) largest = std::max(largest, static_cast<double>(std::abs(a[i] - b[i])));
+    return largest;
+}
+
+static void write_form(const std::string& folder, GPT2& model, bool folded, bool with_record) {
+    GPT2Config config;
+    const TensorRecipes recipes = folded ? folded_recipes(model, config) : hugging_face_recipes(model, config);
+    ordered_json record{{"version", kFormatVersion}};
+    if (with_record) record["sites"] = sites_json(model.sites);
+    write_model_folder(folder, config, recipes, DType::F32, record, nullptr, "");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the method
+
+static Protocol resolved(const char* preset, int L, int64_t parameters = 1'000'000) {
+    ProtocolFlags flags;
+    flags.preset = preset;
+    return resolve_protocol(flags, true, L, 1024, parameters);
+}
+
+TEST_CASE("the paper's presets reproduce the paper's Table 4") {
+    struct Row {
+        const char* preset;
+        int L;
+        int64_t start[4], last[3], stop, tokens;
+    };
+    const std::vector<Row> rows = {{"small", 12, {20, 44, 68, 104}, {42, 66, 101}, 300, 524288},
+                                   {"medium", 24, {20, 68, 116, 188}, {66, 114, 185}, 500, 518144},
+                                   {"large", 36, {30, 174, 318, 534}, {170, 314, 528}, 600, 516096},
+                                   {"xl", 48, {50, 242, 434, 722}, {238, 430, 716}, 800, 516096}};
+    for (const Row& row : rows) {
+        CAPTURE(row.preset);
+        const Protocol p = resolved(row.preset, row.L);
+        Sites sites(row.L);
+        CHECK(removal_step(p, sites.mlp(0)) == row.start[0]);
+        CHECK(removal_step(p, sites.qk(0)) == row.start[1]);
+        CHECK(removal_step(p, sites.v(0)) == row.start[2]);
+        CHECK(removal_step(p, sites.f()) == row.start[3]);
+        CHECK(removal_step(p, sites.mlp(row.L - 1)) == row.last[0]);
+        CHECK(removal_step(p, sites.qk(row.L - 1)) == row.last[1]);
+        CHECK(removal_step(p, sites.v(row.L - 1)) == row.last[2]);
+        CHECK(p.stop == row.stop);
+        CHECK(p.tokens_per_step() == row.tokens);
+    }
+}
+
+TEST_CASE("the precursor releases end-of-text 20 steps after f and position 0 another 100 later") {
+    const Protocol p = resolved("precursor", 12);
+    CHECK(p.start_f == 1040);
+    CHECK(p.release_end_of_text == 1060);
+    CHECK(p.release_position0 == 1160);
+    CHECK(p.stop == 1180);
+    CHECK(p.tokens_per_step() == 491520);
+}
+
+TEST_CASE("auto removes everything within the first 45 % of the steps") {
+    const Protocol p = resolved("auto", 4);
+    CHECK(p.warmup == 15);
+    CHECK(p.start_mlp == 15);
+    CHECK(p.start_f == doctest::Approx(0.45 * 300));
+    CHECK(p.gap_v == doctest::Approx(1.5 * p.gap_mlp));
+    CHECK(resolved("auto", 4, 700'000'000).lr == 3e-4);
+    CHECK(resolved("auto", 4, 1'500'000'000).sigma_ema == 0.19);
+}
+
+TEST_CASE("combinations that cannot work are refused") {
+    ProtocolFlags flags;
+    const auto resolve = [&] { return resolve_protocol(flags, true, 12, 1024, 1'000'000); };
+    flags.preset = "small";
+    flags.steps = 100;  // start_f is 104
+    CHECK_THROWS_WITH_AS(resolve(), doctest::Contains("the last removal is due at step 104"), BadInput);
+    flags = {};
+    flags.preset = "smal";
+    CHECK_THROWS_WITH_AS(resolve(), doctest::Contains("no such preset"), BadInput);
+    flags = {};
+    flags.steps = 10;
+    flags.tokens = 1000;
+    CHECK_THROWS_AS(resolve(), BadInput);
+    flags = {};
+    flags.seq = 1025;
+    CHECK_THROWS_WITH_AS(resolve(), doctest::Contains("--seq 1025"), BadInput);
+    flags = {};
+    flags.sigma_ema = 1.0;
+    CHECK_THROWS_AS(resolve(), BadInput);
+}
+
+TEST_CASE("the learning rate warms up from 0 and ends at its floor") {
+    Protocol p;
+    p.steps = 101;
+    p.warmup = 10;
+    p.lr = 1;
+    p.min_lr = 0.2;
+    CHECK(learning_rate(p, 0) == 0);
+    CHECK(learning_rate(p, 5) == 0.5);
+    CHECK(learning_rate(p, 10) == 1);
+    CHECK(learning_rate(p, 100) > 0.2);
+    CHECK(learning_rate(p, 101) == doctest::Approx(0.2));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the result
+
+TEST_CASE("in-engine, hf and folded forms give the same logits on 1,000 random tokens") {
+    const ScratchFolder scratch;
+    GPT2 model = finished_model();
+    const std::vector<int32_t> tokens = random_tokens(1000, model.config.V);
+    const std::vector<real> expected = logits_of(model, tokens, 20, 50);
+    double size = 0;
+    for (const real x : expected) size = std::max(size, static_cast<double>(std::abs(x)));
+    REQUIRE(size > 1);
+    for (const bool folded : {false, true}) {
+        for (const bool with_record : {false, true}) {
+            CAPTURE(folded);
+            CAPTURE(with_record);
+            const std::string folder = scratch / (std::string(folded ? "folded" : "hf") + (with_record ? "1" : "0"));
+            write_form(folder, model, folded, with_record);
+            LoadedModel loaded = load_model(folder);
+            CHECK(loaded.model->sites.all_linear_everywhere());
+            CHECK(largest_difference(logits_of(*loaded.model, tokens, 20, 50), expected) < 1e-4);
+        }
+    }
+}
+
+TEST_CASE("nothing non-linear is left: doubling the residual before ln_f doubles logits - bias") {
+    const ScratchFolder scratch;
+    GPT2 in_engine = finished_model();
+    write_form(scratch / "folded", in_engine, true, true);
+    LoadedModel folded = load_model(scratch / "folded");
+    for (GPT2* model : {&in_engine, folded.model.get()}) {
+        const int64_t N = 31, C = model->config.C, V = model->config.V;
+        std::vector<real> residual(static_cast<size_t>(N * C)), doubled, zero(residual.size());
+        SplitMix64 random(5);
+        for (real& x : residual) x = static_cast<real>(3 * random.normal());
+        for (const real x : residual) doubled.push_back(2 * x);
+        std::vector<real> once(static_cast<size_t>(N * V)), twice = once, bias = once;
+        model->unembed_residual(once.data(), residual.data(), N);
+        model->unembed_residual(twice.data(), doubled.data(), N);
+        model->unembed_residual(bias.data(), zero.data(), N);
+        double off = 0, size = 0;
+        for (size_t i = 0; i < once.size(); i++) {
+            off += std::pow(static_cast<double>(twice[i] - bias[i]) - 2 * static_cast<double>(once[i] - bias[i]), 2);
+            size += std::pow(static_cast<double>(twice[i] - bias[i]), 2);
+        }
+        CHECK(std::sqrt(off / size) < 1e-6);
+        if (model == &in_engine) {  // and the test can tell: with LayerNorm nothing doubles
+            model->sites.f().norm = Norm::layer_norm;
+            model->unembed_residual(twice.data(), doubled.data(), N);
+            model->unembed_residual(once.data(), residual.data(), N);
+            CHECK(largest_difference(twice, once) < 1e-3);
+        }
+    }
+}
+
+TEST_CASE("an unfinished model has no exported form, and a folded one no hf form") {
+    const ScratchFolder scratch;
+    GPT2 model = finished_model();
+    GPT2Config config;
+    model.sites.v(1).own_position0 = true;
+    CHECK_THROWS_WITH_AS(hugging_face_recipes(model, config), doctest::Contains("v[1]"), BadInput);
+    model.sites.v(1).own_position0 = false;
+    model.sites.f().norm = Norm::layer_norm;
+    CHECK_THROWS_WITH_AS(folded_recipes(model, config), doctest::Contains("site f"), BadInput);
+    model.sites.f().norm = Norm::fake_ln;
+    write_form(scratch / "folded", model, true, true);
+    CHECK_THROWS_AS(hugging_face_recipes(*load_model(scratch / "folded").model, config), BadInput);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// the training run
+
+// Shards of the story world and a pretrained-looking model, small enough for runs of a second.
+struct TinyTask {
+    ScratchFolder scratch;
+    RunOptions options;
+
+    TinyTask() {
+        StoryWorld world(7);
+        std::string text;
+        for (int i = 0; i < 30; i++) text += ordered_json{{"text", world.next_story()}}.dump() + "\n";
+        write_file_atomically(scratch / "stories.jsonl", text);
+        TokenizeOptions tokenize;
+        tokenize.inputs = {scratch / "stories.jsonl"};
+        tokenize.out = scratch / "stories";
+        tokenize.val_fraction = 0.1;
+        tokenize_files(tokenize);
+        GPT2 model(small_config());
+        initialise(model, 1);
+        GPT2Config config;
+        write_model_folder(scratch / "base", config = model.config, plain_recipes(model, "transformer."), DType::F32, {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
+        options.command = "remove";
+        options.model = scratch / "base";
+        options.data = {scratch / "stories_train_*.bin"};
+        options.val = {scratch / "stories_val_*.bin"};
+        options.val_tokens = 200;
+        options.eval_every = 5;
+        options.json_output = true;  // keeps standard output clean
+        options.flags.steps = 12;
+        options.flags.batch = 3;
+        options.flags.seq = 17;
+        options.flags.grad_accum = 2;
+        options.flags.gap_mlp = options.flags.gap_qk = options.flags.gap_v = 1;
+        options.flags.warmup = 1;
+        options.flags.start_mlp = 1;
+        options.flags.sigma_ema = 0.3;
+    }
+    // Runs quietly; the run's lines would drown the tests' output.
+    ordered_json run(const RunOptions& o) {
+        std::fflush(stderr);
+        const int kept = dup(2), null = open("/dev/null", O_WRONLY);
+        dup2(null, 2);
+        ordered_json summary;
+        try {
+            summary = TrainingRun(o).execute();
+        } catch (...) {
+            std::fflush(stderr);
+            dup2(kept, 2);
+            close(kept);
+            close(null);
+            throw;
+        }
+        std::fflush(stderr);
+        dup2(kept, 2);
+        close(kept);
+        close(null);
+        return summary;
+    }
+    std::string weights(const std::string& out) { return read_file(out + "/model.safetensors", 1 << 30); }
+};
+
+TEST_CASE("remove ends LayerNorm-free, whatever the number of threads with the same bits") {
+    TinyTask task;
+    std::string expected;
+    for (const int threads : {1, 2, 3, 5}) {
+#ifdef _OPENMP
+        omp_set_num_threads(threads);
+#endif
+        RunOptions o = task.options;
+        o.out = task.scratch / ("threads" + std::to_string(threads));
+        const ordered_json summary = task.run(o);
+        CHECK(summary["layernorm_free"] == true);
+        CHECK(summary["sites_removed"] == 10);
+        if (expected.empty()) expected = task.weights(o.out);
+        CHECK(task.weights(o.out) == expected);
+    }
+}
+
+TEST_CASE("a run resumed from any step ends with the weights of one that was never stopped") {
+    TinyTask task;
+    RunOptions o = task.options;
+    o.out = task.scratch / "whole";
+    o.save_every = 1;
+    o.keep_checkpoints = 2;
+    task.run(o);
+    const std::string expected = task.weights(o.out);
+    for (int64_t step = 0; step < 12; step++) {
+        CAPTURE(step);
+        RunOptions part = o;
+        part.out = task.scratch / ("part" + std::to_string(step));
+        part.save_every = 4;
+        part.on_step = [step](int64_t s) {
+            if (s == step) raise(SIGTERM);
+        };
+        CHECK_THROWS_AS(task.run(part), Interrupted);
+        g_signal = 0;
+        CHECK_FALSE(fs::exists(part.out + "/config.json"));
+        RunOptions again;
+        again.command = "remove";
+        again.out = part.out;
+        again.resume = true;
+        again.json_output = true;
+        task.run(again);
+        CHECK(task.weights(part.out) == expected);
+        std::vector<int64_t> steps;
+        std::istringstream lines(read_file(part.out + "/log.jsonl", 1 << 20));
+        for (std::string line; std::getline(lines, line);)
+            if (json::parse(line).contains("loss")) steps.push_back(json::parse(line)["step"]);
+        CHECK(steps == std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});
+    }
+}
+
+TEST_CASE("the control sees the same data, removes nothing and has no auxiliary loss") {
+    TinyTask task;
+    RunOptions o = task.options;
+    o.command = "finetune";
+    o.out = task.scratch / "control";
+    const ordered_json summary = task.run(o);
+    CHECK(summary["sites_removed"] == 0);
+    o.command = "remove";
+    o.out = task.scratch / "removal";
+    task.run(o);
+    std::vector<double> first_losses, aux_losses;
+    for (const char* name : {"control", "removal"}) {
+        std::istringstream lines(read_file(task.scratch / (std::string(name) + "/log.jsonl"), 1 << 20));
+        for (std::string line; std::getline(lines, line);) {
+            const json j = json::parse(line);
+            if (!j.contains("loss") || j["step"] != 0) continue;
+            first_losses.push_back(j["loss"]);
+            aux_losses.push_back(j["aux_loss"]);
+        }
+    }
+    REQUIRE(first_losses.size() == 2);
+    CHECK(first_losses[0] == first_losses[1]);
+    CHECK(aux_losses[0] == 0);
+    CHECK(aux_losses[1] > 0);
+}
+
+TEST_CASE("a run that diverges stops, says where, and keeps its last good checkpoint") {
+    TinyTask task;
+    RunOptions o = task.options;
+    o.out = task.scratch / "diverges";
+    o.flags.lr = 1e30;
+    o.save_every = 1;
+    CHECK_THROWS_WITH_AS(task.run(o), doctest::Contains("not finite"), RunFailure);
+    const auto kept = list_checkpoints(o.out);
+    REQUIRE_FALSE(kept.empty());
+    CHECK_NOTHROW(load_model(kept.back().string()));  // which also checks that every weight is finite
+    CHECK_FALSE(fs::exists(o.out + "/config.json"));
+}
+
+TEST_CASE("a finished model is fine-tuned further without getting its LayerNorms back") {
+    TinyTask task;
+    RunOptions o = task.options;
+    o.out = task.scratch / "free";
+    task.run(o);
+    RunOptions further = task.options;
+    further.command = "finetune";
+    further.model = o.out;
+    further.out = task.scratch / "further";
+    const ordered_json summary = task.run(further);
+    CHECK(summary["layernorm_free"] == true);
+    CHECK(summary["val_loss_first"].get<double>() < 8);
+    CHECK(load_model(further.out).model->sites.all_linear_everywhere());
+    further.command = "remove";
+    further.out = task.scratch / "again";
+    CHECK_THROWS_WITH_AS(task.run(further), doctest::Contains("no LayerNorm left"), BadInput);
+}
+
+TEST_CASE("mean_loss is the mean over all predictions, however they are batched") {
+    TinyTask task;
+    LoadedModel loaded = load_model(task.options.model);
+    const TokenShards shards(task.options.val);
+    double sum = 0;
+    uint64_t predictions = 0;
+    const auto each = [&](uint64_t, const real* losses, const int32_t*, const int32_t*, int64_t P) {
+        for (int64_t t = 0; t < P; t++) sum += static_cast<double>(losses[t]);
+        predictions += static_cast<uint64_t>(P);
+    };
+    const double by_one = mean_loss(*loaded.model, shards, 19, 1, 500, false, "", stderr, each);
+    CHECK(predictions == 494);  // 26 sequences of 19
+    CHECK(by_one == doctest::Approx(sum / static_cast<double>(predictions)).epsilon(1e-12));
+    CHECK(mean_loss(*loaded.model, shards, 19, 4, 500, false, "", stderr) == doctest::Approx(by_one).epsilon(1e-6));
+}
