@@ -11,7 +11,7 @@
 #:
 #: CXX=clang++           another compiler                  ISA=native|portable|avx2|avx512  one instruction set only, builds faster
 #: SAN=1                 with Address- and UndefinedBehaviorSanitizer    WERROR=1  warnings are errors    V=1  show the commands
-#: CXXFLAGS=...          instead of -O3                    make -j1          one job at a time (default: one per core)
+#: CXXFLAGS=...          instead of -O2                    make -j1          one job at a time (default: one per core)
 #:
 #: At run time LNFREE_ISA=portable|avx2|avx512 makes the program use that instruction set instead of the best one.
 
@@ -82,7 +82,7 @@ ifdef SAN
     LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
     CXXFLAGS ?= -O1
 endif
-CXXFLAGS ?= -O3
+CXXFLAGS ?= -O2
 TESTFLAGS ?= $(if $(SAN),-O1,-O2)
 
 BUILD := build/$(notdir $(lastword $(CXX)))$(if $(SAN),-san)$(if $(ISA),-$(ISA))
@@ -104,7 +104,7 @@ detect:
 
 # One clear line instead of pages of "file not found".
 ready: | detect
-	@scripts/install_deps.sh --check
+	@scripts/install_deps.sh needed --check
 
 # Rewritten only when it changes: other flags rebuild everything.
 $(BUILD)/flags: FORCE
@@ -148,7 +148,7 @@ endif
 
 .PHONY: deps deps-all demo run-demo
 deps:
-	@scripts/install_deps.sh needed
+	@scripts/install_deps.sh tests
 
 deps-all:
 	@scripts/install_deps.sh all

@@ -120,11 +120,11 @@ struct Sites {
     }
     bool all_removed() const { return removed() == static_cast<int>(all.size()); }
     bool all_linear_everywhere() const {
-        return all_removed() && std::none_of(all.begin(), all.end(),
-                                             [](const Site& s) { return s.own_position0 || s.own_end_of_text; });
+        return all_removed() &&
+               std::none_of(all.begin(), all.end(), [](const Site& s) { return s.own_position0 || s.own_end_of_text; });
     }
 
-   private:
+  private:
     void add(SiteKind kind, int layer) {
         Site site;
         site.kind = kind;
@@ -229,7 +229,7 @@ inline void set_auto_schedule(Protocol& p, int L) {
     p.gap_v = 1.5 * unit;
 }
 
-inline void check_protocol(const Protocol& p);
+inline void check_protocol(const Protocol& p, int L);
 
 // Presets set, flags override, starts follow from gaps (protocol.md 4). L layers, n_ctx the model's longest sequence.
 // Throws BadInput for an unknown preset and for combinations that cannot work.
@@ -247,7 +247,8 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
         std::find_if(presets.begin(), presets.end(), [&](const PaperPreset& q) { return p.preset == q.name; });
     const bool is_auto = p.preset == "auto";
     if (!is_auto && found == presets.end())
-        throw BadInput("--preset " + p.preset + ": there is no such preset; use auto, small, medium, large, xl or precursor");
+        throw BadInput("--preset " + p.preset +
+                       ": there is no such preset; use auto, small, medium, large, xl or precursor");
 
     if (is_auto) {
         set_auto_sizes(p, parameters, flags);
@@ -283,39 +284,61 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     }
     p.stop = flags.stop.value_or(is_auto ? p.steps : std::min(p.stop, p.steps));
     if (!removes) p.aux_weight = 0;
-    check_protocol(p);
+    check_protocol(p, L);
     return p;
 }
 
-inline void check_protocol(const Protocol& p) {
+inline void check_protocol(const Protocol& p, int L) {
     const auto number = [](double x) { return format_general(x); };
     if (p.steps < 1) throw BadInput("--steps " + std::to_string(p.steps) + ": at least 1 step is needed");
     if (p.stop < 1 || p.stop > p.steps)
-        throw BadInput("--stop " + std::to_string(p.stop) + ": must lie between 1 and --steps (" + std::to_string(p.steps) + ")");
+        throw BadInput("--stop " + std::to_string(p.stop) + ": must lie between 1 and --steps (" +
+                       std::to_string(p.steps) + ")");
+    if (static_cast<double>(p.steps) * static_cast<double>(p.batch) * static_cast<double>(p.seq) *
+            static_cast<double>(p.grad_accum) >
+        1e15)
+        throw BadInput("--steps " + std::to_string(p.steps) +
+                       ": the run would take more than 1e15 tokens; give fewer steps");
     if (p.warmup < 0 || p.warmup > p.steps)
-        throw BadInput("--warmup " + std::to_string(p.warmup) + ": must lie between 0 and --steps (" + std::to_string(p.steps) + ")");
+        throw BadInput("--warmup " + std::to_string(p.warmup) + ": must lie between 0 and --steps (" +
+                       std::to_string(p.steps) + ")");
     if (!(p.lr > 0) || !(p.min_lr >= 0) || p.min_lr > p.lr)
-        throw BadInput("--lr " + number(p.lr) + " --min-lr " + number(p.min_lr) + ": need lr > 0 and 0 <= min-lr <= lr");
+        throw BadInput("--lr " + number(p.lr) + " --min-lr " + number(p.min_lr) +
+                       ": need lr > 0 and 0 <= min-lr <= lr");
     if (!(p.sigma_ema >= 0 && p.sigma_ema < 1))
         throw BadInput("--sigma-ema " + number(p.sigma_ema) + ": must be at least 0 and below 1");
-    if (!(p.aux_weight >= 0) || !(p.weight_decay >= 0))
-        throw BadInput("--aux-weight and --weight-decay must not be negative");
+    const auto require_positive_or_zero = [&](const char* flag, double value) {
+        if (!(value >= 0)) throw BadInput(std::string(flag) + " " + number(value) + ": must not be negative");
+    };
+    require_positive_or_zero("--weight-decay", p.weight_decay);
+    require_positive_or_zero("--aux-weight", p.aux_weight);
     if (!p.removes) return;
-    if (p.start_mlp < 0 || p.start_qk < 0 || p.start_v < 0 || p.start_f < 0 || p.gap_mlp < 0 || p.gap_qk < 0 || p.gap_v < 0)
-        throw BadInput("starts and gaps of the removal schedule must not be negative");
-    const double last = p.own_position0 ? p.release_position0 : std::floor(p.start_f);
+    require_positive_or_zero("--start-mlp", p.start_mlp);
+    require_positive_or_zero("--start-qk", p.start_qk);
+    require_positive_or_zero("--start-v", p.start_v);
+    require_positive_or_zero("--start-f", p.start_f);
+    require_positive_or_zero("--gap-mlp", p.gap_mlp);
+    require_positive_or_zero("--gap-qk", p.gap_qk);
+    require_positive_or_zero("--gap-v", p.gap_v);
+    const double last =
+        std::floor(std::max({p.start_mlp + (L - 1) * p.gap_mlp, p.start_qk + (L - 1) * p.gap_qk,
+                             p.start_v + (L - 1) * p.gap_v, p.own_position0 ? p.release_position0 : p.start_f}));
     if (last >= static_cast<double>(p.stop))
-        throw BadInput("the last removal is due at step " + number(std::floor(last)) + " but the run ends before step " +
+        throw BadInput("the last removal is due at step " + number(last) + " but the run ends before step " +
                        std::to_string(p.stop) + "; give more --steps, or smaller --gap-mlp, --gap-qk, --gap-v");
 }
 
 // When each site goes: at the start of step floor(start + l * gap), before its forward pass.
 inline int64_t removal_step(const Protocol& p, const Site& site) {
     switch (site.kind) {
-        case SiteKind::mlp: return static_cast<int64_t>(std::floor(p.start_mlp + site.layer * p.gap_mlp));
-        case SiteKind::qk: return static_cast<int64_t>(std::floor(p.start_qk + site.layer * p.gap_qk));
-        case SiteKind::v: return static_cast<int64_t>(std::floor(p.start_v + site.layer * p.gap_v));
-        case SiteKind::f: return static_cast<int64_t>(std::floor(p.start_f));
+        case SiteKind::mlp:
+            return static_cast<int64_t>(std::floor(p.start_mlp + site.layer * p.gap_mlp));
+        case SiteKind::qk:
+            return static_cast<int64_t>(std::floor(p.start_qk + site.layer * p.gap_qk));
+        case SiteKind::v:
+            return static_cast<int64_t>(std::floor(p.start_v + site.layer * p.gap_v));
+        case SiteKind::f:
+            return static_cast<int64_t>(std::floor(p.start_f));
     }
     return 0;
 }
@@ -386,7 +409,8 @@ void sum_over_positions(real* out, int64_t N, int64_t width, AddPositions add) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Encoder: token embedding plus position embedding.
 // out (B,T,C), tokens (B,T), wte (V,C), wpe (n_ctx,C)
-inline void encoder_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, int64_t B, int64_t T, int64_t C) {
+inline void encoder_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, int64_t B, int64_t T,
+                            int64_t C) {
 #pragma omp parallel for collapse(2) schedule(static)
     for (int64_t b = 0; b < B; b++) {
         for (int64_t t = 0; t < T; t++) {
@@ -400,7 +424,8 @@ inline void encoder_forward(real* out, const int32_t* tokens, const real* wte, c
 
 // Two positions may hold the same token, so threads share out the channels, not the positions: every element of dwte is
 // summed by one thread, in the order of the positions.
-inline void encoder_backward(real* dwte, real* dwpe, const real* dout, const int32_t* tokens, int64_t B, int64_t T, int64_t C) {
+inline void encoder_backward(real* dwte, real* dwpe, const real* dout, const int32_t* tokens, int64_t B, int64_t T,
+                             int64_t C) {
     constexpr int64_t kChannels = 32;
 #pragma omp parallel for schedule(static)
     for (int64_t c0 = 0; c0 < C; c0 += kChannels) {
@@ -457,7 +482,8 @@ inline void norm_forward(real* out, const real* inp, const real* mean, const rea
 
 // The divisors of a removed site: sigma_bar everywhere, except for the precursor's two special cases.
 // divisor (B,T), tokens (B,T)
-inline void fakeln_divisors(real* divisor, const Site& site, const int32_t* tokens, int32_t end_of_text, int64_t B, int64_t T) {
+inline void fakeln_divisors(real* divisor, const Site& site, const int32_t* tokens, int32_t end_of_text, int64_t B,
+                            int64_t T) {
     for (int64_t n = 0; n < B * T; n++) {
         const bool special = (site.own_position0 && n % T == 0) || (site.own_end_of_text && tokens[n] == end_of_text);
         divisor[n] = static_cast<real>(special ? site.sigma_bar_0 : site.sigma_bar);
@@ -490,8 +516,8 @@ inline void add_norm_parameter_gradients(real* dgamma, real* dbeta, const real* 
 
 // LayerNorm: sigma depends on x, which takes away the gradient's components along the mean and along x itself. With
 // g = dout * gamma and xhat = (x - mean) / sigma:  dx = (g - mean(g) - xhat * mean(g * xhat)) / sigma
-inline void layernorm_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
-                               const real* mean, const real* sigma, int64_t N, int64_t C) {
+inline void layernorm_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp,
+                               const real* gamma, const real* mean, const real* sigma, int64_t N, int64_t C) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; n++) {
         const real* x = inp + n * C;
@@ -540,7 +566,8 @@ struct AuxLoss {
 };
 
 // sigma (B,T), tokens (B,T)
-inline AuxLoss aux_loss_forward(const real* sigma, const int32_t* tokens, int32_t end_of_text, double lambda, int64_t B, int64_t T) {
+inline AuxLoss aux_loss_forward(const real* sigma, const int32_t* tokens, int32_t end_of_text, double lambda, int64_t B,
+                                int64_t T) {
     AuxLoss aux;
     int64_t counted = 0;
     for (int64_t n = 0; n < B * T; n++) {
@@ -581,13 +608,14 @@ inline void aux_loss_backward(real* dinp, const AuxLoss& aux, const real* inp, c
 // Matrix product with bias, weights as GPT-2's Conv1D stores them: inp (N,K), weight (K,M), bias (M), out (N,M).
 // `stride` is the length of a row of weight, out and dout in memory; with stride > M a product takes some columns only,
 // which is how the q and k columns of c_attn read another input than its v columns.
-inline void matmul_forward(real* out, const real* inp, const real* weight, const real* bias, int64_t N, int64_t K, int64_t M, int64_t stride) {
+inline void matmul_forward(real* out, const real* inp, const real* weight, const real* bias, int64_t N, int64_t K,
+                           int64_t M, int64_t stride) {
     matmul(Transpose::No, Transpose::No, N, M, K, inp, K, weight, stride, out, stride, false, bias);
 }
 
 // dinp (N,K) is overwritten, or added to if `add_to_dinp`; dweight (K,M) and dbias (M) are added to.
-inline void matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* weight,
-                            int64_t N, int64_t K, int64_t M, int64_t stride) {
+inline void matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
+                            const real* weight, int64_t N, int64_t K, int64_t M, int64_t stride) {
     matmul(Transpose::No, Transpose::Yes, N, K, M, dout, stride, weight, stride, dinp, K, false);
     matmul(Transpose::Yes, Transpose::No, K, M, N, inp, K, dout, stride, dweight, stride, true);
     sum_over_positions(dbias, N, M, [=](int64_t begin, int64_t end, real* partial) {
@@ -611,7 +639,8 @@ inline void transpose_head(real* out, const real* inp, int64_t T, int64_t HS, in
 }
 
 // scores[0..t] of one query against all keys up to its own position
-inline void attention_scores(real* scores, const real* query, const real* keys_T, int64_t t, int64_t T, int64_t HS, real scale) {
+inline void attention_scores(real* scores, const real* query, const real* keys_T, int64_t t, int64_t T, int64_t HS,
+                             real scale) {
     for (int64_t u = 0; u <= t; u++) scores[u] = 0;
     for (int64_t d = 0; d < HS; d++) {
         const real q = query[d] * scale;
@@ -662,8 +691,8 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int64_t B, 
 // dqkv (B,T,3C) is overwritten. With probabilities p and dp[u] = dout . v[u]:
 //     ds = p * (dp - dout . out),   dq = scale * sum_u ds[u] k[u],   dk[u] += scale * ds[u] q,   dv[u] += p[u] dout
 // A head's keys gather gradients from all later queries, so a head belongs to one thread.
-inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int64_t B,
-                               int64_t T, int64_t C, int64_t NH) {
+inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse,
+                               int64_t B, int64_t T, int64_t C, int64_t NH) {
     const int64_t HS = C / NH;
     const real scale = real(1) / std::sqrt(static_cast<real>(HS));
     const size_t head = static_cast<size_t>(HS * T);
@@ -799,7 +828,8 @@ class Buffer {
         const size_t bytes = (static_cast<size_t>(n) * sizeof(real) + 4095) / 4096 * 4096;
         real* p = bytes == 0 ? nullptr : static_cast<real*>(aligned_alloc(4096, bytes));
         if (bytes != 0 && p == nullptr)
-            throw RunFailure("no memory for " + format_bytes(bytes) + "; use a smaller --batch or --seq, or a smaller model");
+            throw RunFailure("no memory for " + format_bytes(bytes) +
+                             "; use a smaller --batch or --seq, or a smaller model");
         memory_.reset(p);
         size_ = n;
         if (bytes >= (1u << 21)) madvise(p, bytes, MADV_HUGEPAGE);
@@ -810,9 +840,15 @@ class Buffer {
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < size_; i++) p[i] = 0;
     }
-    real* data() { return memory_.get(); }
-    const real* data() const { return memory_.get(); }
-    int64_t size() const { return size_; }
+    real* data() {
+        return memory_.get();
+    }
+    const real* data() const {
+        return memory_.get();
+    }
+    int64_t size() const {
+        return size_;
+    }
 
   private:
     struct Free {
@@ -826,8 +862,8 @@ class Buffer {
 struct Tensor {
     std::string name;  // Hugging Face's name, without the prefix `transformer.`
     std::vector<uint64_t> shape;
-    bool decay;       // weight decay applies: weight matrices and embeddings only (protocol.md 5)
-    int64_t offset;   // of its first element in the flat buffers
+    bool decay;      // weight decay applies: weight matrices and embeddings only (protocol.md 5)
+    int64_t offset;  // of its first element in the flat buffers
     int64_t size;
 };
 
@@ -868,7 +904,9 @@ inline std::vector<Tensor> tensor_table(const GPT2Config& c) {
     return table;
 }
 
-inline int64_t parameter_count(const std::vector<Tensor>& table) { return table.back().offset + table.back().size; }
+inline int64_t parameter_count(const std::vector<Tensor>& table) {
+    return table.back().offset + table.back().size;
+}
 
 // Pointers into a flat buffer of parameters, or of their gradients. Norm pointers are null in the folded form, whose
 // unembedding is its own tensor with a bias; otherwise the unembedding is wte (V,C) and has none.
@@ -920,18 +958,18 @@ struct Weights {
 // Evaluation needs no more than one layer's worth, so every layer then writes to the same place.
 struct Activations {
     struct Layer {
-        real *residual, *residual_mid;              // (B,T,C) stream before attention, and before the MLP
-        real *mean1, *sigma1, *mean2, *sigma2;      // (B,T)
-        real *qkv, *lse, *att;                      // (B,T,3C), (B,NH,T), (B,T,C)
-        real *fc;                                   // (B,T,n_inner) before GELU
+        real *residual, *residual_mid;          // (B,T,C) stream before attention, and before the MLP
+        real *mean1, *sigma1, *mean2, *sigma2;  // (B,T)
+        real *qkv, *lse, *att;                  // (B,T,3C), (B,NH,T), (B,T,C)
+        real* fc;                               // (B,T,n_inner) before GELU
     };
     std::vector<Layer> layers;
     real *final_residual, *meanf, *sigmaf;  // (B,T,C), (B,T), (B,T)
     // scratch
     real *normed, *branch;   // (B,T,C)
-    real *hidden;            // (B,T,n_inner) after GELU
+    real* hidden;            // (B,T,n_inner) after GELU
     real *divisor, *losses;  // (B,T)
-    real *logits;            // (rows_per_chunk,V): logits of the whole batch are never stored
+    real* logits;            // (rows_per_chunk,V): logits of the whole batch are never stored
     int64_t rows_per_chunk = 0;
     // gradients, reused by every layer
     real *dresidual, *dbranch;  // (B,T,C)
@@ -1040,7 +1078,8 @@ class GPT2 {
 
     // One micro-batch of training: adds the gradients of (cross-entropy + auxiliary loss) / grad_accum to `grads` and
     // this micro-batch's sigmas to `sigma_sums`. inputs, targets (B,T)
-    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight, int64_t grad_accum) {
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
+                               int64_t grad_accum) {
         act_.reserve(B, T, true, config);
         run_blocks(inputs);
         collect_sigma_sums();
@@ -1183,7 +1222,8 @@ class GPT2 {
         moments_forward(a.mean1, a.sigma1, a.residual, config.epsilon, N, C);
         for (const QkvProduct& p : qkv_products(l)) {
             norm(act_.normed, a.residual, a.mean1, a.sigma1, w.ln1_gamma, w.ln1_beta, *p.site, inputs);
-            matmul_forward(a.qkv + p.column, act_.normed, w.qkv + p.column, w.qkv_bias + p.column, N, C, p.columns, 3 * C);
+            matmul_forward(a.qkv + p.column, act_.normed, w.qkv + p.column, w.qkv_bias + p.column, N, C, p.columns,
+                           3 * C);
         }
         attention_forward(a.att, a.lse, a.qkv, act_.B, act_.T, C, config.NH);
         matmul_forward(act_.branch, a.att, w.proj, w.proj_bias, N, C, C, C);
@@ -1196,7 +1236,8 @@ class GPT2 {
         const Weights::Layer& w = w_.layers[l];
         const Activations::Layer& a = act_.layers[l];
         moments_forward(a.mean2, a.sigma2, a.residual_mid, config.epsilon, N, C);
-        norm(act_.normed, a.residual_mid, a.mean2, a.sigma2, w.ln2_gamma, w.ln2_beta, sites.mlp(static_cast<int>(l)), inputs);
+        norm(act_.normed, a.residual_mid, a.mean2, a.sigma2, w.ln2_gamma, w.ln2_beta, sites.mlp(static_cast<int>(l)),
+             inputs);
         matmul_forward(a.fc, act_.normed, w.fc, w.fc_bias, N, C, H, H);
         gelu_forward(act_.hidden, a.fc, N * H);
         matmul_forward(act_.branch, act_.hidden, w.fcproj, w.fcproj_bias, N, H, C, C);
@@ -1213,7 +1254,8 @@ class GPT2 {
         gelu_backward(act_.dhidden, act_.dhidden, a.fc, N * H);
         norm(act_.normed, a.residual_mid, a.mean2, a.sigma2, w.ln2_gamma, w.ln2_beta, site, inputs);
         matmul_backward(act_.dbranch, d.fc, d.fc_bias, act_.dhidden, act_.normed, w.fc, N, C, H, H);
-        norm_backward(act_.dresidual, d.ln2_gamma, d.ln2_beta, act_.dbranch, a.residual_mid, w.ln2_gamma, a.mean2, a.sigma2, site, inputs);
+        norm_backward(act_.dresidual, d.ln2_gamma, d.ln2_beta, act_.dbranch, a.residual_mid, w.ln2_gamma, a.mean2,
+                      a.sigma2, site, inputs);
     }
 
     void attention_block_backward(int64_t l, const int32_t* inputs) {
@@ -1226,7 +1268,8 @@ class GPT2 {
             norm(act_.normed, a.residual, a.mean1, a.sigma1, w.ln1_gamma, w.ln1_beta, *p.site, inputs);
             matmul_backward(act_.dbranch, d.qkv + p.column, d.qkv_bias + p.column, act_.dqkv + p.column, act_.normed,
                             w.qkv + p.column, N, C, p.columns, 3 * C);
-            norm_backward(act_.dresidual, d.ln1_gamma, d.ln1_beta, act_.dbranch, a.residual, w.ln1_gamma, a.mean1, a.sigma1, *p.site, inputs);
+            norm_backward(act_.dresidual, d.ln1_gamma, d.ln1_beta, act_.dbranch, a.residual, w.ln1_gamma, a.mean1,
+                          a.sigma1, *p.site, inputs);
         }
     }
 
@@ -1268,7 +1311,7 @@ class GPT2 {
     void collect_sigma_sums() {
         for (size_t i = 0; i < sites.all.size(); i++) {
             const Site& site = sites.all[i];
-            const real* sigma = site.kind == SiteKind::f ? act_.sigmaf
+            const real* sigma = site.kind == SiteKind::f     ? act_.sigmaf
                                 : site.kind == SiteKind::mlp ? act_.layers[site.layer].sigma2
                                                              : act_.layers[site.layer].sigma1;
             sigma_sums[i].add(sigma, act_.B, act_.T);
@@ -1323,7 +1366,8 @@ class AdamW {
         updates++;
         const double t = static_cast<double>(updates);
         const double correction1 = 1 - std::pow(p.beta1, t), correction2 = 1 - std::pow(p.beta2, t);
-        const real b1 = static_cast<real>(p.beta1), b2 = static_cast<real>(p.beta2), eps = static_cast<real>(p.adam_eps);
+        const real b1 = static_cast<real>(p.beta1), b2 = static_cast<real>(p.beta2),
+                   eps = static_cast<real>(p.adam_eps);
         const real c1 = static_cast<real>(1 - p.beta1), c2 = static_cast<real>(1 - p.beta2);
         const real step = static_cast<real>(lr / correction1), root2 = static_cast<real>(1 / std::sqrt(correction2));
         const real scale = static_cast<real>(gradient_scale);
@@ -1345,7 +1389,9 @@ class AdamW {
 };
 
 // What a gradient of this norm is multiplied by.
-inline double clip_scale(double norm, double clip) { return norm > clip ? clip / norm : 1.0; }
+inline double clip_scale(double norm, double clip) {
+    return norm > clip ? clip / norm : 1.0;
+}
 
 // The optimiser half of one training step, after its micro-batches: running sigmas, clipping, AdamW.
 // Returns the gradient norm before clipping.
@@ -1375,11 +1421,12 @@ inline void measure_before_training(GPT2& model, const Protocol& p, const std::v
 }
 
 // What comes before the forward pass of step s: the removals that are due, and empty sums. Returns the events.
-inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s, const std::vector<std::vector<int32_t>>& inputs) {
+inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s,
+                                     const std::vector<std::vector<int32_t>>& inputs) {
     const auto& all = model.sites.all;
     const bool due = p.removes && std::any_of(all.begin(), all.end(), [&](const Site& site) {
-        return site.norm == Norm::layer_norm && (removal_step(p, site) == 0 || p.own_position0);
-    });
+                         return site.norm == Norm::layer_norm && (removal_step(p, site) == 0 || p.own_position0);
+                     });
     if (s == 0 && due) measure_before_training(model, p, inputs);
     std::vector<Event> events = apply_due_events(p, model.sites, s);
     if (s == 0)
@@ -1398,12 +1445,14 @@ inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s, 
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #ifdef _OPENMP
@@ -1439,7 +1488,8 @@ inline TensorRecipes plain_recipes(const GPT2& model, const std::string& prefix)
     TensorRecipes recipes;
     for (const Tensor& t : model.tensors) {
         const real* from = model.params.data() + t.offset;
-        recipes.push_back({prefix + t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
+        recipes.push_back(
+            {prefix + t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
     }
     return recipes;
 }
@@ -1451,7 +1501,8 @@ inline TensorSource<real>& recipe_named(TensorRecipes& recipes, const std::strin
 }
 
 // gamma becomes gamma * sqrt(epsilon) / sigma_bar: stock LayerNorm divides by sqrt(epsilon).
-inline void scale_gamma_for_stock_layernorm(TensorRecipes& recipes, const std::string& name, const real* gamma, int64_t C, double sigma_bar) {
+inline void scale_gamma_for_stock_layernorm(TensorRecipes& recipes, const std::string& name, const real* gamma,
+                                            int64_t C, double sigma_bar) {
     recipe_named(recipes, name).fill = [=](real* out) {
         const double factor = std::sqrt(kFreezingEpsilon) / sigma_bar;
         for (int64_t c = 0; c < C; c++) out[c] = static_cast<real>(static_cast<double>(gamma[c]) * factor);
@@ -1470,13 +1521,15 @@ inline void move_sigma_v_into_c_attn(TensorRecipes& recipes, GPT2& model, int64_
     recipe_named(recipes, "transformer." + name + "attn.c_attn.weight").fill = [=](real* out) {
         for (int64_t i = 0; i < C; i++)
             for (int64_t j = 0; j < 3 * C; j++)
-                out[i * 3 * C + j] = j < 2 * C ? weight[i * 3 * C + j] : static_cast<real>(s * static_cast<double>(weight[i * 3 * C + j]));
+                out[i * 3 * C + j] = j < 2 * C ? weight[i * 3 * C + j]
+                                               : static_cast<real>(s * static_cast<double>(weight[i * 3 * C + j]));
     };
     recipe_named(recipes, "transformer." + name + "attn.c_attn.bias").fill = [=](real* out) {
         std::copy(bias, bias + 2 * C, out);
         for (int64_t j = 2 * C; j < 3 * C; j++) {
             double beta_W = 0;
-            for (int64_t i = 0; i < C; i++) beta_W += static_cast<double>(beta[i]) * static_cast<double>(weight[i * 3 * C + j]);
+            for (int64_t i = 0; i < C; i++)
+                beta_W += static_cast<double>(beta[i]) * static_cast<double>(weight[i * 3 * C + j]);
             out[j] = static_cast<real>(static_cast<double>(bias[j]) + (1 - s) * beta_W);
         }
     };
@@ -1498,7 +1551,9 @@ inline void require_exportable(const GPT2& model, const char* form) {
 // Throws BadInput for a model half-way, and for a folded one (its norms' parameters are gone).
 inline TensorRecipes hugging_face_recipes(GPT2& model, GPT2Config& config) {
     if (model.config.form == ModelForm::folded)
-        throw BadInput("a folded model has no norm parameters left and cannot become the hf form; export that from the model it was folded from");
+        throw BadInput(
+            "a folded model has no norm parameters left and cannot become the hf form; export that from the model it "
+            "was folded from");
     config = model.config;
     config.form = ModelForm::hugging_face;
     TensorRecipes recipes = plain_recipes(model, "transformer.");
@@ -1509,18 +1564,22 @@ inline TensorRecipes hugging_face_recipes(GPT2& model, GPT2Config& config) {
     for (int64_t l = 0; l < config.L; l++) {
         const std::string name = "h." + std::to_string(l) + ".";
         const int layer = static_cast<int>(l);
-        scale_gamma_for_stock_layernorm(recipes, "transformer." + name + "ln_1.weight", model.tensor(name + "ln_1.weight"), C, model.sites.qk(layer).sigma_bar);
-        scale_gamma_for_stock_layernorm(recipes, "transformer." + name + "ln_2.weight", model.tensor(name + "ln_2.weight"), C, model.sites.mlp(layer).sigma_bar);
+        scale_gamma_for_stock_layernorm(recipes, "transformer." + name + "ln_1.weight",
+                                        model.tensor(name + "ln_1.weight"), C, model.sites.qk(layer).sigma_bar);
+        scale_gamma_for_stock_layernorm(recipes, "transformer." + name + "ln_2.weight",
+                                        model.tensor(name + "ln_2.weight"), C, model.sites.mlp(layer).sigma_bar);
         move_sigma_v_into_c_attn(recipes, model, l);
     }
-    scale_gamma_for_stock_layernorm(recipes, "transformer.ln_f.weight", model.tensor("ln_f.weight"), C, model.sites.f().sigma_bar);
+    scale_gamma_for_stock_layernorm(recipes, "transformer.ln_f.weight", model.tensor("ln_f.weight"), C,
+                                    model.sites.f().sigma_bar);
     return recipes;
 }
 
 // One column w of a weight matrix that reads FakeLN(x), as a column that reads x: centring, gamma and 1 / sigma_bar go in.
 //     FakeLN(x) w = x w' + beta w   with   w' = (gamma w - mean(gamma w)) / sigma_bar
 // `in` and `out` are strided by `stride`. Returns beta w, which belongs into the bias.
-inline double fold_column(real* out, const real* in, int64_t stride, const real* gamma, const real* beta, double sigma_bar, int64_t C) {
+inline double fold_column(real* out, const real* in, int64_t stride, const real* gamma, const real* beta,
+                          double sigma_bar, int64_t C) {
     double mean = 0, beta_w = 0;
     for (int64_t c = 0; c < C; c++) {
         mean += static_cast<double>(gamma[c]) * static_cast<double>(in[c * stride]);
@@ -1529,7 +1588,8 @@ inline double fold_column(real* out, const real* in, int64_t stride, const real*
     mean /= static_cast<double>(C);
     if (out != nullptr)
         for (int64_t c = 0; c < C; c++)
-            out[c * stride] = static_cast<real>((static_cast<double>(gamma[c]) * static_cast<double>(in[c * stride]) - mean) / sigma_bar);
+            out[c * stride] = static_cast<real>(
+                (static_cast<double>(gamma[c]) * static_cast<double>(in[c * stride]) - mean) / sigma_bar);
     return beta_w;
 }
 
@@ -1544,7 +1604,8 @@ inline void fold_linear(TensorRecipes& recipes, GPT2& model, const std::string& 
     };
     recipe_named(recipes, linear + ".bias").fill = [=](real* out) {
         for (int64_t j = 0; j < M; j++)
-            out[j] = static_cast<real>(static_cast<double>(bias[j]) + fold_column(nullptr, weight + j, M, gamma, beta, 1, C));
+            out[j] = static_cast<real>(static_cast<double>(bias[j]) +
+                                       fold_column(nullptr, weight + j, M, gamma, beta, 1, C));
     };
 }
 
@@ -1561,19 +1622,25 @@ inline TensorRecipes folded_recipes(GPT2& model, GPT2Config& config) {
                   recipes.end());
     for (int64_t l = 0; l < config.L; l++) {
         const std::string name = "h." + std::to_string(l) + ".";
-        const double qk = model.sites.qk(static_cast<int>(l)).sigma_bar, v = model.sites.v(static_cast<int>(l)).sigma_bar;
+        const double qk = model.sites.qk(static_cast<int>(l)).sigma_bar,
+                     v = model.sites.v(static_cast<int>(l)).sigma_bar;
         const double mlp = model.sites.mlp(static_cast<int>(l)).sigma_bar;
-        fold_linear(recipes, model, name + "attn.c_attn", name + "ln_1", [=](int64_t j) { return j < 2 * C ? qk : v; }, 3 * C);
-        fold_linear(recipes, model, name + "mlp.c_fc", name + "ln_2", [=](int64_t) { return mlp; }, config.n_inner);
+        fold_linear(
+            recipes, model, name + "attn.c_attn", name + "ln_1", [=](int64_t j) { return j < 2 * C ? qk : v; }, 3 * C);
+        fold_linear(
+            recipes, model, name + "mlp.c_fc", name + "ln_2", [=](int64_t) { return mlp; }, config.n_inner);
     }
-    const real *wte = model.tensor("wte.weight"), *gamma = model.tensor("ln_f.weight"), *beta = model.tensor("ln_f.bias");
+    const real *wte = model.tensor("wte.weight"), *gamma = model.tensor("ln_f.weight"),
+               *beta = model.tensor("ln_f.bias");
     const double sigma_f = model.sites.f().sigma_bar;
     recipes.push_back({"lm_head.weight", {static_cast<uint64_t>(V), static_cast<uint64_t>(C)}, [=](real* out) {
-                           for (int64_t i = 0; i < V; i++) fold_column(out + i * C, wte + i * C, 1, gamma, beta, sigma_f, C);
+                           for (int64_t i = 0; i < V; i++)
+                               fold_column(out + i * C, wte + i * C, 1, gamma, beta, sigma_f, C);
                        }});
     recipes.push_back({"lm_head.bias", {static_cast<uint64_t>(V)}, [=](real* out) {
                            for (int64_t i = 0; i < V; i++)
-                               out[i] = static_cast<real>(fold_column(nullptr, wte + i * C, 1, gamma, beta, sigma_f, C));
+                               out[i] =
+                                   static_cast<real>(fold_column(nullptr, wte + i * C, 1, gamma, beta, sigma_f, C));
                        }});
     return recipes;
 }
@@ -1591,7 +1658,8 @@ inline void adopt_frozen_layernorms(GPT2& model, const Sites* recorded) {
         const double rms = std::sqrt(squares / static_cast<double>(C));
         site.norm = Norm::fake_ln;
         site.sigma_bar = from != nullptr ? from->sigma_bar : rms > 0 ? divisor / rms : divisor;
-        for (int64_t c = 0; c < C; c++) gamma[c] = static_cast<real>(static_cast<double>(gamma[c]) * site.sigma_bar / divisor);
+        for (int64_t c = 0; c < C; c++)
+            gamma[c] = static_cast<real>(static_cast<double>(gamma[c]) * site.sigma_bar / divisor);
     };
     for (int l = 0; l < model.sites.L; l++) {
         const std::string h = "h." + std::to_string(l) + ".";
@@ -1667,7 +1735,9 @@ inline const char* norm_name(Norm norm) {
     return norm == Norm::layer_norm ? "layernorm" : norm == Norm::fake_ln ? "fakeln" : "folded";
 }
 
-inline ordered_json number_or_null(double x) { return std::isfinite(x) ? ordered_json(x) : ordered_json(); }
+inline ordered_json number_or_null(double x) {
+    return std::isfinite(x) ? ordered_json(x) : ordered_json();
+}
 inline double number_or_nan(const json& j, const char* key) {
     return j.contains(key) && j[key].is_number() ? j[key].get<double>() : NAN;
 }
@@ -1695,8 +1765,8 @@ inline ordered_json sites_json(const Sites& sites) {
 inline Sites sites_from_json(const json& list, int L, const std::string& path) try {
     Sites sites(L);
     if (!list.is_array() || list.size() != sites.all.size())
-        throw BadInput(path + ": \"sites\" must list the " + std::to_string(sites.all.size()) + " sites of a model with " +
-                       std::to_string(L) + " layers");
+        throw BadInput(path + ": \"sites\" must list the " + std::to_string(sites.all.size()) +
+                       " sites of a model with " + std::to_string(L) + " layers");
     for (size_t i = 0; i < sites.all.size(); i++) {
         Site& site = sites.all[i];
         const json& j = list[i];
@@ -1705,7 +1775,8 @@ inline Sites sites_from_json(const json& list, int L, const std::string& path) t
             throw BadInput(path + ": entry " + std::to_string(i) + " of \"sites\" must be site " + expected);
         const std::string norm = j.value("norm", "");
         if (norm != "layernorm" && norm != "fakeln" && norm != "folded")
-            throw BadInput(path + ": site " + expected + " has norm \"" + norm + "\"; expected layernorm, fakeln or folded");
+            throw BadInput(path + ": site " + expected + " has norm \"" + norm +
+                           "\"; expected layernorm, fakeln or folded");
         site.norm = norm == "layernorm" ? Norm::layer_norm : norm == "fakeln" ? Norm::fake_ln : Norm::folded;
         site.sigma_bar = number_or_nan(j, "sigma_bar");
         site.last_sigma = number_or_nan(j, "sigma_avg");
@@ -1719,7 +1790,8 @@ inline Sites sites_from_json(const json& list, int L, const std::string& path) t
     }
     return sites;
 } catch (const json::exception&) {
-    throw BadInput(path + ": \"sites\" holds a value of the wrong type; take the file from the same folder as the weights");
+    throw BadInput(path +
+                   ": \"sites\" holds a value of the wrong type; take the file from the same folder as the weights");
 }
 
 inline ordered_json events_json(const std::vector<Event>& events, const Sites& sites) {
@@ -1740,7 +1812,8 @@ inline std::vector<Event> events_from_json(const json& list, const Sites& sites)
     for (const json& j : list)
         for (size_t i = 0; i < sites.all.size(); i++)
             if (j.at("site") == site_name(sites.all[i]))
-                events.push_back({j.at("step").get<int64_t>(), static_cast<int>(i), j.at("action").get<std::string>(), number_or_nan(j, "sigma_bar")});
+                events.push_back({j.at("step").get<int64_t>(), static_cast<int>(i), j.at("action").get<std::string>(),
+                                  number_or_nan(j, "sigma_bar")});
     return events;
 }
 
@@ -1752,7 +1825,8 @@ inline json read_lnfree_json(const std::string& folder) {
     if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
         throw BadInput(path + ": not a lnfree.json (no version)");
     if (j["version"].get<int>() != kFormatVersion)
-        throw BadInput(path + ": version " + j["version"].dump() + " is not supported; this program reads version " + std::to_string(kFormatVersion));
+        throw BadInput(path + ": version " + j["version"].dump() + " is not supported; this program reads version " +
+                       std::to_string(kFormatVersion));
     return j;
 }
 
@@ -1772,41 +1846,50 @@ inline bool is_attention_mask(const std::string& name) {
 
 // Matches the tensors in a folder with the table of the model that config.json describes: (table entry, view) for every
 // entry. Nothing is allocated before this has passed. Throws BadInput for missing, unknown and misshapen tensors.
-inline std::vector<TensorView> match_tensors(const std::vector<Tensor>& table, const std::vector<TensorView>& found, bool tied_head, const std::string& folder) {
+inline std::vector<TensorView> match_tensors(const std::vector<Tensor>& table, const std::vector<TensorView>& found,
+                                             bool tied_head, const std::string& folder) {
     std::map<std::string, const TensorView*> by_name;
     for (const TensorView& view : found)
         if (!by_name.emplace(without_prefix(view.name), &view).second)
-            throw BadInput(folder + ": tensor " + without_prefix(view.name) + " is there twice, with and without the prefix transformer.");
+            throw BadInput(folder + ": tensor " + without_prefix(view.name) +
+                           " is there twice, with and without the prefix transformer.");
     std::vector<TensorView> matched;
     for (const Tensor& t : table) {
         const auto it = by_name.find(t.name);
         if (it == by_name.end())
-            throw BadInput(folder + ": tensor " + t.name + " is missing, but config.json describes a model that has it; take both from one model");
+            throw BadInput(folder + ": tensor " + t.name +
+                           " is missing, but config.json describes a model that has it; take both from one model");
         if (it->second->shape != t.shape)
-            throw BadInput(folder + ": tensor " + t.name + " has shape " + json(it->second->shape).dump() + ", but config.json asks for " + json(t.shape).dump() + "; take both from one model");
+            throw BadInput(folder + ": tensor " + t.name + " has shape " + json(it->second->shape).dump() +
+                           ", but config.json asks for " + json(t.shape).dump() + "; take both from one model");
         matched.push_back(*it->second);
         by_name.erase(it);
     }
     if (tied_head && by_name.count("lm_head.weight")) {
         const TensorView &head = *by_name["lm_head.weight"], &wte = matched[0];
         if (head.dtype != wte.dtype || head.bytes != wte.bytes || std::memcmp(head.data, wte.data, head.bytes) != 0)
-            throw BadInput(folder + ": lm_head.weight differs from wte.weight; models with an untied head are not supported");
+            throw BadInput(folder +
+                           ": lm_head.weight differs from wte.weight; models with an untied head are not supported");
         by_name.erase("lm_head.weight");
     }
     for (const auto& [name, view] : by_name)
         if (!is_attention_mask(name))
-            throw BadInput(folder + ": tensor " + quoted_name(view->name) + " is not part of a GPT-2 model; adapters and other architectures are not supported");
+            throw BadInput(folder + ": tensor " + quoted_name(view->name) +
+                           " is not part of a GPT-2 model; adapters and other architectures are not supported");
     return matched;
 }
 
 inline void require_finite(const Tensor& t, const real* values, const std::string& folder) {
     for (int64_t i = 0; i < t.size; i++)
         if (!std::isfinite(values[i]))
-            throw BadInput(folder + ": tensor " + t.name + " holds a value that is not finite at element " + std::to_string(i) + "; fetch the weights again, or take those from before the model diverged");
+            throw BadInput(folder + ": tensor " + t.name + " holds a value that is not finite at element " +
+                           std::to_string(i) +
+                           "; fetch the weights again, or take those from before the model diverged");
 }
 
 // Copies matched tensors into a flat buffer laid out by the table.
-inline void copy_tensors(Buffer& buffer, const std::vector<Tensor>& table, const std::vector<TensorView>& views, const std::string& folder) {
+inline void copy_tensors(Buffer& buffer, const std::vector<Tensor>& table, const std::vector<TensorView>& views,
+                         const std::string& folder) {
     for (size_t i = 0; i < table.size(); i++) {
         real* to = buffer.data() + table[i].offset;
         copy_tensor(views[i], to);
@@ -1840,7 +1923,8 @@ inline LoadedModel load_model(const std::string& folder) {
     } else {
         own = std::make_unique<SafetensorsFile>(folder + "/weights.safetensors");
     }
-    const auto views = match_tensors(table, stock ? stock->tensors() : own->tensors(), config.form != ModelForm::folded, folder);
+    const auto views =
+        match_tensors(table, stock ? stock->tensors() : own->tensors(), config.form != ModelForm::folded, folder);
 
     LoadedModel loaded;
     loaded.lnfree = read_lnfree_json(folder);
@@ -1848,37 +1932,49 @@ inline LoadedModel load_model(const std::string& folder) {
     GPT2& model = *loaded.model;
     copy_tensors(model.params, table, views, folder);
     const bool recorded = loaded.lnfree.is_object() && loaded.lnfree.contains("sites");
-    const Sites sites = recorded ? sites_from_json(loaded.lnfree["sites"], static_cast<int>(config.L), folder + "/lnfree.json") : Sites(static_cast<int>(config.L));
+    const Sites sites =
+        recorded ? sites_from_json(loaded.lnfree["sites"], static_cast<int>(config.L), folder + "/lnfree.json")
+                 : Sites(static_cast<int>(config.L));
     if (config.epsilon_freezes_sigma()) {
         adopt_frozen_layernorms(model, recorded && sites.all_removed() ? &sites : nullptr);
     } else if (config.form == ModelForm::checkpoint) {
         if (!recorded) throw BadInput(folder + ": a checkpoint without lnfree.json cannot be read");
         model.sites = sites;
     } else if (config.form == ModelForm::hugging_face && recorded && sites.removed() > 0) {
-        throw BadInput(folder + ": lnfree.json lists removed LayerNorms but config.json's layer_norm_epsilon would run them; the two files do not belong together");
+        throw BadInput(folder +
+                       ": lnfree.json lists removed LayerNorms but config.json's layer_norm_epsilon would run them; "
+                       "the two files do not belong together");
     }
     loaded.tokenizer = tokenizer_of_folder(folder);
     return loaded;
 }
 
-inline DType dtype_of_real() { return sizeof(real) == 4 ? DType::F32 : DType::F64; }
+inline DType dtype_of_real() {
+    return sizeof(real) == 4 ? DType::F32 : DType::F64;
+}
 
 inline const char* torch_dtype_name(DType dtype) {
     switch (dtype) {
-        case DType::F16: return "float16";
-        case DType::BF16: return "bfloat16";
-        case DType::F64: return "float64";
-        default: return "float32";
+        case DType::F16:
+            return "float16";
+        case DType::BF16:
+            return "bfloat16";
+        case DType::F64:
+            return "float64";
+        default:
+            return "float32";
     }
 }
 
 // Writes config.json last: a folder without it is no model to any loader.
-inline void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes& recipes, DType dtype,
-                               const ordered_json& lnfree, const Tokenizer* tokenizer, const std::string& card) {
+inline void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes& recipes,
+                               DType dtype, const ordered_json& lnfree, const Tokenizer* tokenizer,
+                               const std::string& card) {
     fs::create_directories(folder);
     const bool stock = config.form == ModelForm::hugging_face;
     if (tokenizer != nullptr) tokenizer->save(folder);
-    write_safetensors<real>(folder + (stock ? "/model.safetensors" : "/weights.safetensors"), recipes, dtype, {{"format", "pt"}});
+    write_safetensors<real>(folder + (stock ? "/model.safetensors" : "/weights.safetensors"), recipes, dtype,
+                            {{"format", "pt"}});
     write_file_atomically(folder + "/lnfree.json", lnfree.dump(2) + "\n");
     if (!card.empty()) write_file_atomically(folder + "/README.md", card);
     if (stock && config.end_of_text >= 0) {
@@ -1888,6 +1984,24 @@ inline void write_model_folder(const std::string& folder, const GPT2Config& conf
     }
     write_file_atomically(folder + "/config.json", config_json(config, torch_dtype_name(dtype)).dump(2) + "\n");
     fsync_folder(folder);
+}
+
+// Removes what write_model_folder may have written into a folder earlier, and nothing else: the next model may have
+// other files, and the old ones would be read along with its own.
+inline void remove_model_files(const std::string& folder) {
+    for (const char* name : {"config.json", "generation_config.json", "lnfree.json", "README.md", "model.safetensors",
+                             "weights.safetensors", "tokenizer.json", "tokenizer_config.json",
+                             "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"})
+        fs::remove(fs::path(folder) / name);
+}
+
+// Throws BadInput if writing to `out` could replace the model that is being read: the same folder, or one that holds it.
+inline void require_other_folder(const std::string& out, const std::string& model) {
+    if (model.empty() || !fs::exists(out)) return;
+    if (fs::equivalent(out, model)) throw BadInput("--out " + out + " is the --model folder itself; choose another");
+    const fs::path from_out = fs::canonical(model).lexically_relative(fs::canonical(out));
+    if (*from_out.begin() != "..")
+        throw BadInput("--out " + out + " holds the --model folder " + model + "; choose another");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1905,7 +2019,8 @@ inline std::vector<fs::path> list_checkpoints(const std::string& out) {
     const fs::path folder = fs::path(out) / "checkpoints";
     if (!fs::is_directory(folder)) return found;
     for (const auto& entry : fs::directory_iterator(folder))
-        if (entry.is_directory() && entry.path().filename().string().compare(0, 5, "step_") == 0) found.push_back(entry.path());
+        if (entry.is_directory() && entry.path().filename().string().compare(0, 5, "step_") == 0)
+            found.push_back(entry.path());
     std::sort(found.begin(), found.end());
     return found;
 }
@@ -1925,9 +2040,11 @@ inline void read_moments(Buffer& buffer, const GPT2& model, const std::string& p
 }
 
 // Written under a temporary name, synced, then renamed whole: a checkpoint is there completely or not at all.
-inline fs::path write_checkpoint(const std::string& out, GPT2& model, const AdamW& adam, const ordered_json& lnfree, int64_t step, const Tokenizer* tokenizer) {
+inline fs::path write_checkpoint(const std::string& out, GPT2& model, const AdamW& adam, const ordered_json& lnfree,
+                                 int64_t step, const Tokenizer* tokenizer) {
     const fs::path parent = fs::path(out) / "checkpoints";
-    const fs::path final_name = parent / checkpoint_name(step), temporary = parent / ("." + checkpoint_name(step) + ".tmp");
+    const fs::path final_name = parent / checkpoint_name(step),
+                   temporary = parent / ("." + checkpoint_name(step) + ".tmp");
     std::error_code ignored;
     if (fs::exists(final_name)) return final_name;  // resumed here and stopped again: the same bits
     try {
@@ -1935,9 +2052,12 @@ inline fs::path write_checkpoint(const std::string& out, GPT2& model, const Adam
         fs::create_directories(temporary);
         GPT2Config config = model.config;
         if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
-        write_safetensors<real>((temporary / "adam_m.safetensors").string(), moment_recipes(model, adam.m), dtype_of_real());
-        write_safetensors<real>((temporary / "adam_v.safetensors").string(), moment_recipes(model, adam.v), dtype_of_real());
-        write_model_folder(temporary.string(), config, plain_recipes(model, ""), dtype_of_real(), lnfree, tokenizer, "");
+        write_safetensors<real>((temporary / "adam_m.safetensors").string(), moment_recipes(model, adam.m),
+                                dtype_of_real());
+        write_safetensors<real>((temporary / "adam_v.safetensors").string(), moment_recipes(model, adam.v),
+                                dtype_of_real());
+        write_model_folder(temporary.string(), config, plain_recipes(model, ""), dtype_of_real(), lnfree, tokenizer,
+                           "");
         fs::rename(temporary, final_name);
         fsync_folder(parent.string());
     } catch (const fs::filesystem_error& e) {
@@ -1957,16 +2077,23 @@ inline void remove_leftovers(const std::string& out) {
     for (const fs::path& folder : {fs::path(out), fs::path(out) / "checkpoints"})
         for (const auto& entry : fs::directory_iterator(folder, ignored)) {
             const std::string name = entry.path().filename().string();
-            const bool of_a_file = entry.is_regular_file() && name.find(".tmp-") != std::string::npos;  // data/files.h, NewFile
-            if (of_a_file || (entry.is_directory() && name.compare(0, 6, ".step_") == 0)) leftovers.push_back(entry.path());
+            const bool of_a_file =
+                entry.is_regular_file() && name.find(".tmp-") != std::string::npos;  // data/files.h, NewFile
+            if (of_a_file || (entry.is_directory() && name.compare(0, 6, ".step_") == 0))
+                leftovers.push_back(entry.path());
         }
     for (const fs::path& path : leftovers) fs::remove_all(path, ignored);
 }
 
+// Removes all but the last `keep`; each first loses its name, so that none is ever there by halves.
 inline void prune_checkpoints(const std::string& out, size_t keep) {
     const std::vector<fs::path> all = list_checkpoints(out);
     std::error_code ignored;
-    for (size_t i = 0; i + keep < all.size(); i++) fs::remove_all(all[i], ignored);
+    for (size_t i = 0; i + keep < all.size(); i++) {
+        const fs::path doomed = all[i].parent_path() / ("." + all[i].filename().string() + ".old");
+        fs::rename(all[i], doomed, ignored);
+        fs::remove_all(doomed, ignored);
+    }
 }
 
 // =====================================================================================================================
@@ -2002,27 +2129,61 @@ class SequenceOrder {
 // Mean cross-entropy over the first sequences of `shards`, at least one, at most max_tokens predictions (0: all).
 // `each` receives (index of the sequence, losses, inputs, targets, predictions per sequence).
 using SequenceVisitor = std::function<void(uint64_t, const real*, const int32_t*, const int32_t*, int64_t)>;
-inline double mean_loss(GPT2& model, const TokenShards& shards, int64_t T, int64_t batch, uint64_t max_tokens, bool paper_windows,
-                        const std::string& label, FILE* screen, const SequenceVisitor& each = nullptr) {
+inline double mean_loss(GPT2& model, const TokenShards& shards, int64_t T, int64_t batch, uint64_t max_tokens,
+                        bool paper_windows, const std::string& label,
+                        const SequenceVisitor& each = nullptr) {
     const int64_t P = paper_windows ? T - 1 : T;  // predictions per sequence
     uint64_t sequences = shards.sequences(static_cast<uint64_t>(T), paper_windows);
-    if (max_tokens > 0) sequences = std::min<uint64_t>(sequences, std::max<uint64_t>(1, max_tokens / static_cast<uint64_t>(P)));
+    if (max_tokens > 0)
+        sequences = std::min<uint64_t>(sequences, std::max<uint64_t>(1, max_tokens / static_cast<uint64_t>(P)));
     std::vector<int32_t> inputs(static_cast<size_t>(batch * P)), targets(inputs.size());
     double sum = 0;
-    ProgressBar progress(label, sequences, screen);
+    ProgressBar progress(label, sequences);
     for (uint64_t first = 0; first < sequences; first += static_cast<uint64_t>(batch)) {
         // The last batch is filled up with its last sequence, so that every batch has one shape; the filling is not counted.
         for (int64_t b = 0; b < batch; b++)
-            shards.read(std::min(first + static_cast<uint64_t>(b), sequences - 1), static_cast<uint64_t>(T), inputs.data() + b * P, targets.data() + b * P, paper_windows);
+            shards.read(std::min(first + static_cast<uint64_t>(b), sequences - 1), static_cast<uint64_t>(T),
+                        inputs.data() + b * P, targets.data() + b * P, paper_windows);
         const real* losses = model.token_losses(inputs.data(), targets.data(), batch, P);
         for (int64_t b = 0; b < batch && first + static_cast<uint64_t>(b) < sequences; b++) {
             for (int64_t t = 0; t < P; t++) sum += static_cast<double>(losses[b * P + t]);
-            if (each) each(first + static_cast<uint64_t>(b), losses + b * P, inputs.data() + b * P, targets.data() + b * P, P);
+            if (each)
+                each(first + static_cast<uint64_t>(b), losses + b * P, inputs.data() + b * P, targets.data() + b * P,
+                     P);
         }
         progress.update(std::min(first + static_cast<uint64_t>(batch), sequences));
     }
     progress.hide();
     return sum / (static_cast<double>(sequences) * static_cast<double>(P));
+}
+
+// The tokenizer that made a shard, as its PREFIX.json describes it; null if there is none. BadInput if it is damaged.
+inline json tokenizer_of_shard(const std::string& shard) {
+    const auto sidecar = read_sidecar(shard);
+    if (!sidecar || !sidecar->contains("tokenizer")) return json();
+    const json& tokenizer = (*sidecar)["tokenizer"];
+    const auto is = [&](const char* key, auto check) { return tokenizer.contains(key) && (tokenizer[key].*check)(); };
+    if (!is("name", &json::is_string) || !is("fingerprint", &json::is_string) ||
+        !is("vocab_size", &json::is_number_integer))
+        throw BadInput(
+            *sidecar_path(shard) +
+            ": \"tokenizer\" lacks its name, fingerprint or vocab_size; make the shards again with `tokenize`");
+    return tokenizer;
+}
+
+// Throws BadInput if any shard was made with another tokenizer than the model's. Shards and models that do not say are
+// taken as they are.
+inline void require_same_tokenizer(const TokenShards& shards, const Tokenizer* tokenizer, const std::string& flag) {
+    if (tokenizer == nullptr) return;
+    std::set<std::string> seen;
+    for (const std::string& path : shards.paths()) {
+        if (!seen.insert(sidecar_path(path).value_or("")).second) continue;
+        const json made_by = tokenizer_of_shard(path);
+        if (made_by.is_object() && made_by["fingerprint"] != tokenizer->fingerprint())
+            throw BadInput(flag + " " + path + " was tokenised with another tokenizer (" +
+                           made_by["fingerprint"].get<std::string>() + ") than the model's (" +
+                           tokenizer->fingerprint() + "); run `tokenize --tokenizer MODEL_FOLDER` on the text");
+    }
 }
 
 // GPT-2's initialisation: normal(0, 0.02), projections onto the residual stream smaller by sqrt(2L), gammas 1, biases 0.
@@ -2046,7 +2207,7 @@ struct RunOptions {
     std::string command;  // pretrain, remove or finetune
     std::string model, out;
     std::vector<std::string> data, val;
-    int64_t eval_every = 0;  // 0: ten times in the run
+    int64_t eval_every = 0;   // 0: ten times in the run
     int64_t val_tokens = -1;  // -1: eight steps' worth, 16,384 to 131,072; 0: all
     int64_t save_every = 50;
     int64_t keep_checkpoints = 0;  // after a finished run
@@ -2099,7 +2260,9 @@ class RunLog {
             std::istringstream lines(read_file(path, int64_t(1) << 31));
             for (std::string line; std::getline(lines, line);) {
                 const json j = json::parse(line, nullptr, false);
-                if (j.is_object() && j.contains("step") && j["step"].is_number_integer() && j["step"].get<int64_t>() < from_step) kept += line + "\n";
+                if (j.is_object() && j.contains("step") && j["step"].is_number_integer() &&
+                    j["step"].get<int64_t>() < from_step)
+                    kept += line + "\n";
             }
         }
         write_file_atomically(path, kept);
@@ -2110,7 +2273,8 @@ class RunLog {
     void write(const ordered_json& j) {
         const std::string line = j.dump() + "\n";
         if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() || std::fflush(file_.get()) != 0)
-            throw RunFailure(path_ + ": cannot be written: " + errno_text(errno) + "; make room and continue with --resume");
+            throw RunFailure(path_ + ": cannot be written: " + errno_text(errno) +
+                             "; make room or write to another disk");
     }
 
   private:
@@ -2135,13 +2299,24 @@ class TrainingRun {
         }
         check_data();
         if (o_.dry_run) return dry_run();
-        if (!o_.resume) claim_output_folder();
-        stop_on_signals();
         model_->prepare_training();
         if (!o_.resume) adam_.prepare(model_->parameters());
-        log_.open(o_.out + "/log.jsonl", step_);
-        train();
-        return finish();
+        stop_on_signals();
+        if (o_.resume) {
+            remove_leftovers(o_.out);
+        } else {
+            claim_output_folder();
+        }
+        try {
+            log_.open(o_.out + "/log.jsonl", step_);
+            train();
+            return finish();
+        } catch (const RunFailure& e) {
+            const auto kept = list_checkpoints(o_.out);
+            throw RunFailure(e.what() + (kept.empty() ? "; no checkpoint was written yet"
+                                                      : "; the last good checkpoint, from which --resume goes on, is " +
+                                                            kept.back().string()));
+        }
     }
 
   private:
@@ -2180,11 +2355,17 @@ class TrainingRun {
             if (loaded.lnfree.is_object()) based_on_ = ordered_json::parse(loaded.lnfree.dump());
             if (o_.command == "remove" && model_->sites.all_removed())
                 throw BadInput(o_.model + ": this model has no LayerNorm left; use finetune to train it further");
+            if (o_.command == "finetune" && model_->sites.removed() > 0 && !model_->sites.all_linear_everywhere())
+                throw BadInput(o_.model +
+                               ": the removal of its LayerNorms is not finished, and finetune would leave it so; let "
+                               "`remove` go to its end first");
         }
-        p_ = resolve_protocol(o_.flags, o_.command == "remove", static_cast<int>(model_->config.L), model_->config.n_ctx, model_->parameters());
+        p_ = resolve_protocol(o_.flags, o_.command == "remove", static_cast<int>(model_->config.L),
+                              model_->config.n_ctx, model_->parameters());
         if (o_.command == "pretrain") set_pretraining_defaults();
         if (o_.eval_every == 0) o_.eval_every = std::max<int64_t>(1, p_.stop / 10);
-        if (o_.val_tokens < 0) o_.val_tokens = std::min<int64_t>(131'072, std::max<int64_t>(16'384, 8 * p_.tokens_per_step()));
+        if (o_.val_tokens < 0)
+            o_.val_tokens = std::min<int64_t>(131'072, std::max<int64_t>(16'384, 8 * p_.tokens_per_step()));
     }
 
     // From scratch the optimiser is the one customary for pretraining GPT-2: beta2 0.95, weight decay 0.1, floor lr / 10,
@@ -2197,26 +2378,22 @@ class TrainingRun {
         p_.min_lr = o_.flags.min_lr.value_or(p_.lr / 10);
         p_.beta2 = 0.95;
         p_.weight_decay = o_.flags.weight_decay.value_or(0.1);
-        check_protocol(p_);
+        check_protocol(p_, static_cast<int>(model_->config.L));
     }
 
     void make_new_model() {
-        const json sidecar = sidecar_of(*train_);
+        const json made_by = tokenizer_of_shard(train_->paths()[0]);
         std::string source = o_.tokenizer;
-        if (source.empty() && sidecar.is_object() && sidecar["tokenizer"].value("name", "") == "byte") source = "byte";
+        if (source.empty() && made_by.is_object() && made_by["name"] == "byte") source = "byte";
         if (!source.empty()) tokenizer_ = load_tokenizer(source);
-        const int64_t V = tokenizer_ ? tokenizer_->vocab_size() : sidecar.is_object() ? sidecar["tokenizer"].value("vocab_size", int64_t(0)) : 0;
+        const int64_t V = tokenizer_            ? tokenizer_->vocab_size()
+                          : made_by.is_object() ? made_by["vocab_size"].get<int64_t>()
+                                                : 0;
         GPT2Config config = o_.shape(V);
         if (tokenizer_) config.end_of_text = tokenizer_->end_of_text();
+        parse_config(config_json(config, "float32").dump(), "the new model");  // refuses what could not be read again
         model_ = std::make_unique<GPT2>(config);
         initialise(*model_, o_.flags.seed);
-    }
-
-    static json sidecar_of(const TokenShards& shards) {
-        for (const std::string& path : shards.paths())
-            if (const auto sidecar = read_sidecar(path))
-                if (sidecar->is_object() && sidecar->contains("tokenizer") && (*sidecar)["tokenizer"].is_object()) return *sidecar;
-        return json();
     }
 
     // Token ids within the vocabulary, the tokenizer that made the shards the model's own, enough of both splits.
@@ -2226,13 +2403,9 @@ class TrainingRun {
             const std::string which = shards == train_.get() ? "--data" : "--val";
             shards->check_vocabulary(static_cast<uint32_t>(c.V));
             if (shards->sequences(static_cast<uint64_t>(p_.seq)) == 0)
-                throw BadInput(which + " " + shards->paths()[0] + ": fewer than seq + 1 = " + std::to_string(p_.seq + 1) + " tokens; use more text or a smaller --seq");
-            const json sidecar = sidecar_of(*shards);
-            if (!sidecar.is_object() || !tokenizer_) continue;
-            const std::string made_by = sidecar["tokenizer"].value("fingerprint", "");
-            if (!made_by.empty() && made_by != tokenizer_->fingerprint())
-                throw BadInput(which + " " + shards->paths()[0] + " was tokenised with another tokenizer (" + made_by + ") than the model's (" +
-                               tokenizer_->fingerprint() + "); run `tokenize --tokenizer MODEL_FOLDER` on the text");
+                throw BadInput(which + " " + shards->paths()[0] + ": fewer than seq + 1 = " +
+                               std::to_string(p_.seq + 1) + " tokens; use more text or a smaller --seq");
+            require_same_tokenizer(*shards, tokenizer_.get(), which);
         }
         order_ = std::make_unique<SequenceOrder>(train_->sequences(static_cast<uint64_t>(p_.seq)), p_.seed);
     }
@@ -2241,13 +2414,17 @@ class TrainingRun {
     void claim_output_folder() {
         const bool exists = fs::exists(o_.out);
         if (exists && !fs::is_directory(o_.out)) throw BadInput("--out " + o_.out + ": is a file; name a folder");
-        if (exists && !o_.model.empty() && fs::equivalent(o_.out, o_.model)) throw BadInput("--out " + o_.out + " is the --model folder itself; choose another");
+        require_other_folder(o_.out, o_.model);
         if (exists && !fs::is_empty(o_.out) && !o_.force)
-            throw BadInput("--out " + o_.out + ": already holds files; continue that run with --resume, replace it with --force, or name another folder");
+            throw BadInput("--out " + o_.out +
+                           ": already holds files; continue that run with --resume, replace it with --force, or name "
+                           "another folder");
         try {
             fs::create_directories(o_.out);
-            for (const char* name : {"config.json", "generation_config.json", "model.safetensors", "lnfree.json", "README.md", "log.jsonl", "loss.svg", "checkpoints"})
-                fs::remove_all(fs::path(o_.out) / name);
+            remove_leftovers(o_.out);
+            prune_checkpoints(o_.out, 0);
+            remove_model_files(o_.out);
+            for (const char* name : {"log.jsonl", "loss.svg", "checkpoints"}) fs::remove_all(fs::path(o_.out) / name);
         } catch (const fs::filesystem_error& e) {
             throw RunFailure("--out " + o_.out + ": " + e.code().message());
         }
@@ -2275,19 +2452,29 @@ class TrainingRun {
     static std::vector<std::string> absolute_patterns(const std::vector<std::string>& patterns) {
         std::vector<std::string> absolute;
         for (const std::string& p : patterns)
-            absolute.push_back(p.compare(0, 4, "raw:") == 0 ? "raw:" + fs::absolute(p.substr(4)).string() : fs::absolute(p).string());
+            absolute.push_back(p.compare(0, 4, "raw:") == 0 ? "raw:" + fs::absolute(p.substr(4)).string()
+                                                            : fs::absolute(p).string());
         return absolute;
     }
 
     void load_resume_point() {
         const auto checkpoints = list_checkpoints(o_.out);
-        if (checkpoints.empty()) throw BadInput("--out " + o_.out + ": holds no checkpoint to resume from; start the run without --resume");
+        if (checkpoints.empty()) {
+            const json done = read_lnfree_json(o_.out);
+            if (done.is_object() && done.contains("finished") && done["finished"] == true)
+                throw BadInput(
+                    "--out " + o_.out +
+                    ": that run is finished, nothing is left to resume; train the model further with --model " +
+                    o_.out);
+            throw BadInput("--out " + o_.out + ": holds no checkpoint to resume from; start the run without --resume");
+        }
         const std::string folder = checkpoints.back().string();
         LoadedModel loaded = load_model(folder);
         try {
             const json& r = loaded.lnfree.at("resume");
             if (loaded.lnfree.at("command") != o_.command)
-                throw BadInput("--out " + o_.out + " is a run of `" + loaded.lnfree.at("command").get<std::string>() + "`; resume it with that command");
+                throw BadInput("--out " + o_.out + " is a run of `" + loaded.lnfree.at("command").get<std::string>() +
+                               "`; resume it with that command");
             p_ = protocol_from_json(loaded.lnfree.at("protocol"));
             r.at("step").get_to(step_);
             r.at("model").get_to(o_.model);
@@ -2299,7 +2486,8 @@ class TrainingRun {
             if (o_.keep_checkpoints < 0) r.at("keep_checkpoints").get_to(o_.keep_checkpoints);
             first_val_ = number_or_nan(r, "first_val_loss");
             events_ = events_from_json(loaded.lnfree.at("events"), loaded.model->sites);
-            if (loaded.lnfree.at("based_on").is_object()) based_on_ = ordered_json::parse(loaded.lnfree["based_on"].dump());
+            if (loaded.lnfree.at("based_on").is_object())
+                based_on_ = ordered_json::parse(loaded.lnfree["based_on"].dump());
             model_ = std::move(loaded.model);
             tokenizer_ = std::move(loaded.tokenizer);
             if (model_->config.form == ModelForm::checkpoint) model_->config.form = ModelForm::hugging_face;
@@ -2309,7 +2497,8 @@ class TrainingRun {
             read_moments(adam_.v, *model_, folder + "/adam_v.safetensors");
             open_shards();
             if (r.at("data_fingerprint") != hex(train_->fingerprint()))
-                throw BadInput("--data of the run in " + o_.out + " has changed since its checkpoint; a resumed run needs the same shards");
+                throw BadInput("--data of the run in " + o_.out +
+                               " has changed since its checkpoint; a resumed run needs the same shards");
         } catch (const json::exception& e) {
             throw BadInput(folder + "/lnfree.json: cannot be resumed from: " + e.what());
         }
@@ -2322,7 +2511,6 @@ class TrainingRun {
         first_step_ = step_;
         for (; step_ < p_.stop; step_++) {
             if (step_ % o_.eval_every == 0) validate();
-            if (o_.save_every > 0 && step_ > first_step_ && step_ % o_.save_every == 0) save_checkpoint();
             training_step();
         }
         validate();
@@ -2336,7 +2524,8 @@ class TrainingRun {
             inputs_[a].resize(static_cast<size_t>(p_.batch * p_.seq));
             targets_[a].resize(inputs_[a].size());
             for (int64_t b = 0; b < p_.batch; b++)
-                train_->read(order_->at(next++), static_cast<uint64_t>(p_.seq), inputs_[a].data() + b * p_.seq, targets_[a].data() + b * p_.seq);
+                train_->read(order_->at(next++), static_cast<uint64_t>(p_.seq), inputs_[a].data() + b * p_.seq,
+                             targets_[a].data() + b * p_.seq);
         }
     }
 
@@ -2345,21 +2534,25 @@ class TrainingRun {
         if (o_.on_step) o_.on_step(step_);
         read_step_batches();
         const Sites sites_before = model_->sites;
+        const std::vector<Event> events_before = events_;
         const std::vector<Event> events = begin_step(*model_, p_, step_, inputs_);
+        events_.insert(events_.end(), events.begin(), events.end());
         BatchLoss mean;
         for (size_t a = 0; a < inputs_.size(); a++) {
-            const BatchLoss l = model_->forward_backward(inputs_[a].data(), targets_[a].data(), p_.batch, p_.seq, p_.aux_weight, p_.grad_accum);
+            const BatchLoss l = model_->forward_backward(inputs_[a].data(), targets_[a].data(), p_.batch, p_.seq,
+                                                         p_.aux_weight, p_.grad_accum);
             mean.loss += l.loss / static_cast<double>(p_.grad_accum);
             mean.aux += l.aux / static_cast<double>(p_.grad_accum);
+            if (!std::isfinite(mean.loss + mean.aux)) stop_for_divergence("loss");
             if (g_signal != 0) {
                 model_->sites = sites_before;  // the step has not happened
+                events_ = events_before;
                 stop_for_signal();
             }
         }
-        events_.insert(events_.end(), events.begin(), events.end());
-        if (!std::isfinite(mean.loss + mean.aux)) stop_for_divergence(mean);
+        if (checkpoint_is_due()) save_checkpoint_before_step(sites_before, events_before);
         const double norm = finish_step(*model_, adam_, p_, step_);
-        if (!std::isfinite(norm)) stop_for_divergence(mean);
+        if (!std::isfinite(norm)) stop_for_divergence("gradient");
         report_step(mean, norm, events, static_cast<double>(p_.tokens_per_step()) / (seconds_now() - begin));
         if (step_ == 0 && o_.command != "pretrain") warn_if_untrained(mean.loss);
     }
@@ -2376,8 +2569,10 @@ class TrainingRun {
         std::string happened;
         for (const Event& e : events) {
             const std::string name = site_name(model_->sites.all[static_cast<size_t>(e.site)]);
-            if (e.action == "removed") line["removed"].push_back(name);
-            else line["released"].push_back(name);
+            if (e.action == "removed")
+                line["removed"].push_back(name);
+            else
+                line["released"].push_back(name);
             if (happened.size() < 60) happened += " " + name;
         }
         if (events.size() > 1 && happened.size() >= 60) happened = " " + std::to_string(events.size()) + " sites";
@@ -2385,8 +2580,9 @@ class TrainingRun {
         log_.write(line);
         const double per_step = (seconds_now() - started_) / static_cast<double>(step_ - first_step_ + 1);
         std::fprintf(screen_, "step %*lld/%lld  loss %.4f  aux %.5f  grad %7.3f  lr %.2e  %s tok/s  ETA %s%s\n",
-                     static_cast<int>(std::to_string(p_.stop).size()), static_cast<long long>(step_), static_cast<long long>(p_.stop), mean.loss,
-                     mean.aux, norm, learning_rate(p_, step_), format_rate(tokens_per_s).c_str(),
+                     static_cast<int>(std::to_string(p_.stop).size()), static_cast<long long>(step_),
+                     static_cast<long long>(p_.stop), mean.loss, mean.aux, norm, learning_rate(p_, step_),
+                     format_rate(tokens_per_s).c_str(),
                      format_duration(per_step * static_cast<double>(p_.stop - step_ - 1)).c_str(), happened.c_str());
         std::fflush(screen_);
     }
@@ -2394,11 +2590,23 @@ class TrainingRun {
     void warn_if_untrained(double loss) const {
         const double uniform = std::log(static_cast<double>(model_->config.V));
         if (loss > uniform - 0.5)
-            std::fprintf(stderr, "warning: the starting loss %.3f is close to ln V = %.3f, that of guessing: was this text tokenised with this model's tokenizer?\n", loss, uniform);
+            std::fprintf(stderr,
+                         "warning: the starting loss %.3f is close to ln V = %.3f, that of guessing: was this text "
+                         "tokenised with this model's tokenizer?\n",
+                         loss, uniform);
     }
 
     void validate() {
-        last_val_ = mean_loss(*model_, *val_, p_.seq, p_.batch, static_cast<uint64_t>(o_.val_tokens), false, "validation", screen_);
+        const auto notice_signal = [](uint64_t, const real*, const int32_t*, const int32_t*, int64_t) {
+            if (g_signal != 0) throw Interrupted{g_signal};
+        };
+        try {
+            last_val_ = mean_loss(*model_, *val_, p_.seq, p_.batch, static_cast<uint64_t>(o_.val_tokens), false,
+                                  "validation", notice_signal);
+        } catch (const Interrupted&) {
+            stop_for_signal();
+        }
+        if (!std::isfinite(last_val_)) stop_for_divergence("validation loss");
         if (step_ == 0) first_val_ = last_val_;
         ordered_json line;
         line["step"] = step_;
@@ -2406,6 +2614,19 @@ class TrainingRun {
         log_.write(line);
         std::fprintf(screen_, "step %lld  validation loss %.4f\n", static_cast<long long>(step_), last_val_);
         std::fflush(screen_);
+    }
+
+    bool checkpoint_is_due() const { return o_.save_every > 0 && step_ > first_step_ && step_ % o_.save_every == 0; }
+
+    // Saves the state before the step in progress once its loss and gradient have turned out finite: a checkpoint of
+    // weights that are about to diverge would push the good ones out.
+    void save_checkpoint_before_step(const Sites& sites_before, const std::vector<Event>& events_before) {
+        if (!std::isfinite(gradient_norm(model_->grads))) stop_for_divergence("gradient");
+        const Sites sites = std::exchange(model_->sites, sites_before);
+        const std::vector<Event> events = std::exchange(events_, events_before);
+        save_checkpoint();
+        model_->sites = sites;
+        events_ = events;
     }
 
     void save_checkpoint() {
@@ -2418,20 +2639,20 @@ class TrainingRun {
     [[noreturn]] void stop_for_signal() {
         std::fprintf(screen_, "\nstopping: saving the state before step %lld ...\n", static_cast<long long>(step_));
         save_checkpoint();
-        std::fprintf(stderr, "saved; continue with: train_gpt2_lnfree %s --resume --out %s\n", o_.command.c_str(), o_.out.c_str());
+        std::fprintf(stderr, "saved; continue with: train_gpt2_lnfree %s --resume --out %s\n", o_.command.c_str(),
+                     o_.out.c_str());
         throw Interrupted{g_signal};
     }
 
-    [[noreturn]] void stop_for_divergence(const BatchLoss& mean) {
+    [[noreturn]] void stop_for_divergence(const std::string& what) const {
         std::string after = "before any removal";
         if (!events_.empty()) {
             const Event& e = events_.back();
-            after = std::to_string(step_ - e.step) + " steps after " + site_name(model_->sites.all[static_cast<size_t>(e.site)]) + " was " +
+            after = std::to_string(step_ - e.step) + (step_ - e.step == 1 ? " step after " : " steps after ") +
+                    site_name(model_->sites.all[static_cast<size_t>(e.site)]) + " was " +
                     (e.action == "removed" ? "removed" : "released");
         }
-        const auto kept = list_checkpoints(o_.out);
-        throw RunFailure("step " + std::to_string(step_) + ": the " + (std::isfinite(mean.loss) ? "gradient" : "loss") + " is not finite, " + after + "; " +
-                         (kept.empty() ? "no checkpoint was written yet" : "the last good checkpoint is " + kept.back().string()) +
+        throw RunFailure("step " + std::to_string(step_) + ": the " + what + " is not finite, " + after +
                          "; try a lower --lr or larger gaps");
     }
 
@@ -2478,7 +2699,8 @@ class TrainingRun {
     std::string model_card() const;
     void print_summary(const ordered_json& summary) const;
     int64_t training_bytes() const {
-        return 4 * model_->parameters() * static_cast<int64_t>(sizeof(real)) + model_->activation_bytes(p_.batch, p_.seq, true);
+        return 4 * model_->parameters() * static_cast<int64_t>(sizeof(real)) +
+               model_->activation_bytes(p_.batch, p_.seq, true);
     }
 };
 
@@ -2524,11 +2746,15 @@ inline std::string TrainingRun::model_card() const {
     std::string card = "# A GPT-2 model" + std::string(free ? " without LayerNorm" : "") + "\n\n";
     if (free) {
         card +=
-            "Every LayerNorm of this model has been replaced by a fixed linear map while it was fine-tuned (arXiv 2409.13710, "
-            "2507.02559). It loads as a stock `GPT2LMHeadModel`: `layer_norm_epsilon` is 1e12 and every gamma is scaled to match, so "
+            "Every LayerNorm of this model has been replaced by a fixed linear map while it was fine-tuned (arXiv "
+            "2409.13710, "
+            "2507.02559). It loads as a stock `GPT2LMHeadModel`: `layer_norm_epsilon` is 1e12 and every gamma is "
+            "scaled to match, so "
             "that the built-in LayerNorm divides all positions by the same number.\n\n"
-            "Do not load it in float16: gammas of the order of 1e6 overflow there. Use float32 or bfloat16. Tools that fold or centre "
-            "LayerNorm weights themselves should be told not to, or be given the folded form (`export --form folded`).\n\n";
+            "Do not load it in float16: gammas of the order of 1e6 overflow there. Use float32 or bfloat16. Tools that "
+            "fold or centre "
+            "LayerNorm weights themselves should be told not to, or be given the folded form (`export --form "
+            "folded`).\n\n";
     }
     Table results({"", "validation loss (nats)"});
     results.add_row({"before this run", format_fixed(first_val_, 4)});
@@ -2540,7 +2766,8 @@ inline std::string TrainingRun::model_card() const {
     card += protocol.markdown();
     if (model_->sites.removed() > 0) {
         Table sites({"site", "sigma_bar", "mean sigma at the end"});
-        for (const Site& site : model_->sites.all) sites.add_row({site_name(site), format_general(site.sigma_bar), format_general(site.last_sigma)});
+        for (const Site& site : model_->sites.all)
+            sites.add_row({site_name(site), format_general(site.sigma_bar), format_general(site.last_sigma)});
         card += "\n## Sites\n\n" + sites.markdown();
     }
     return card;
@@ -2557,8 +2784,10 @@ inline ordered_json TrainingRun::finish() {
     GPT2Config config;
     const bool folded = model_->config.form == ModelForm::folded;
     const TensorRecipes recipes = folded ? folded_recipes(*model_, config) : hugging_face_recipes(*model_, config);
-    write_file_atomically(o_.out + "/loss.svg", render_svg(loss_chart({{o_.command, o_.out}}, "Training loss of " + o_.command)));
-    write_model_folder(o_.out, config, recipes, dtype_of_real(), lnfree_json(config.form, true), tokenizer_.get(), model_card());
+    write_file_atomically(o_.out + "/loss.svg",
+                          render_svg(loss_chart({{o_.command, o_.out}}, "Training loss of " + o_.command)));
+    write_model_folder(o_.out, config, recipes, dtype_of_real(), lnfree_json(config.form, true), tokenizer_.get(),
+                       model_card());
     prune_checkpoints(o_.out, static_cast<size_t>(std::max<int64_t>(0, o_.keep_checkpoints)));
     std::error_code ignored;
     fs::remove(fs::path(o_.out) / "checkpoints", ignored);  // only if it is empty
@@ -2587,7 +2816,8 @@ inline void TrainingRun::print_summary(const ordered_json& s) const {
     table.add_row({"validation loss, first", format_fixed(first_val_, 4)});
     table.add_row({"validation loss, last", format_fixed(last_val_, 4)});
     table.add_row({"difference", format_fixed(last_val_ - first_val_, 4)});
-    table.add_row({"LayerNorm sites removed", std::to_string(model_->sites.removed()) + " of " + std::to_string(model_->sites.all.size())});
+    table.add_row({"LayerNorm sites removed",
+                   std::to_string(model_->sites.removed()) + " of " + std::to_string(model_->sites.all.size())});
     std::fprintf(screen_, "\n%s", table.text().c_str());
 }
 
@@ -2627,8 +2857,11 @@ inline ordered_json TrainingRun::dry_run() {
     j["estimated_seconds"] = seconds;
     Table table({o_.command, "dry run, nothing is written"});
     table.add_row({"parameters", format_count(static_cast<uint64_t>(model_->parameters()))});
-    table.add_row({"tokens per step", format_count(static_cast<uint64_t>(p_.tokens_per_step())) + " = " + std::to_string(p_.batch) + " x " + std::to_string(p_.seq) + " x " + std::to_string(p_.grad_accum)});
-    table.add_row({"tokens in all", format_count(static_cast<uint64_t>(tokens)) + " (" + format_general(j["epochs"].get<double>()) + " epochs)"});
+    table.add_row({"tokens per step", format_count(static_cast<uint64_t>(p_.tokens_per_step())) + " = " +
+                                          std::to_string(p_.batch) + " x " + std::to_string(p_.seq) + " x " +
+                                          std::to_string(p_.grad_accum)});
+    table.add_row({"tokens in all", format_count(static_cast<uint64_t>(tokens)) + " (" +
+                                        format_general(j["epochs"].get<double>()) + " epochs)"});
     table.add_row({"memory, about", format_bytes(static_cast<uint64_t>(training_bytes()))});
     table.add_row({"time on this machine, about", format_duration(seconds)});
     for (const auto& [key, value] : j["protocol"].items()) table.add_row({key, value.dump()});
@@ -2696,17 +2929,21 @@ inline std::string context_text(const Tokenizer* tokenizer, const WorstToken& w)
     return text;
 }
 
-inline ordered_json evaluate(const std::string& folder, const EvalOptions& o, FILE* screen) {
+inline ordered_json evaluate(const std::string& folder, const EvalOptions& o) {
     const double begin = seconds_now();
     LoadedModel loaded = load_model(folder);
     GPT2& model = *loaded.model;
     const int64_t T = o.seq > 0 ? o.seq : model.config.n_ctx;
-    if (T > model.config.n_ctx) throw BadInput("--seq " + std::to_string(T) + ": longer than n_ctx " + std::to_string(model.config.n_ctx) + " of " + folder);
+    if (T > model.config.n_ctx)
+        throw BadInput("--seq " + std::to_string(T) + ": " + folder + " reads at most " +
+                       std::to_string(model.config.n_ctx) + " positions (n_ctx); choose --seq within that");
     const bool paper_windows = o.windows == "paper";
     const TokenShards shards(o.data);
     shards.check_vocabulary(static_cast<uint32_t>(model.config.V));
+    require_same_tokenizer(shards, loaded.tokenizer.get(), "--data");
     if (shards.sequences(static_cast<uint64_t>(T), paper_windows) == 0)
-        throw BadInput("--data " + shards.paths()[0] + ": fewer than " + std::to_string(T + (paper_windows ? 0 : 1)) + " tokens; use more text or a smaller --seq");
+        throw BadInput("--data " + shards.paths()[0] + ": fewer than " + std::to_string(T + (paper_windows ? 0 : 1)) +
+                       " tokens; use more text or a smaller --seq");
 
     std::vector<float> losses;
     std::vector<WorstToken> worst;
@@ -2715,10 +2952,20 @@ inline ordered_json evaluate(const std::string& folder, const EvalOptions& o, FI
         for (int64_t t = 0; t < P; t++) {
             losses.push_back(static_cast<float>(l[t]));
             if (limit == 0 || (worst.size() == limit && !(static_cast<double>(l[t]) > worst.back().loss))) continue;
-            keep_worst(worst, limit, {static_cast<double>(l[t]), sequence, t, targets[t], {inputs + std::max<int64_t>(0, t - 15), inputs + t + 1}});
+            keep_worst(worst, limit,
+                       {static_cast<double>(l[t]),
+                        sequence,
+                        t,
+                        targets[t],
+                        {inputs + std::max<int64_t>(0, t - 15), inputs + t + 1}});
         }
     };
-    const double mean = mean_loss(model, shards, T, o.batch, static_cast<uint64_t>(o.max_tokens), paper_windows, "eval", screen, each);
+    const int64_t batch =
+        std::min(o.batch, static_cast<int64_t>(shards.sequences(static_cast<uint64_t>(T), paper_windows)));
+    const double mean =
+        mean_loss(model, shards, T, batch, static_cast<uint64_t>(o.max_tokens), paper_windows, "eval", each);
+    if (!std::isfinite(mean))
+        throw RunFailure(folder + ": its loss is not finite; the model has diverged, take an earlier one");
 
     ordered_json j;
     j["model"] = folder;
@@ -2727,7 +2974,13 @@ inline ordered_json evaluate(const std::string& folder, const EvalOptions& o, FI
     j["tokens"] = losses.size();
     j["seq"] = T;
     j["windows"] = o.windows;
-    for (const auto& [name, share] : std::vector<std::pair<const char*, double>>{{"p0.05", 0.0005}, {"p2.5", 0.025}, {"p25", 0.25}, {"p50", 0.5}, {"p75", 0.75}, {"p97.5", 0.975}, {"p99.95", 0.9995}})
+    for (const auto& [name, share] : std::vector<std::pair<const char*, double>>{{"p0.05", 0.0005},
+                                                                                 {"p2.5", 0.025},
+                                                                                 {"p25", 0.25},
+                                                                                 {"p50", 0.5},
+                                                                                 {"p75", 0.75},
+                                                                                 {"p97.5", 0.975},
+                                                                                 {"p99.95", 0.9995}})
         j["percentiles"][name] = percentile(losses, share);
     j["worst"] = ordered_json::array();
     for (const WorstToken& w : worst) {
@@ -2755,27 +3008,32 @@ inline size_t baseline_index(const EvalOptions& o) {
 
 inline int eval_command(const EvalOptions& o) {
     baseline_index(o);
-    if (o.windows != "shifted" && o.windows != "paper") throw BadInput("--windows " + o.windows + ": use shifted (T predictions each) or paper (T tokens, T - 1 predictions)");
+    if (o.windows != "shifted" && o.windows != "paper")
+        throw BadInput("--windows " + o.windows +
+                       ": use shifted (T predictions each) or paper (T tokens, T - 1 predictions)");
     if (o.batch < 1) throw BadInput("--batch must be at least 1");
-    FILE* screen = o.json_output ? stderr : stdout;
     ordered_json all = ordered_json::array();
-    for (const std::string& folder : o.models) all.push_back(evaluate(folder, o, screen));
+    for (const std::string& folder : o.models) all.push_back(evaluate(folder, o));
     if (o.json_output) {
         print_json(true, all.size() == 1 ? all[0] : ordered_json{{"models", all}});
         return 0;
     }
     const double reference = all[baseline_index(o)]["loss"].get<double>();
-    Table table({"model", "loss (nats)", "minus " + o.models[baseline_index(o)], "perplexity", "median loss", "tokens", "LayerNorm"});
+    Table table({"model", "loss (nats)", "minus " + o.models[baseline_index(o)], "perplexity", "median loss", "tokens",
+                 "LayerNorm"});
     for (const ordered_json& j : all)
-        table.add_row({j["model"].get<std::string>(), format_fixed(j["loss"].get<double>(), 4), format_fixed(j["loss"].get<double>() - reference, 4),
-                       format_fixed(j["perplexity"].get<double>(), 3), format_fixed(j["percentiles"]["p50"].get<double>(), 4),
+        table.add_row({j["model"].get<std::string>(), format_fixed(j["loss"].get<double>(), 4),
+                       format_fixed(j["loss"].get<double>() - reference, 4),
+                       format_fixed(j["perplexity"].get<double>(), 3),
+                       format_fixed(j["percentiles"]["p50"].get<double>(), 4),
                        format_count(j["tokens"].get<uint64_t>()), j["layernorm_free"].get<bool>() ? "none" : "yes"});
     std::printf("%s", o.markdown ? table.markdown().c_str() : table.text().c_str());
     if (all.size() > 1 || o.markdown) return 0;
     Table worst({"worst tokens: loss", "sequence", "position", "token", "after"});
     for (const ordered_json& w : all[0]["worst"])
         worst.add_row({format_fixed(w["loss"].get<double>(), 3), w["sequence"].dump(), w["position"].dump(),
-                       w["text"].get<std::string>().empty() ? w["token"].dump() : w["text"].get<std::string>(), w["context"].get<std::string>()});
+                       w["text"].get<std::string>().empty() ? w["token"].dump() : w["text"].get<std::string>(),
+                       w["context"].get<std::string>()});
     std::printf("\n%s", worst.text().c_str());
     return 0;
 }
@@ -2790,26 +3048,42 @@ struct ExportOptions {
 
 inline int export_command(const ExportOptions& o) {
     if (o.form != "hf" && o.form != "folded") throw BadInput("--form " + o.form + ": use hf or folded");
-    if (o.dtype != "f32" && o.dtype != "bf16" && o.dtype != "f16") throw BadInput("--dtype " + o.dtype + ": use f32, bf16 or f16");
+    if (o.dtype != "f32" && o.dtype != "bf16" && o.dtype != "f16")
+        throw BadInput("--dtype " + o.dtype + ": use f32, bf16 or f16");
     const DType dtype = o.dtype == "f32" ? DType::F32 : o.dtype == "bf16" ? DType::BF16 : DType::F16;
     LoadedModel loaded = load_model(o.model);
     GPT2Config config;
-    const TensorRecipes recipes = o.form == "hf" ? hugging_face_recipes(*loaded.model, config) : folded_recipes(*loaded.model, config);
+    const TensorRecipes recipes =
+        o.form == "hf" ? hugging_face_recipes(*loaded.model, config) : folded_recipes(*loaded.model, config);
     if (dtype == DType::F16 && o.form == "hf" && loaded.model->sites.removed() > 0)
-        throw BadInput("--dtype f16: the hf form's gammas (of the order of 1e6) overflow in float16; use bf16 or f32, or --form folded");
-    if (fs::exists(o.out) && !(fs::is_directory(o.out) && fs::is_empty(o.out)) && !o.force)
+        throw BadInput(
+            "--dtype f16: the hf form's gammas (of the order of 1e6) overflow in float16; use bf16 or f32, or --form "
+            "folded");
+    if (fs::exists(o.out) && !fs::is_directory(o.out)) throw BadInput("--out " + o.out + ": is a file; name a folder");
+    require_other_folder(o.out, o.model);
+    const bool fresh = !fs::exists(o.out) || fs::is_empty(o.out);
+    if (!fresh && !o.force)
         throw BadInput("--out " + o.out + ": already exists and is not empty; name another folder or give --force");
-    if (fs::exists(o.out) && fs::equivalent(o.out, o.model)) throw BadInput("--out " + o.out + " is the --model folder itself; choose another");
-    ordered_json lnfree = loaded.lnfree.is_object() ? ordered_json::parse(loaded.lnfree.dump()) : ordered_json{{"version", kFormatVersion}};
+    ordered_json lnfree = loaded.lnfree.is_object() ? ordered_json::parse(loaded.lnfree.dump())
+                                                    : ordered_json{{"version", kFormatVersion}};
     lnfree.erase("resume");
     lnfree["form"] = o.form;
     lnfree["layernorm_free"] = loaded.model->sites.all_linear_everywhere();
     if (!lnfree.contains("sites")) lnfree["sites"] = sites_json(loaded.model->sites);
+    if (o.form == "folded")
+        for (auto& site : lnfree["sites"]) site["norm"] = norm_name(Norm::folded);
     std::string card;
     if (fs::exists(o.model + "/README.md")) card = read_file(o.model + "/README.md", 16 << 20);
-    write_model_folder(o.out, config, recipes, dtype, lnfree, loaded.tokenizer.get(), card);
+    if (!fresh) remove_model_files(o.out);
+    try {
+        write_model_folder(o.out, config, recipes, dtype, lnfree, loaded.tokenizer.get(), card);
+    } catch (...) {
+        if (fresh) fs::remove_all(o.out);  // no half of a model stays behind
+        throw;
+    }
     if (!o.json_output) std::printf("wrote %s (%s form, %s)\n", o.out.c_str(), o.form.c_str(), o.dtype.c_str());
-    print_json(o.json_output, {{"out", o.out}, {"form", o.form}, {"dtype", o.dtype}, {"layernorm_free", lnfree["layernorm_free"]}});
+    print_json(o.json_output,
+               {{"out", o.out}, {"form", o.form}, {"dtype", o.dtype}, {"layernorm_free", lnfree["layernorm_free"]}});
     return 0;
 }
 
@@ -2838,7 +3112,9 @@ inline int32_t sample_token(real* logits, int64_t V, double temperature, int64_t
     const real top = logits[largest];
     double total = 0;
     for (int64_t i = 0; i < V; i++) {
-        logits[i] = logits[i] < threshold ? real(0) : static_cast<real>(std::exp(static_cast<double>(logits[i] - top) / temperature));
+        logits[i] = logits[i] < threshold
+                        ? real(0)
+                        : static_cast<real>(std::exp(static_cast<double>(logits[i] - top) / temperature));
         total += static_cast<double>(logits[i]);
     }
     double draw = random.uniform() * total;
@@ -2850,9 +3126,13 @@ inline int32_t sample_token(real* logits, int64_t V, double temperature, int64_t
 }
 
 inline int generate_command(const GenerateOptions& o) {
-    if (!(o.temperature >= 0) || o.max_tokens < 1 || o.top_k < 0) throw BadInput("generate: --temperature and --top-k must not be negative, --max-tokens at least 1");
+    if (!(o.temperature >= 0) || o.max_tokens < 1 || o.top_k < 0)
+        throw BadInput("generate: --temperature and --top-k must not be negative, --max-tokens at least 1");
     LoadedModel loaded = load_model(o.model);
-    if (!loaded.tokenizer) throw BadInput(o.model + ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt); copy them into the folder");
+    if (!loaded.tokenizer)
+        throw BadInput(
+            o.model +
+            ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt); copy them into the folder");
     GPT2& model = *loaded.model;
     const Tokenizer& tokenizer = *loaded.tokenizer;
     std::vector<int32_t> tokens;
@@ -2860,7 +3140,9 @@ inline int generate_command(const GenerateOptions& o) {
     if (tokens.empty()) tokens.push_back(tokenizer.end_of_text());
     const size_t prompt_length = tokens.size();
     for (int32_t token : tokens)
-        if (token < 0 || token >= model.config.V) throw BadInput(o.model + ": the tokenizer's token " + std::to_string(token) + " is outside the model's vocabulary");
+        if (token < 0 || token >= model.config.V)
+            throw BadInput(o.model + ": the tokenizer's token " + std::to_string(token) +
+                           " is outside the model's vocabulary");
     if (!o.json_output) std::fputs(o.prompt.c_str(), stdout);
 
     SplitMix64 random(o.seed);
@@ -2878,7 +3160,8 @@ inline int generate_command(const GenerateOptions& o) {
     }
     if (!o.json_output) std::printf("\n");
     const std::vector<int32_t> made(tokens.begin() + static_cast<std::ptrdiff_t>(prompt_length), tokens.end());
-    print_json(o.json_output, {{"prompt", o.prompt}, {"text", tokenizer.decode(made.data(), made.size())}, {"tokens", made}});
+    print_json(o.json_output,
+               {{"prompt", o.prompt}, {"text", tokenizer.decode(made.data(), made.size())}, {"tokens", made}});
     return 0;
 }
 
@@ -2886,10 +3169,15 @@ inline int generate_command(const GenerateOptions& o) {
 // tokenize
 
 inline int tokenize_command(const TokenizeOptions& o, bool json_output) {
+    stop_on_signals();
     std::unique_ptr<ProgressBar> bar;
     const TokenizeResult r = tokenize_files(o, [&](uint64_t done, uint64_t total) {
         if (!bar) bar = std::make_unique<ProgressBar>("tokenize", total, stderr);
         bar->update(done);
+        if (g_signal == 0) return;
+        bar.reset();
+        std::fprintf(stderr, "stopped; nothing was written\n");
+        throw Interrupted{g_signal};
     });
     bar.reset();
     if (json_output) {
@@ -2903,7 +3191,8 @@ inline int tokenize_command(const TokenizeOptions& o, bool json_output) {
     Table table({"split", "documents", "tokens"});
     table.add_row({"train", format_count(r.documents_train), format_count(r.tokens_train)});
     table.add_row({"val", format_count(r.documents_val), format_count(r.tokens_val)});
-    std::printf("%s%s of text in %s, %s/s\n", table.text().c_str(), format_bytes(r.bytes).c_str(), format_duration(r.seconds).c_str(),
+    std::printf("%s%s of text in %s, %s/s\n", table.text().c_str(), format_bytes(r.bytes).c_str(),
+                format_duration(r.seconds).c_str(),
                 format_bytes(static_cast<uint64_t>(static_cast<double>(r.bytes) / std::max(r.seconds, 1e-9))).c_str());
     return 0;
 }
@@ -2930,7 +3219,9 @@ inline int info_command(const std::string& folder, bool json_output) {
     j["tokenizer"] = loaded.tokenizer ? loaded.tokenizer->name() : "";
     j["sites_removed"] = model.sites.removed();
     const bool recorded = loaded.lnfree.is_object() && loaded.lnfree.contains("sites");
-    j["sites"] = recorded ? sites_json(sites_from_json(loaded.lnfree["sites"], static_cast<int>(c.L), folder + "/lnfree.json")) : sites_json(model.sites);
+    j["sites"] =
+        recorded ? sites_json(sites_from_json(loaded.lnfree["sites"], static_cast<int>(c.L), folder + "/lnfree.json"))
+                 : sites_json(model.sites);
     if (recorded && loaded.lnfree.contains("events")) j["events"] = loaded.lnfree["events"];
     if (json_output) {
         print_json(true, j);
@@ -2938,11 +3229,13 @@ inline int info_command(const std::string& folder, bool json_output) {
     }
     Table table({"model", folder});
     for (const auto& [key, value] : j.items())
-        if (key != "model" && !value.is_array()) table.add_row({key, value.is_string() ? value.get<std::string>() : value.dump()});
+        if (key != "model" && !value.is_array())
+            table.add_row({key, value.is_string() ? value.get<std::string>() : value.dump()});
     std::printf("%s\n", table.text().c_str());
     Table sites({"site", "norm", "sigma_bar", "mean sigma at last step"});
     for (const ordered_json& s : j["sites"])
-        sites.add_row({s["site"].get<std::string>(), s["norm"].get<std::string>(), format_general(number_or_nan(s, "sigma_bar")), format_general(number_or_nan(s, "sigma_avg"))});
+        sites.add_row({s["site"].get<std::string>(), s["norm"].get<std::string>(),
+                       format_general(number_or_nan(s, "sigma_bar")), format_general(number_or_nan(s, "sigma_avg"))});
     std::printf("%s", sites.text().c_str());
     return 0;
 }
@@ -2950,8 +3243,10 @@ inline int info_command(const std::string& folder, bool json_output) {
 // ---------------------------------------------------------------------------------------------------------------------
 // stories: the built-in corpus, one JSON line per story
 
-inline int stories_command(const std::string& out, uint64_t count, uint64_t seed, bool force) {
-    if (out != "-" && fs::exists(out) && !force) throw BadInput("--out " + out + ": already exists; name another file or give --force");
+inline int stories_command(const std::string& out, uint64_t count, uint64_t seed, bool force, bool json_output) {
+    if (out == "-" && json_output) throw BadInput("--out - and --json both want standard output; name a file");
+    if (out != "-" && fs::exists(out) && !force)
+        throw BadInput("--out " + out + ": already exists; name another file or give --force");
     StoryWorld world(seed);
     std::string text;
     for (uint64_t i = 0; i < count; i++) text += ordered_json{{"text", world.next_story()}}.dump() + "\n";
@@ -2961,21 +3256,26 @@ inline int stories_command(const std::string& out, uint64_t count, uint64_t seed
         if (fs::path(out).has_parent_path()) fs::create_directories(fs::path(out).parent_path());
         write_file_atomically(out, text);
     }
+    print_json(json_output, {{"out", out}, {"stories", count}, {"bytes", text.size()}, {"seed", seed}});
     return 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // plot: loss curves of several runs in one picture
 
-inline int plot_command(const std::vector<std::string>& runs, const std::string& out, const std::string& title, bool force) {
-    if (fs::exists(out) && !force) throw BadInput("--out " + out + ": already exists; name another file or give --force");
+inline int plot_command(const std::vector<std::string>& runs, const std::string& out, const std::string& title,
+                        bool force, bool json_output) {
+    if (fs::exists(out) && !force)
+        throw BadInput("--out " + out + ": already exists; name another file or give --force");
     std::vector<std::pair<std::string, std::string>> named;
     for (const std::string& run : runs) {
         const size_t equals = run.find('=');
-        named.emplace_back(equals == std::string::npos ? fs::path(run).filename().string() : run.substr(0, equals), equals == std::string::npos ? run : run.substr(equals + 1));
+        named.emplace_back(equals == std::string::npos ? fs::path(run).filename().string() : run.substr(0, equals),
+                           equals == std::string::npos ? run : run.substr(equals + 1));
     }
     write_file_atomically(out, render_svg(loss_chart(named, title)));
-    std::printf("wrote %s\n", out.c_str());
+    if (!json_output) std::printf("wrote %s\n", out.c_str());
+    print_json(json_output, {{"out", out}, {"runs", named.size()}});
     return 0;
 }
 
@@ -2988,8 +3288,11 @@ struct NamedSize {
     int64_t L, NH, C, n_ctx;
 };
 inline const std::vector<NamedSize>& named_sizes() {
-    static const std::vector<NamedSize> sizes = {
-        {"tiny", 4, 4, 128, 128}, {"small", 12, 12, 768, 1024}, {"medium", 24, 16, 1024, 1024}, {"large", 36, 20, 1280, 1024}, {"xl", 48, 25, 1600, 1024}};
+    static const std::vector<NamedSize> sizes = {{"tiny", 4, 4, 128, 128},
+                                                 {"small", 12, 12, 768, 1024},
+                                                 {"medium", 24, 16, 1024, 1024},
+                                                 {"large", 36, 20, 1280, 1024},
+                                                 {"xl", 48, 25, 1600, 1024}};
     return sizes;
 }
 
@@ -3010,20 +3313,66 @@ struct ShapeFlags {
         c.V = V.value_or(data_V);
         c.n_inner = 4 * c.C;
         if (c.V == 0) throw BadInput("--vocab-size is needed: the shards come without a PREFIX.json that says it");
-        if (c.L < 1 || c.NH < 1 || c.C < 1 || c.n_ctx < 1 || c.V < 1) throw BadInput("--n-layer, --n-head, --n-embd, --n-ctx and --vocab-size must be at least 1");
-        if (c.C % c.NH != 0) throw BadInput("--n-embd " + std::to_string(c.C) + " must be a multiple of --n-head " + std::to_string(c.NH));
+        if (c.L < 1 || c.NH < 1 || c.C < 1 || c.n_ctx < 1 || c.V < 1)
+            throw BadInput("--n-layer, --n-head, --n-embd, --n-ctx and --vocab-size must be at least 1");
+        if (c.C % c.NH != 0)
+            throw BadInput("--n-embd " + std::to_string(c.C) + " must be a multiple of --n-head " +
+                           std::to_string(c.NH));
         return c;
     }
 };
 
+// CLI11 alone takes 99999999999999999999 as the largest integer, and -1 as an unsigned one. `highest` keeps products of a
+// few such numbers within 64 bits.
+inline CLI::Validator whole_number(int64_t lowest, int64_t highest = 1'000'000'000'000'000) {
+    const auto problem = [lowest, highest](std::string& text) -> std::string {
+        int64_t value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool number = error != std::errc::invalid_argument && end == text.data() + text.size();
+        if (!number) return quoted_name(text) + " is not a whole number";
+        if (error == std::errc() && value >= lowest && value <= highest) return "";
+        return text + " is not within " + std::to_string(lowest) + " to " + std::to_string(highest);
+    };
+    return CLI::Validator(problem, "");
+}
+
+// A number; CLI11 alone takes nan and inf.
+inline CLI::Validator finite_number() {
+    const auto problem = [](std::string& text) -> std::string {
+        char* end = nullptr;
+        const bool finite = std::isfinite(std::strtod(text.c_str(), &end));
+        if (text.empty() || *end != '\0') return quoted_name(text) + " is not a number";
+        return finite ? "" : quoted_name(text) + " is not a finite number";
+    };
+    return CLI::Validator(problem, "");
+}
+
+inline void check_numbers(CLI::App& command) {
+    for (CLI::Option* option : command.get_options()) {
+        const std::string type = option->get_type_name();
+        if (type == "INT") option->check(whole_number(0));
+        if (type == "UINT") option->check(whole_number(0, std::numeric_limits<int64_t>::max()));
+        if (type == "FLOAT") option->check(finite_number());
+    }
+}
+
 inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
-    if (app.get_name() != "pretrain") app.add_option("--preset", f.preset, "auto, or the paper's small, medium, large, xl, or precursor")->capture_default_str();
-    app.add_option("--steps", f.steps, "horizon of the learning rate, and the end of the run unless --stop is given [auto: 300]");
-    app.add_option("--stop", f.stop, "end the run before this step [--steps; the paper's presets stop where the published models did]");
-    app.add_option("--tokens", f.tokens, "choose --steps so that the run takes about this many tokens");
-    app.add_option("--batch", f.batch, "sequences per micro-batch [auto: 4,096 to 8,192 tokens]");
+    if (app.get_name() != "pretrain")
+        app.add_option("--preset", f.preset, "auto, or the paper's small, medium, large, xl, or precursor")
+            ->capture_default_str();
+    app.add_option("--steps", f.steps,
+                   "horizon of the learning rate, and the end of the run unless --stop is given [auto: 300]");
+    app.add_option("--stop", f.stop,
+                   "end the run before this step [--steps; the paper's presets stop where the published models did]");
+    app.add_option("--tokens", f.tokens, "choose --steps so that the run takes about this many tokens")
+        ->check(whole_number(1));
+    app.add_option("--batch", f.batch, "sequences per micro-batch [auto: 4,096 to 8,192 tokens]")
+        ->check(whole_number(1, 65536));
     app.add_option("--seq", f.seq, "positions per sequence [n_ctx]");
-    app.add_option("--grad-accum", f.grad_accum, "micro-batches per step [auto: 4,096 tokens per step, from 10M parameters 65,536, from 100M 524,288]");
+    app.add_option(
+           "--grad-accum", f.grad_accum,
+           "micro-batches per step [auto: 4,096 tokens per step, from 10M parameters 65,536, from 100M 524,288]")
+        ->check(whole_number(1, 65536));
     app.add_option("--lr", f.lr, "highest learning rate [auto: 6e-4; 3e-4 above 500M parameters, 1e-4 above 1B]");
     app.add_option("--min-lr", f.min_lr, "learning rate at the end of the horizon [auto: 3e-4; 4e-5; 2e-5]");
     app.add_option("--warmup", f.warmup, "steps of linear warm-up [auto: steps / 20; pretrain: steps / 10]");
@@ -3031,12 +3380,14 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
     app.add_option("--seed", f.seed, "of the data order, and of a new model's weights")->capture_default_str();
     if (!removes) return;
     app.add_option("--aux-weight", f.aux_weight, "weight lambda of the auxiliary loss [auto: 0.1; 0.03; 0.01]");
-    app.add_option("--sigma-ema", f.sigma_ema, "share m of the running sigma that survives a step [auto: 0; 0.19 above 500M parameters]");
+    app.add_option("--sigma-ema", f.sigma_ema,
+                   "share m of the running sigma that survives a step [auto: 0; 0.19 above 500M parameters]");
     app.add_option("--start-mlp", f.start_mlp, "step at which mlp[0] goes [auto: warm-up]");
     app.add_option("--start-qk", f.start_qk, "step at which qk[0] goes [start-mlp + L gap-mlp]");
     app.add_option("--start-v", f.start_v, "step at which v[0] goes [start-qk + L gap-qk]");
     app.add_option("--start-f", f.start_f, "step at which f goes [start-v + L gap-v]");
-    app.add_option("--gap-mlp", f.gap_mlp, "steps between two mlp sites; 0: all at once [auto: all removals in the first 45 % of the steps]");
+    app.add_option("--gap-mlp", f.gap_mlp,
+                   "steps between two mlp sites; 0: all at once [auto: all removals in the first 45 % of the steps]");
     app.add_option("--gap-qk", f.gap_qk, "steps between two qk sites");
     app.add_option("--gap-v", f.gap_v, "steps between two v sites [auto: 1.5 times the others]");
 }
@@ -3045,10 +3396,17 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
     app.add_option("--out", o.out, "output folder: log.jsonl, checkpoints, and at the end the model")->required();
     app.add_option("--data", o.data, "training shards: paths or globs; raw:PATH for headerless uint16");
     app.add_option("--val", o.val, "validation shards");
-    app.add_option("--eval-every", o.eval_every, "steps between validations [a tenth of the run]")->check(CLI::PositiveNumber);
-    app.add_option("--val-tokens", o.val_tokens, "tokens per validation; 0: all [16,384 to 131,072: eight steps' worth]")->check(CLI::NonNegativeNumber);
-    app.add_option("--save-every", o.save_every, "steps between checkpoints; 0: none")->capture_default_str()->check(CLI::NonNegativeNumber);
-    app.add_option("--keep-checkpoints", o.keep_checkpoints, "checkpoints to keep after a finished run")->capture_default_str()->check(CLI::NonNegativeNumber);
+    app.add_option("--eval-every", o.eval_every, "steps between validations [a tenth of the run]")
+        ->check(whole_number(1));
+    app.add_option("--val-tokens", o.val_tokens,
+                   "tokens per validation; 0: all [16,384 to 131,072: eight steps' worth]")
+        ->check(whole_number(0));
+    app.add_option("--save-every", o.save_every, "steps between checkpoints; 0: none")
+        ->capture_default_str()
+        ->check(whole_number(0));
+    app.add_option("--keep-checkpoints", o.keep_checkpoints, "checkpoints to keep after a finished run")
+        ->capture_default_str()
+        ->check(whole_number(0));
     app.add_flag("--resume", o.resume, "go on from the last checkpoint in --out, with the values saved there");
     app.add_flag("--force", o.force, "replace an earlier run in --out");
     app.add_flag("--dry-run", o.dry_run, "print schedule, memory and estimated time; write nothing");
@@ -3056,10 +3414,12 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
 
 // On --resume only flags that leave the trajectory alone may be given.
 inline void require_resumable_flags(const CLI::App& app) {
-    static const std::vector<std::string> allowed = {"--out", "--resume", "--threads", "--json", "--eval-every", "--save-every", "--keep-checkpoints", "--help"};
+    static const std::vector<std::string> allowed = {"--out",        "--resume",     "--threads",          "--json",
+                                                     "--eval-every", "--save-every", "--keep-checkpoints", "--help"};
     for (const CLI::Option* option : app.get_options())
         if (option->count() > 0 && std::find(allowed.begin(), allowed.end(), option->get_name()) == allowed.end())
-            throw BadInput(option->get_name() + " cannot be given with --resume: the run goes on with its saved values");
+            throw BadInput(option->get_name() +
+                           " cannot be given with --resume: the run goes on with its saved values");
 }
 
 inline int run_command(RunOptions o, CLI::App& app) {
@@ -3069,25 +3429,36 @@ inline int run_command(RunOptions o, CLI::App& app) {
         if (app.get_option("--save-every")->count() == 0) o.save_every = -1;
         if (app.get_option("--keep-checkpoints")->count() == 0) o.keep_checkpoints = -1;
     } else {
-        if (o.command != "pretrain" && o.model.empty()) throw BadInput("--model is required: the folder of the model to start from");
-        if (o.data.empty() || o.val.empty()) throw BadInput("--data and --val are required: token shards made by `tokenize`");
+        if (o.command != "pretrain" && o.model.empty())
+            throw BadInput("--model is required: the folder of the model to start from");
+        if (o.data.empty() || o.val.empty())
+            throw BadInput("--data and --val are required: token shards made by `tokenize`");
     }
     const bool json_output = o.json_output;
     print_json(json_output, TrainingRun(std::move(o)).execute());
     return 0;
 }
 
+// What went wrong, on one line whatever a file name or flag may hold.
+inline std::string error_line(std::string what) {
+    std::replace_if(
+        what.begin(), what.end(), [](unsigned char c) { return c < 0x20; }, ' ');
+    return "train_gpt2_lnfree: " + what + "\n";
+}
+
 // Declares all commands, parses, and runs one. Every command's options live here, so that --help can show them.
 inline int parse_and_run(int argc, char** argv) {
-    CLI::App app{"Takes the LayerNorms out of a trained GPT-2 by fine-tuning (arXiv 2409.13710, 2507.02559).", "train_gpt2_lnfree"};
+    CLI::App app{"Takes the LayerNorms out of a trained GPT-2 by fine-tuning (arXiv 2409.13710, 2507.02559).",
+                 "train_gpt2_lnfree"};
     app.require_subcommand(1);
-    app.failure_message([](const CLI::App*, const CLI::Error& e) { return std::string(e.what()) + "; see --help\n"; });
+    app.failure_message(
+        [](const CLI::App*, const CLI::Error& e) { return error_line(std::string(e.what()) + "; see --help"); });
     int threads = 0;
     bool json_output = false;
     std::function<int()> action;
     const auto command = [&](const char* name, const char* description) {
         CLI::App* sub = app.add_subcommand(name, description);
-        sub->add_option("--threads", threads, "processor threads [all]")->check(CLI::PositiveNumber);
+        sub->add_option("--threads", threads, "processor threads [all]")->check(whole_number(1, 1024));
         sub->add_flag("--json", json_output, "one JSON object on standard output, progress on standard error");
         return sub;
     };
@@ -3096,35 +3467,54 @@ inline int parse_and_run(int argc, char** argv) {
     ShapeFlags shape;
     for (const char* name : {"pretrain", "remove", "finetune"}) {
         const bool pretrain = name == std::string("pretrain"), removes = name == std::string("remove");
-        CLI::App* sub = command(name, pretrain ? "Train a new GPT-2 with LayerNorm." : removes ? "Remove every LayerNorm from a model: the main job." : "The vanilla control: the same run as remove, without removal and auxiliary loss.");
+        CLI::App* sub = command(
+            name, pretrain  ? "Train a new GPT-2 with LayerNorm."
+                  : removes ? "Remove every LayerNorm from a model: the main job."
+                            : "The vanilla control: the same run as remove, without removal and auxiliary loss.");
         if (!pretrain) sub->add_option("--model", run.model, "model folder to start from");
         add_run_flags(*sub, run);
         add_protocol_flags(*sub, run.flags, removes);
         if (pretrain) {
-            sub->add_option("--size", shape.size, "tiny (4 layers x 128), or GPT-2's small, medium, large, xl")->capture_default_str();
+            sub->add_option("--size", shape.size, "tiny (4 layers x 128), or GPT-2's small, medium, large, xl")
+                ->capture_default_str();
             sub->add_option("--n-layer", shape.L, "layers [from --size]");
             sub->add_option("--n-head", shape.NH, "attention heads [from --size]");
             sub->add_option("--n-embd", shape.C, "width of the residual stream [from --size]");
             sub->add_option("--n-ctx", shape.n_ctx, "longest sequence [from --size]");
             sub->add_option("--vocab-size", shape.V, "vocabulary [from the data's PREFIX.json]");
-            sub->add_option("--tokenizer", run.tokenizer, "byte, or a folder with tokenizer files, to go into the model folder [from PREFIX.json]");
+            sub->add_option("--tokenizer", run.tokenizer,
+                            "byte, or a folder with tokenizer files, to go into the model folder [from PREFIX.json]");
             run.shape = [&shape](int64_t data_V) { return shape.config(data_V); };
         }
-        sub->callback([&, sub] { action = [&, sub] { run.json_output = json_output; return run_command(run, *sub); }; });
+        sub->callback([&, sub] {
+            action = [&, sub] {
+                run.json_output = json_output;
+                return run_command(run, *sub);
+            };
+        });
     }
 
     EvalOptions eval;
     CLI::App* sub = command("eval", "Mean cross-entropy of one model, or of several side by side.");
     sub->add_option("--model", eval.models, "one or more model folders")->required();
     sub->add_option("--data", eval.data, "token shards")->required();
-    sub->add_option("--seq", eval.seq, "positions per sequence [n_ctx]")->check(CLI::PositiveNumber);
-    sub->add_option("--batch", eval.batch, "sequences at a time")->capture_default_str();
-    sub->add_option("--val-tokens", eval.max_tokens, "stop after this many tokens [all]")->check(CLI::NonNegativeNumber);
-    sub->add_option("--windows", eval.windows, "shifted: T predictions per sequence; paper: windows of T tokens, T - 1 predictions")->capture_default_str();
+    sub->add_option("--seq", eval.seq, "positions per sequence [n_ctx]")->check(whole_number(1));
+    sub->add_option("--batch", eval.batch, "sequences at a time")->capture_default_str()->check(whole_number(1));
+    sub->add_option("--val-tokens", eval.max_tokens, "stop after this many tokens [all]")->check(whole_number(0));
+    sub->add_option("--windows", eval.windows,
+                    "shifted: T predictions per sequence; paper: windows of T tokens, T - 1 predictions")
+        ->capture_default_str();
     sub->add_option("--baseline", eval.baseline, "model that the others' losses are compared with [the first]");
     sub->add_flag("--markdown", eval.markdown, "print the table as Markdown");
-    sub->add_option("--worst", eval.worst, "how many of the worst tokens to list")->capture_default_str()->check(CLI::NonNegativeNumber);
-    sub->callback([&] { action = [&] { eval.json_output = json_output; return eval_command(eval); }; });
+    sub->add_option("--worst", eval.worst, "how many of the worst tokens to list")
+        ->capture_default_str()
+        ->check(whole_number(0));
+    sub->callback([&] {
+        action = [&] {
+            eval.json_output = json_output;
+            return eval_command(eval);
+        };
+    });
 
     ExportOptions exporting;
     sub = command("export", "Write a model in Hugging Face form or, without any norm, in folded form.");
@@ -3133,7 +3523,12 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--form", exporting.form, "hf or folded")->capture_default_str();
     sub->add_option("--dtype", exporting.dtype, "f32, bf16 or f16")->capture_default_str();
     sub->add_flag("--force", exporting.force, "write into a folder that is not empty");
-    sub->callback([&] { action = [&] { exporting.json_output = json_output; return export_command(exporting); }; });
+    sub->callback([&] {
+        action = [&] {
+            exporting.json_output = json_output;
+            return export_command(exporting);
+        };
+    });
 
     GenerateOptions generate;
     sub = command("generate", "Continue a prompt.");
@@ -3141,22 +3536,39 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--prompt", generate.prompt, "text to continue");
     sub->add_option("--max-tokens", generate.max_tokens, "tokens to make at most")->capture_default_str();
     sub->add_option("--temperature", generate.temperature, "0: always the most likely token")->capture_default_str();
-    sub->add_option("--top-k", generate.top_k, "draw from the k most likely tokens; 0: from all")->capture_default_str();
+    sub->add_option("--top-k", generate.top_k, "draw from the k most likely tokens; 0: from all")
+        ->capture_default_str();
     sub->add_option("--seed", generate.seed, "of the draws")->capture_default_str();
-    sub->callback([&] { action = [&] { generate.json_output = json_output; return generate_command(generate); }; });
+    sub->callback([&] {
+        action = [&] {
+            generate.json_output = json_output;
+            return generate_command(generate);
+        };
+    });
 
     TokenizeOptions tokenizing;
     sub = command("tokenize", "Turn text into token shards, with a held-out split by document.");
-    sub->add_option("--input", tokenizing.inputs, ".txt, .jsonl (key text), .gz of both, or - for standard input")->required();
-    sub->add_option("--tokenizer", tokenizing.tokenizer, "byte, or a folder with tokenizer files")->capture_default_str();
-    sub->add_option("--out", tokenizing.out, "PREFIX: writes PREFIX_train_000000.bin, PREFIX_val_000000.bin, PREFIX.json")->required();
-    sub->add_option("--val-fraction", tokenizing.val_fraction, "share of the documents held out")->capture_default_str();
+    sub->add_option("--input", tokenizing.inputs, ".txt, .jsonl (key text), .gz of both, or - for standard input")
+        ->required();
+    sub->add_option("--tokenizer", tokenizing.tokenizer, "byte, or a folder with tokenizer files")
+        ->capture_default_str();
+    sub->add_option("--out", tokenizing.out,
+                    "PREFIX: writes PREFIX_train_000000.bin, PREFIX_val_000000.bin, PREFIX.json")
+        ->required();
+    sub->add_option("--val-fraction", tokenizing.val_fraction, "share of the documents held out")
+        ->capture_default_str();
     sub->add_option("--seed", tokenizing.seed, "of the split")->capture_default_str();
     sub->add_option("--shard-tokens", tokenizing.shard_tokens, "tokens per shard")->capture_default_str();
     sub->add_option("--document-separator", tokenizing.document_separator, "what separates the documents of a .txt");
     sub->add_option("--text-key", tokenizing.text_key, "key of the text in .jsonl")->capture_default_str();
-    sub->add_flag("--allow-special", tokenizing.allow_special, "let <|endoftext|> in the text be the end-of-text token");
-    sub->callback([&] { action = [&] { tokenizing.threads = threads; return tokenize_command(tokenizing, json_output); }; });
+    sub->add_flag("--allow-special", tokenizing.allow_special,
+                  "let <|endoftext|> in the text be the end-of-text token");
+    sub->callback([&] {
+        action = [&] {
+            tokenizing.threads = threads;
+            return tokenize_command(tokenizing, json_output);
+        };
+    });
 
     std::string info_model;
     sub = command("info", "Describe a model folder: shape, form, sigma of every site.");
@@ -3171,7 +3583,9 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--count", stories_count, "stories")->capture_default_str();
     sub->add_option("--seed", stories_seed, "of the stories")->capture_default_str();
     sub->add_flag("--force", force, "replace the file");
-    sub->callback([&] { action = [&] { return stories_command(stories_out, stories_count, stories_seed, force); }; });
+    sub->callback([&] {
+        action = [&] { return stories_command(stories_out, stories_count, stories_seed, force, json_output); };
+    });
 
     std::vector<std::string> plot_runs;
     std::string plot_out, plot_title = "Loss while LayerNorms are removed";
@@ -3180,7 +3594,14 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--out", plot_out, "SVG file to write")->required();
     sub->add_option("--title", plot_title, "title of the picture")->capture_default_str();
     sub->add_flag("--force", force, "replace the file");
-    sub->callback([&] { action = [&] { return plot_command(plot_runs, plot_out, plot_title, force); }; });
+    sub->callback([&] { action = [&] { return plot_command(plot_runs, plot_out, plot_title, force, json_output); }; });
+
+    const std::vector<CLI::App*> commands = app.get_subcommands({});
+    for (CLI::App* each : commands) check_numbers(*each);
+    const bool known = std::any_of(commands.begin(), commands.end(),
+                                   [&](const CLI::App* each) { return argc > 1 && each->get_name() == argv[1]; });
+    if (argc > 1 && argv[1][0] != '-' && !known)
+        throw BadInput("there is no command " + quoted_name(argv[1]) + "; see --help");
 
     try {
         app.parse(argc, argv);
@@ -3195,22 +3616,28 @@ inline int parse_and_run(int argc, char** argv) {
 
 // Exit status: 0 done, 1 the run failed, 2 bad use, 3 no GPU, 128 + n stopped by signal n after saving.
 inline int run_program(int argc, char** argv) {
+    const auto fail = [](int status, const std::string& what) {
+        std::fflush(stdout);
+        std::fputs(error_line(what).c_str(), stderr);
+        return status;
+    };
     try {
-        return parse_and_run(argc, argv);
+        const int status = parse_and_run(argc, argv);
+        if (std::fflush(stdout) != 0 || std::ferror(stdout))
+            return fail(1, "standard output cannot be written: " + errno_text(errno));
+        return status;
     } catch (const BadInput& e) {
-        std::fprintf(stderr, "train_gpt2_lnfree: %s\n", e.what());
-        return 2;
+        return fail(2, e.what());
     } catch (const NoGpu& e) {
-        std::fprintf(stderr, "train_gpt2_lnfree: %s\n", e.what());
-        return 3;
+        return fail(3, e.what());
     } catch (const Interrupted& e) {
         return 128 + e.signal;
     } catch (const std::bad_alloc&) {
-        std::fprintf(stderr, "train_gpt2_lnfree: out of memory; use a smaller --batch or --seq\n");
-        return 1;
+        return fail(1, "out of memory; use a smaller --batch or --seq");
+    } catch (const fs::filesystem_error& e) {
+        return fail(1, e.path1().string() + ": " + e.code().message() + "; check the path and its permissions");
     } catch (const std::exception& e) {
-        std::fprintf(stderr, "train_gpt2_lnfree: %s\n", e.what());
-        return 1;
+        return fail(1, e.what());
     }
 }
 
@@ -3219,8 +3646,12 @@ inline int run_program(int argc, char** argv) {
 // One binary carries this file compiled for several instruction sets; dev/cpu/dispatch.cpp then has main() and calls the
 // best of them by the name in LNFREE_ENTRY. Tests and the CUDA engine define LNFREE_NO_MAIN.
 #if defined(LNFREE_ENTRY)
-extern "C" int LNFREE_ENTRY(int argc, char** argv) { return lnfree::run_program(argc, argv); }
+extern "C" int LNFREE_ENTRY(int argc, char** argv) {
+    return lnfree::run_program(argc, argv);
+}
 #elif !defined(LNFREE_NO_MAIN)
-int main(int argc, char** argv) { return lnfree::run_program(argc, argv); }
+int main(int argc, char** argv) {
+    return lnfree::run_program(argc, argv);
+}
 #endif
 #endif  // LNFREE_METHOD_ONLY

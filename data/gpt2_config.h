@@ -11,9 +11,12 @@ enum class ModelForm { hugging_face, checkpoint, folded };
 
 inline const char* model_type_of(ModelForm form) {
     switch (form) {
-        case ModelForm::hugging_face: return "gpt2";
-        case ModelForm::checkpoint: return "gpt2_lnfree_checkpoint";
-        case ModelForm::folded: return "gpt2_lnfree_folded";
+        case ModelForm::hugging_face:
+            return "gpt2";
+        case ModelForm::checkpoint:
+            return "gpt2_lnfree_checkpoint";
+        case ModelForm::folded:
+            return "gpt2_lnfree_folded";
     }
     return "";
 }

@@ -3,9 +3,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <string>
-
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "data/error.h"
 #include "data/files.h"
@@ -16,18 +15,21 @@ namespace lnfree {
 
 namespace config_detail {
 
-inline BadInput wrong(const std::string& path, const std::string& what) { return BadInput(path + ": " + what); }
+inline BadInput wrong(const std::string& path, const std::string& what) {
+    return BadInput(path + ": " + what);
+}
 
 // An integer within [low, high]; `fallback` if the key is absent or null (fallback < low: the key is required).
-inline int64_t integer(const nlohmann::json& j, const char* key, int64_t fallback, int64_t low, int64_t high, const std::string& path) {
+inline int64_t integer(const nlohmann::json& j, const char* key, int64_t fallback, int64_t low, int64_t high,
+                       const std::string& path) {
     const auto it = j.find(key);
     if (it == j.end() || it->is_null()) {
         if (fallback < low) throw wrong(path, std::string("key ") + key + " is missing; a GPT-2 config.json has it");
         return fallback;
     }
     const bool whole = it->is_number_integer();
-    if (!whole || (it->is_number_unsigned() && it->get<uint64_t>() > static_cast<uint64_t>(high)) || it->get<int64_t>() < low ||
-        it->get<int64_t>() > high)
+    if (!whole || (it->is_number_unsigned() && it->get<uint64_t>() > static_cast<uint64_t>(high)) ||
+        it->get<int64_t>() < low || it->get<int64_t>() > high)
         throw wrong(path, std::string(key) + " is " + it->dump().substr(0, 60) + "; expected a whole number from " +
                               std::to_string(low) + " to " + std::to_string(high));
     return it->get<int64_t>();
@@ -37,21 +39,23 @@ inline int64_t integer(const nlohmann::json& j, const char* key, int64_t fallbac
 inline void require_option(const nlohmann::json& j, const char* key, bool only, const std::string& path) {
     const auto it = j.find(key);
     if (it == j.end() || it->is_null() || (it->is_boolean() && it->get<bool>() == only)) return;
-    throw wrong(path, std::string(key) + " = " + it->dump().substr(0, 60) + " is not supported; only models with " + key +
-                          (only ? " = true" : " = false") + " are");
+    throw wrong(path, std::string(key) + " = " + it->dump().substr(0, 60) + " is not supported; only models with " +
+                          key + (only ? " = true" : " = false") + " are");
 }
 
 inline void require_supported_options(const nlohmann::json& j, const std::string& path) {
     const std::string activation = j.value("activation_function", std::string("gelu_new"));
     if (activation != "gelu_new" && activation != "gelu_pytorch_tanh")
-        throw wrong(path, "activation_function " + activation + " is not supported; only gelu_new (GPT-2's tanh form) is");
+        throw wrong(path,
+                    "activation_function " + activation + " is not supported; only gelu_new (GPT-2's tanh form) is");
     require_option(j, "scale_attn_weights", true, path);
     require_option(j, "scale_attn_by_inverse_layer_idx", false, path);
     require_option(j, "reorder_and_upcast_attn", false, path);
     require_option(j, "add_cross_attention", false, path);
     for (const char* adapters : {"adapters", "adapter_fusion_models", "peft_config"})
         if (j.contains(adapters) && !j[adapters].empty())
-            throw wrong(path, std::string(adapters) + " found: models with adapters are not supported; merge them first");
+            throw wrong(path,
+                        std::string(adapters) + " found: models with adapters are not supported; merge them first");
 }
 
 inline ModelForm form_of(const nlohmann::json& j, const std::string& path) {
@@ -83,8 +87,14 @@ inline GPT2Config parse_config(const std::string& text, const std::string& path)
         c.end_of_text = static_cast<int32_t>(integer(j, "eos_token_id", -1, -1, c.V - 1, path));
         if (c.C % c.NH != 0)
             throw wrong(path, "n_embd " + std::to_string(c.C) + " is not a multiple of n_head " + std::to_string(c.NH));
+        const double C = static_cast<double>(c.C), inner = static_cast<double>(c.n_inner);
+        const double parameters =
+            static_cast<double>(c.V + c.n_ctx) * C + static_cast<double>(c.L) * C * (4 * C + 2 * inner);
+        if (parameters > 1e12)
+            throw wrong(path, "describes a model of more than 1e12 parameters; that is too large for this program");
         c.epsilon = j.value("layer_norm_epsilon", 1e-5);
-        if (!(c.epsilon > 0) || !std::isfinite(c.epsilon)) throw wrong(path, "layer_norm_epsilon must be a positive number");
+        if (!(c.epsilon > 0) || !std::isfinite(c.epsilon))
+            throw wrong(path, "layer_norm_epsilon must be a positive number");
         return c;
     } catch (const nlohmann::json::exception& e) {
         throw wrong(path, std::string("a value has the wrong type: ") + e.what());

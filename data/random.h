@@ -18,7 +18,9 @@ class SplitMix64 {
         return z ^ (z >> 31);
     }
     // In [0, count), count > 0. The bias is below count / 2^64.
-    uint64_t below(uint64_t count) { return static_cast<uint64_t>((static_cast<unsigned __int128>(next()) * count) >> 64); }
+    uint64_t below(uint64_t count) {
+        return static_cast<uint64_t>((static_cast<unsigned __int128>(next()) * count) >> 64);
+    }
     // In [0, 1), 53 random bits.
     double uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
     // Standard normal, by Box and Muller's method (the second value of each pair is not used).

@@ -280,7 +280,8 @@ class SafetensorsHeaderReader : public nlohmann::json_sax<nlohmann::json> {
         for (const DTypeInfo& info : dtype_table) {
             if (name == info.name) return info.dtype;
         }
-        refuse(tensor() + " with the dtype " + quoted_name(name) + ", which this program does not know");
+        refuse(tensor() + " with the dtype " + quoted_name(name) +
+               ", which this program does not know; store the weights as F32, F16 or BF16");
     }
 
     std::string file_;
@@ -474,7 +475,7 @@ class SafetensorsFolder {
             throw BadInput(folder + " holds no weights: neither model.safetensors nor model.safetensors.index.json" +
                            (fs::exists(fs::path(folder) / "pytorch_model.bin", ignored)
                                 ? "; convert its pytorch_model.bin with save_pretrained(safe_serialization=True)"
-                                : ""));
+                                : "; fetch one of them"));
         }
         return files;
     }

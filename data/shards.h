@@ -75,7 +75,9 @@ inline std::vector<std::string> expand_patterns(const std::vector<std::string>& 
     for (const std::string& shard_pattern : patterns) {
         const auto [pattern, raw] = split_raw_prefix(shard_pattern);
         const std::vector<std::string> paths = expand_glob(pattern);
-        if (paths.empty()) throw BadInput("no token shard matches " + quoted_name(shard_pattern));
+        if (paths.empty())
+            throw BadInput("no token shard matches " + quoted_name(shard_pattern) +
+                           "; check the path, or make shards with the command tokenize");
         for (const std::string& path : paths) {
             std::error_code error;
             const std::string canonical = std::filesystem::canonical(path, error).string();

@@ -565,7 +565,7 @@ class StoryWriter {
         } else {
             for (size_t i = 2 + random_.below(3); i > 0; i--) one_event();
         }
-        if (random_.chance(30)) exchange();
+        if (random_.chance(45)) exchange();
         if (paragraph_.empty()) one_event();
     }
 

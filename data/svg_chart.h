@@ -457,6 +457,7 @@ class Painter {
 
     void text(double x, double y, const std::string& words, double size, const std::string& anchor,
               const std::string& colour, const std::string& more = "") {
+        if (words.empty()) return;
         body_ += "<text x=\"" + pixel(x) + "\" y=\"" + pixel(y) + "\" font-size=\"" + fixed(size, 1) +
                  "\" text-anchor=\"" + anchor + "\" fill=\"" + escape(colour) + "\"" +
                  (more.empty() ? "" : " " + more) + ">" + escape(words) + "</text>\n";
@@ -512,6 +513,7 @@ class Painter {
             words += last ? " ends at " + short_number(series.y[last - 1]) + "." : " has no points.";
         }
         for (const ChartReference& reference : chart_.references) {
+            if (!std::isfinite(reference.y)) continue;
             words += " Reference " + reference.label + " at " + short_number(reference.y) + ".";
         }
         if (!chart_.markers.empty()) words += " " + std::to_string(chart_.markers.size()) + " marked moments.";

@@ -442,6 +442,19 @@ inline void publish_tokens(const TokenizeOptions& options, const Tokenizer& toke
     }
 }
 
+// The part of tokenize_files that writes, into a folder that exists.
+inline TokenizeResult tokenize_documents(const TokenizeOptions& options, const Tokenizer& tokenizer,
+                                         DocumentReader& reader, const TokenizeProgress& progress) {
+    SplitWriter writer(options, tokenizer.vocab_size());
+    run_tokenize_threads(tokenizer, options, reader, writer, progress);
+    if (writer.documents() == 0) {
+        const std::string others = options.inputs.size() > 1 ? " and the other inputs" : "";
+        throw BadInput("there are no documents in " + options.inputs.front() + others + "; give some text");
+    }
+    publish_tokens(options, tokenizer, writer);
+    return writer.result;
+}
+
 // Tokenises all documents of the inputs into shards. An earlier run's files under the same prefix are replaced.
 //
 // A document is held out for validation by is_held_out; with two or more documents and a fraction above 0 each side gets
@@ -455,18 +468,17 @@ inline TokenizeResult tokenize_files(const TokenizeOptions& options, const Token
     document_options.separator = unescape_separator(options.document_separator);
     DocumentReader reader(options.inputs, document_options);
     std::error_code error;
-    std::filesystem::create_directories(folder_of(options.out), error);
+    const std::string folder = folder_of(options.out);
+    const bool folder_is_new = std::filesystem::create_directories(folder, error);
     if (error) throw BadInput("cannot make the folder of --out " + options.out + ": " + error.message());
-
-    SplitWriter writer(options, tokenizer->vocab_size());
-    run_tokenize_threads(*tokenizer, options, reader, writer, progress);
-    if (writer.documents() == 0) {
-        const std::string others = options.inputs.size() > 1 ? " and the other inputs" : "";
-        throw BadInput("there are no documents in " + options.inputs.front() + others);
+    try {
+        TokenizeResult result = tokenize_documents(options, *tokenizer, reader, progress);
+        result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        return result;
+    } catch (...) {
+        if (folder_is_new) std::filesystem::remove(folder, error);  // unless something else came into it
+        throw;
     }
-    publish_tokens(options, *tokenizer, writer);
-    writer.result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return writer.result;
 }
 
 }  // namespace lnfree

@@ -10,7 +10,7 @@ set -eu
 
 engine=$PWD/train_gpt2_lnfree
 out=${OUT:-demo}
-pretrain_steps=${PRETRAIN_STEPS:-300}
+pretrain_steps=${PRETRAIN_STEPS:-500}
 steps=${STEPS:-100}
 
 if [ ! -x "$engine" ]; then
@@ -62,7 +62,7 @@ say "5. Both exact forms of the result"
 
 say "6. What it cost, on held-out text"
 cd "$out"
-"$engine" eval --model original control lnfree lnfree_hf lnfree_folded --baseline control --markdown --data "text_val_*.bin" >table.md
+"$engine" eval --model original control lnfree lnfree_hf lnfree_folded --baseline control --markdown --val-tokens 100000 --data "text_val_*.bin" >table.md
 cat table.md
 "$engine" plot --run control=control lnfree=lnfree --title "Removing every LayerNorm: training loss" --out loss.svg
 

@@ -1,20 +1,23 @@
 #!/bin/sh
 # Installs the Debian packages of scripts/packages.txt that this machine lacks.
 #
-#   scripts/install_deps.sh [needed|all] [--check]
+#   scripts/install_deps.sh [needed|tests|all] [--check]
 #
+# needed: what the program is built from; tests (the default): that and what its tests need; all: the whole list.
 # With root's rights or password-less sudo it installs; otherwise, and with --check, it prints the one line to type.
 # Exit 0: nothing is missing (any more). Exit 2: something is, and the line says what to do about it.
 # CXX names the compiler that has to find the headers (g++ if unset).
 set -eu
 
-level=needed
+wanted="needed tests"
 check_only=no
 for argument in "$@"; do
     case $argument in
-        needed | all) level=$argument ;;
+        needed) wanted="needed" ;;
+        tests) wanted="needed tests" ;;
+        all) wanted="needed tests optional" ;;
         --check) check_only=yes ;;
-        *) echo "install_deps.sh: unknown argument '$argument' (use: needed, all, --check)" >&2 && exit 2 ;;
+        *) echo "install_deps.sh: unknown argument '$argument' (use: needed, tests, all, --check)" >&2 && exit 2 ;;
     esac
 done
 
@@ -44,9 +47,8 @@ present() { # WHAT: the third column of the list
 missing_packages() {
     missing=
     while read -r kind package seen_by _; do
-        case $kind in
-            needed) ;;
-            optional) [ "$level" = all ] || continue ;;
+        case " $wanted " in
+            *" $kind "*) ;;
             *) continue ;;
         esac
         present "$seen_by" || missing="$missing $package"

@@ -4,15 +4,15 @@
 #   scripts/real_text.sh [CORPUS]
 #
 # CORPUS (.txt, .jsonl, .gz of both) defaults to ../shared/data/text/openwebtext_sample.jsonl.gz. Settings with their
-# defaults: OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=1500 STEPS=300
-# BATCH=32 SEQ=128 SEED=1. The documents held out (5 %) are never trained on. A run that is there already is not made again.
+# defaults: OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=2500 STEPS=300
+# BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree. The documents held out (5 %) are never trained on. A run that is there already is not made again.
 set -eu
 
-engine=./train_gpt2_lnfree
+engine=${ENGINE:-./train_gpt2_lnfree}
 corpus=${1:-../shared/data/text/openwebtext_sample.jsonl.gz}
 out=${OUT:-runs/real_text}
 size=${SIZE:---n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128}
-pretrain_steps=${PRETRAIN_STEPS:-1500}
+pretrain_steps=${PRETRAIN_STEPS:-2500}
 steps=${STEPS:-300}
 seed=${SEED:-1}
 
@@ -33,7 +33,7 @@ run() { # COMMAND NAME FLAGS...
     "$engine" "$command" $data --out "$out/$name" --force "$@"
 }
 # shellcheck disable=SC2086
-run pretrain original $size --steps "$pretrain_steps" --eval-every $((pretrain_steps / 20)) --save-every 500
+run pretrain original $size --lr 2e-3 --min-lr 0 --steps "$pretrain_steps" --eval-every $((pretrain_steps / 20)) --save-every 500
 run finetune control --model "$out/original" --preset auto --steps "$steps"
 run remove lnfree --model "$out/original" --preset auto --steps "$steps"
 

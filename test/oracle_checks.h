@@ -107,11 +107,13 @@ inline void check_static_cases(const OracleTolerance& tolerance) {
         freeze_as_recorded(model, test_case);
         const TensorView* shape = oracle.statics.find(batch + ".inputs");
         const auto B = static_cast<int64_t>(shape->shape[0]), T = static_cast<int64_t>(shape->shape[1]);
-        const auto inputs = Oracle::tokens(oracle.statics, batch + ".inputs"), targets = Oracle::tokens(oracle.statics, batch + ".targets");
+        const auto inputs = Oracle::tokens(oracle.statics, batch + ".inputs"),
+                   targets = Oracle::tokens(oracle.statics, batch + ".targets");
 
         const BatchLoss loss = model.forward_backward(inputs.data(), targets.data(), B, T, test_case["aux_weight"], 1);
         CHECK(loss.loss == doctest::Approx(test_case["loss"].get<double>()).epsilon(tolerance.forward_and_gradients));
-        CHECK(loss.aux == doctest::Approx(test_case["aux_loss"].get<double>()).epsilon(tolerance.forward_and_gradients));
+        CHECK(loss.aux ==
+              doctest::Approx(test_case["aux_loss"].get<double>()).epsilon(tolerance.forward_and_gradients));
         for (size_t i = 0; i < model.sites.all.size(); i++) {
             const double expected = test_case["sigma_avg"][site_name(model.sites.all[i])];
             CHECK(model.sigma_sums[i].mean() == doctest::Approx(expected).epsilon(tolerance.forward_and_gradients));
@@ -119,7 +121,8 @@ inline void check_static_cases(const OracleTolerance& tolerance) {
         for (const Tensor& t : model.tensors) {
             CAPTURE(t.name);
             const auto expected = Oracle::doubles(oracle.statics, name + ".grad." + t.name);
-            CHECK(tensor_error(t, model.grads.data() + t.offset, expected, tolerance.key_bias_too) <= tolerance.forward_and_gradients);
+            CHECK(tensor_error(t, model.grads.data() + t.offset, expected, tolerance.key_bias_too) <=
+                  tolerance.forward_and_gradients);
         }
         std::vector<real> logits(static_cast<size_t>(B * T * model.config.V));
         model.logits(logits.data(), inputs.data(), B, T);
@@ -163,10 +166,12 @@ inline Protocol protocol_of_run(const nlohmann::json& s, int64_t B, int64_t T) {
 inline void take_release_steps(Protocol& p, const nlohmann::json& run) {
     for (const nlohmann::json& step : run["steps"])
         for (const nlohmann::json& e : step["events"])
-            if (e["kind"] == "released") (e["special"] == "end_of_text" ? p.release_end_of_text : p.release_position0) = step["step"];
+            if (e["kind"] == "released")
+                (e["special"] == "end_of_text" ? p.release_end_of_text : p.release_position0) = step["step"];
 }
 
-inline void check_events(const std::vector<Event>& ours, const nlohmann::json& expected, const Sites& sites, double epsilon) {
+inline void check_events(const std::vector<Event>& ours, const nlohmann::json& expected, const Sites& sites,
+                         double epsilon) {
     std::map<std::string, double> removed;
     for (const Event& e : ours)
         if (e.action == "removed") removed[site_name(sites.all[static_cast<size_t>(e.site)])] = e.sigma_bar;
@@ -189,7 +194,8 @@ inline void check_trajectories(const OracleTolerance& tolerance) {
     for (const nlohmann::json& run : oracle.settings["trajectories"]) {
         const std::string name = run["name"];
         CAPTURE(name);
-        const auto inputs = Oracle::tokens(oracle.trajectories, name + ".inputs"), targets = Oracle::tokens(oracle.trajectories, name + ".targets");
+        const auto inputs = Oracle::tokens(oracle.trajectories, name + ".inputs"),
+                   targets = Oracle::tokens(oracle.trajectories, name + ".targets");
         const std::vector<uint64_t> shape = oracle.trajectories.find(name + ".inputs")->shape;  // (steps,accum,B,T)
         const auto B = static_cast<int64_t>(shape[2]), T = static_cast<int64_t>(shape[3]);
         Protocol p = protocol_of_run(run["settings"], B, T);
@@ -209,7 +215,9 @@ inline void check_trajectories(const OracleTolerance& tolerance) {
             check_events(events, expected["events"], model.sites, losses);
             BatchLoss mean;
             for (int64_t a = 0; a < p.grad_accum; a++) {
-                const BatchLoss l = model.forward_backward(micro_batches[static_cast<size_t>(a)].data(), targets.data() + (s * p.grad_accum + a) * B * T, B, T, p.aux_weight, p.grad_accum);
+                const BatchLoss l = model.forward_backward(micro_batches[static_cast<size_t>(a)].data(),
+                                                           targets.data() + (s * p.grad_accum + a) * B * T, B, T,
+                                                           p.aux_weight, p.grad_accum);
                 mean.loss += l.loss / static_cast<double>(p.grad_accum);
                 mean.aux += l.aux / static_cast<double>(p.grad_accum);
             }
@@ -226,7 +234,8 @@ inline void check_trajectories(const OracleTolerance& tolerance) {
         for (const Tensor& t : model.tensors) {
             CAPTURE(t.name);
             const auto expected = Oracle::doubles(oracle.trajectories, name + ".final." + t.name);
-            CHECK(tensor_error(t, model.params.data() + t.offset, expected, tolerance.key_bias_too) <= tolerance.final_weights);
+            CHECK(tensor_error(t, model.params.data() + t.offset, expected, tolerance.key_bias_too) <=
+                  tolerance.final_weights);
         }
     }
 }

@@ -35,7 +35,9 @@ static void randomise(GPT2& model, uint64_t seed) {
     SplitMix64 random(seed);
     for (const Tensor& t : model.tensors)
         for (int64_t i = 0; i < t.size; i++)
-            model.params.data()[t.offset + i] = static_cast<real>((t.name.find("ln_") != std::string::npos && t.shape.size() == 1 && t.name.back() == 't' ? 1.0 : 0.0) + 0.15 * random.normal());
+            model.params.data()[t.offset + i] = static_cast<real>(
+                (t.name.find("ln_") != std::string::npos && t.shape.size() == 1 && t.name.back() == 't' ? 1.0 : 0.0) +
+                0.15 * random.normal());
 }
 
 static GPT2 finished_model() {
@@ -253,7 +255,8 @@ struct TinyTask {
         GPT2 model(small_config());
         initialise(model, 1);
         GPT2Config config;
-        write_model_folder(scratch / "base", config = model.config, plain_recipes(model, "transformer."), DType::F32, {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
+        write_model_folder(scratch / "base", config = model.config, plain_recipes(model, "transformer."), DType::F32,
+                           {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
         options.command = "remove";
         options.model = scratch / "base";
         options.data = {scratch / "stories_train_*.bin"};
@@ -412,8 +415,8 @@ TEST_CASE("mean_loss is the mean over all predictions, however they are batched"
         for (int64_t t = 0; t < P; t++) sum += static_cast<double>(losses[t]);
         predictions += static_cast<uint64_t>(P);
     };
-    const double by_one = mean_loss(*loaded.model, shards, 19, 1, 500, false, "", stderr, each);
+    const double by_one = mean_loss(*loaded.model, shards, 19, 1, 500, false, "", each);
     CHECK(predictions == 494);  // 26 sequences of 19
     CHECK(by_one == doctest::Approx(sum / static_cast<double>(predictions)).epsilon(1e-12));
-    CHECK(mean_loss(*loaded.model, shards, 19, 4, 500, false, "", stderr) == doctest::Approx(by_one).epsilon(1e-6));
+    CHECK(mean_loss(*loaded.model, shards, 19, 4, 500, false, "") == doctest::Approx(by_one).epsilon(1e-6));
 }

@@ -23,7 +23,9 @@ inline uint32_t bits_of(float x) {
 }
 
 // 2^n for n in [-126, 127], by writing the exponent.
-inline float power_of_two(int32_t n) { return from_bits(static_cast<uint32_t>(n + 127) << 23); }
+inline float power_of_two(int32_t n) {
+    return from_bits(static_cast<uint32_t>(n + 127) << 23);
+}
 
 }  // namespace vector_math
 
@@ -33,8 +35,8 @@ inline float power_of_two(int32_t n) { return from_bits(static_cast<uint32_t>(n 
 inline float fast_exp(float x) {
     constexpr float log2_e = 1.44269504f;
     constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // ln2_high has few bits: n * ln2_high is exact
-    constexpr float round_magic = 12582912.0f;                          // 1.5 * 2^23: adding it rounds to an integer
-    float clamped = x > 89.0f ? 89.0f : x;  // NaN passes both comparisons
+    constexpr float round_magic = 12582912.0f;                           // 1.5 * 2^23: adding it rounds to an integer
+    float clamped = x > 89.0f ? 89.0f : x;                               // NaN passes both comparisons
     clamped = clamped < -104.0f ? -104.0f : clamped;
     const float shifted = clamped * log2_e + round_magic;
     const float n = shifted - round_magic;
@@ -56,7 +58,9 @@ inline float fast_exp(float x) {
     return sum * vector_math::power_of_two(first) * vector_math::power_of_two(half - first);
 }
 
-inline double fast_exp(double x) { return std::exp(x); }
+inline double fast_exp(double x) {
+    return std::exp(x);
+}
 
 // tanh x. Relative error below 5e-7, absolute error below 1.2e-7; NaN for NaN.
 //
@@ -73,6 +77,8 @@ inline float fast_tanh(float x) {
     return magnitude < 0.25f ? near : far;
 }
 
-inline double fast_tanh(double x) { return std::tanh(x); }
+inline double fast_tanh(double x) {
+    return std::tanh(x);
+}
 
 }  // namespace lnfree

@@ -25,7 +25,8 @@ static double dot(const std::vector<real>& a, const std::vector<real>& b) {
 
 // Largest difference between `gradient` and the finite differences of `loss` with respect to x, relative to the largest
 // gradient. `every`: checks only each so-many-th element.
-static double gradient_error(real* x, const std::vector<real>& gradient, const std::function<double()>& loss, size_t every = 1) {
+static double gradient_error(real* x, const std::vector<real>& gradient, const std::function<double()>& loss,
+                             size_t every = 1) {
     constexpr double h = 1e-5;
     double worst = 0, largest = 0;
     for (size_t i = 0; i < gradient.size(); i += every) {
@@ -61,13 +62,17 @@ TEST_CASE("encoder: tokens that repeat gather all of their gradients") {
 // LayerNorm and FakeLN on one set of values: N = 67 positions cross a chunk of sum_over_positions.
 struct NormCase {
     const int64_t N = 67, C = 7;
-    std::vector<real> x = random_values(N * C, 4, 2), gamma = random_values(C, 5), beta = random_values(C, 6), d = random_values(N * C, 7);
-    std::vector<real> out = std::vector<real>(x.size()), mean = std::vector<real>(static_cast<size_t>(N)), sigma = mean, frozen = mean;
-    std::vector<real> dx = std::vector<real>(x.size()), dgamma = std::vector<real>(static_cast<size_t>(C)), dbeta = dgamma;
+    std::vector<real> x = random_values(N * C, 4, 2), gamma = random_values(C, 5), beta = random_values(C, 6),
+                      d = random_values(N * C, 7);
+    std::vector<real> out = std::vector<real>(x.size()), mean = std::vector<real>(static_cast<size_t>(N)), sigma = mean,
+                      frozen = mean;
+    std::vector<real> dx = std::vector<real>(x.size()), dgamma = std::vector<real>(static_cast<size_t>(C)),
+                      dbeta = dgamma;
 
     double loss(bool fake) {
         moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
-        norm_forward(out.data(), x.data(), mean.data(), fake ? frozen.data() : sigma.data(), gamma.data(), beta.data(), N, C);
+        norm_forward(out.data(), x.data(), mean.data(), fake ? frozen.data() : sigma.data(), gamma.data(), beta.data(),
+                     N, C);
         return dot(out, d);
     }
     void check(bool fake) {
@@ -81,7 +86,8 @@ struct NormCase {
 TEST_CASE("LayerNorm") {
     NormCase n;
     n.loss(false);
-    layernorm_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(), n.mean.data(), n.sigma.data(), n.N, n.C);
+    layernorm_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(),
+                       n.mean.data(), n.sigma.data(), n.N, n.C);
     n.check(false);
 }
 
@@ -99,7 +105,8 @@ TEST_CASE("FakeLN with the precursor's two kinds of divisor") {
     CHECK(n.frozen[5] == 0.6);
     CHECK(n.frozen[6] == 1.7);
     n.loss(true);
-    fakeln_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(), n.mean.data(), n.frozen.data(), n.N, n.C);
+    fakeln_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(), n.mean.data(),
+                    n.frozen.data(), n.N, n.C);
     n.check(true);
 }
 
@@ -224,7 +231,9 @@ static GPT2 small_model(ModelForm form) {
     SplitMix64 random(19);
     for (const Tensor& t : model.tensors)
         for (int64_t i = 0; i < t.size; i++)
-            model.params.data()[t.offset + i] = (t.name.find("ln_") != std::string::npos && t.name.find("weight") != std::string::npos ? 1 : 0) + 0.4 * random.normal();
+            model.params.data()[t.offset + i] =
+                (t.name.find("ln_") != std::string::npos && t.name.find("weight") != std::string::npos ? 1 : 0) +
+                0.4 * random.normal();
     model.prepare_training();
     return model;
 }
@@ -271,12 +280,26 @@ TEST_CASE("the whole model at every stage of removal, with and without auxiliary
         {"none removed", [](Sites&) {}},
         {"some mlp", [](Sites& s) { remove_site(s.mlp(1), 1.3); }},
         {"all mlp", all_mlp},
-        {"some qk", [&](Sites& s) { all_mlp(s); remove_site(s.qk(0), 0.7); }},
-        {"qk and v of one layer", [&](Sites& s) { all_mlp(s); remove_site(s.qk(0), 0.7); remove_site(s.v(0), 1.1); }},
+        {"some qk",
+         [&](Sites& s) {
+             all_mlp(s);
+             remove_site(s.qk(0), 0.7);
+         }},
+        {"qk and v of one layer",
+         [&](Sites& s) {
+             all_mlp(s);
+             remove_site(s.qk(0), 0.7);
+             remove_site(s.v(0), 1.1);
+         }},
         {"v without qk", [](Sites& s) { remove_site(s.v(1), 1.1); }},
         {"all but f", all_but_f},
-        {"all", [&](Sites& s) { all_but_f(s); remove_site(s.f(), 2.1); }},
-        {"precursor", [&](Sites& s) {
+        {"all",
+         [&](Sites& s) {
+             all_but_f(s);
+             remove_site(s.f(), 2.1);
+         }},
+        {"precursor",
+         [&](Sites& s) {
              all_but_f(s);
              remove_site(s.f(), 2.1);
              for (Site& site : s.all) {

@@ -1,9 +1,9 @@
 // The errors that dev/cpu/vector_math.h states, against double precision, over every 97th float.
-#include "dev/cpu/vector_math.h"
-
 #include <doctest/doctest.h>
 
 #include <limits>
+
+#include "dev/cpu/vector_math.h"
 
 using lnfree::fast_exp;
 using lnfree::fast_tanh;

@@ -1,0 +1,19 @@
+#!/bin/sh
+# Writes measured tables into README.md between their markers, so that nobody types figures.
+#
+#   scripts/update_readme.sh        takes demo/table.md, demo/loss.svg and runs/real_text/table.md where they are
+set -eu
+
+insert() { # MARKER FILE
+    [ -r "$2" ] || { echo "scripts/update_readme.sh: $2 is not there, its table stays as it is"; return 0; }
+    awk -v begin="<!-- $1 -->" -v end="<!-- end of $1 -->" -v file="$2" '
+        $0 == end { inside = 0 }
+        !inside { print }
+        $0 == begin { inside = 1; while ((getline line < file) > 0) print line }
+    ' README.md >README.md.new
+    mv README.md.new README.md
+}
+
+insert "demo table" demo/table.md
+insert "real text table" runs/real_text/table.md
+if [ -r demo/loss.svg ]; then cp demo/loss.svg scripts/demo_loss.svg; fi

@@ -1,0 +1,1255 @@
+// The program as its users meet it: every command in a process of its own, judged by exit status, output and files.
+//
+// LNFREE_PROGRAM names the program (default ./train_gpt2_lnfree); run from the project root. A model of one layer, 16
+// wide, is trained once, and everything is tried on copies of it.
+
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "test/file_helpers.h"
+
+using namespace lnfree;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Processes
+
+struct Outcome {
+    int status = 0;  // exit status; minus the signal's number if a signal ended it
+    std::string out, err;
+};
+
+struct Surroundings {
+    rlim_t largest_file = RLIM_INFINITY;  // bytes; a limit is a full disk
+    std::string standard_output;          // a file such as /dev/full; empty: captured
+};
+
+// A running program. Its output goes through files, which unlike pipes never fill up.
+class Process {
+  public:
+    explicit Process(const Words& arguments, const Surroundings& surroundings = {}) {
+        const char* chosen = std::getenv("LNFREE_PROGRAM");
+        const std::string program = chosen != nullptr ? chosen : "./train_gpt2_lnfree";
+        if (::access(program.c_str(), X_OK) != 0) throw std::runtime_error(program + " is not there: run make");
+        std::vector<char*> argv = {const_cast<char*>(program.c_str())};
+        for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+        argv.push_back(nullptr);
+        const std::string out = surroundings.standard_output.empty() ? output_ / "out" : surroundings.standard_output;
+        const std::string err = output_ / "err";
+        pid_ = ::fork();
+        if (pid_ != 0) return;
+        redirect("/dev/null", O_RDONLY, STDIN_FILENO);
+        redirect(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, STDOUT_FILENO);
+        redirect(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, STDERR_FILENO);
+        if (surroundings.largest_file != RLIM_INFINITY) {
+            std::signal(SIGXFSZ, SIG_IGN);
+            const rlimit limit = {surroundings.largest_file, surroundings.largest_file};
+            ::setrlimit(RLIMIT_FSIZE, &limit);
+        }
+        ::execv(program.c_str(), argv.data());
+        ::_exit(127);
+    }
+    Process(const Process&) = delete;
+    Process& operator=(const Process&) = delete;
+    ~Process() {
+        if (!ended_) wait(0);
+    }
+
+    void kill(int signal) const { ::kill(pid_, signal); }
+
+    bool running() {
+        if (!ended_) ended_ = ::waitpid(pid_, &wait_status_, WNOHANG) == pid_;
+        return !ended_;
+    }
+
+    // What became of it; one that hangs is killed.
+    Outcome wait(double seconds = 120) {
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+        while (running() && std::chrono::steady_clock::now() < deadline) ::usleep(500);
+        if (running()) kill(SIGKILL);
+        while (running()) ::usleep(500);
+        const bool exited = WIFEXITED(wait_status_);
+        return {exited ? WEXITSTATUS(wait_status_) : -WTERMSIG(wait_status_), read_bytes(output_ / "out"),
+                read_bytes(output_ / "err")};
+    }
+
+  private:
+    static void redirect(const char* path, int flags, int descriptor) {
+        const int file = ::open(path, flags, 0666);
+        if (file < 0 || ::dup2(file, descriptor) < 0) ::_exit(126);
+        ::close(file);
+    }
+
+    TemporaryFolder output_;
+    pid_t pid_ = -1;
+    int wait_status_ = 0;
+    bool ended_ = false;
+};
+
+Outcome run(const Words& arguments, const Surroundings& surroundings = {}) {
+    return Process(arguments, surroundings).wait();
+}
+
+// Runs what must succeed.
+Outcome succeed(const Words& arguments) {
+    Outcome outcome = run(arguments);
+    INFO(outcome.err);
+    REQUIRE(outcome.status == 0);
+    return outcome;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Files
+
+// Every file below a folder with its bytes, and every folder as "NAME/".
+using Listing = std::map<std::string, std::string>;
+
+Listing listing_of(const std::string& folder) {
+    Listing listing;
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+        const std::string name = fs::relative(entry.path(), folder).string();
+        if (entry.is_directory()) {
+            listing[name + "/"] = "";
+        } else {
+            listing[name] = read_bytes(entry.path());
+        }
+    }
+    return listing;
+}
+
+std::set<std::string> names_of(const Listing& listing) {
+    std::set<std::string> names;
+    for (const auto& [name, bytes] : listing) names.insert(name);
+    return names;
+}
+
+json json_file(const std::string& path) {
+    return json::parse(read_bytes(path));
+}
+
+void edit_json(const std::string& path, const std::function<void(json&)>& edit) {
+    json j = json_file(path);
+    edit(j);
+    write_bytes(path, j.dump());
+}
+
+// Changes the header and the data of a safetensors file.
+void edit_safetensors(const std::string& path, const std::function<void(json& header, std::string& data)>& edit) {
+    const std::string bytes = read_bytes(path);
+    uint64_t length = 0;
+    std::memcpy(&length, bytes.data(), sizeof(length));
+    json header = json::parse(bytes.substr(8, length));
+    std::string data = bytes.substr(8 + length);
+    edit(header, data);
+    const std::string text = header.dump();
+    length = text.size();
+    write_bytes(path, std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + text + data);
+}
+
+// The lines of a run's log.
+std::vector<json> log_of(const std::string& folder) {
+    std::vector<json> lines;
+    std::istringstream text(read_bytes(folder + "/log.jsonl"));
+    for (std::string line; std::getline(text, line);) lines.push_back(json::parse(line));
+    return lines;
+}
+
+std::set<std::string> keys_of(const json& object) {
+    std::set<std::string> keys;
+    for (const auto& [key, value] : object.items()) keys.insert(key);
+    return keys;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The workbench
+
+// Everything that costs time is made once: shards of the story world in data/, `base`, trained a little, and `free`, in
+// which all four sites are removed. Of the removal, `half` is the last checkpoint before `f` went.
+struct Workbench {
+    TemporaryFolder folder;
+    Listing made;  // what is there once and for all
+
+    Workbench() {
+        ::setenv("OMP_NUM_THREADS", "1", 1);
+        succeed({"stories", "--count", "60", "--out", folder / "stories.jsonl"});
+        succeed({"tokenize", "--input", folder / "stories.jsonl", "--out", folder / "data/s", "--val-fraction", "0.1"});
+        succeed(with_data({"pretrain", "--out", folder / "base", "--n-layer", "1", "--n-head", "2", "--n-embd", "16",
+                           "--n-ctx", "16", "--steps", "60", "--lr", "0.01"}));
+        succeed(removal(folder / "free", {"--start-f", "18", "--save-every", "8", "--keep-checkpoints", "1"}));
+        fs::rename(folder / "free/checkpoints/step_000016", folder / "half");
+        fs::remove(folder / "free/checkpoints");
+        made = listing_of(folder.path());
+    }
+
+    // Commands of 20 steps and a few hundredths of a second.
+    Words with_data(Words arguments) const {
+        for (const char* word : {"--batch", "4", "--grad-accum", "1", "--val-tokens", "64", "--data"}) {
+            arguments.emplace_back(word);
+        }
+        arguments.push_back(folder / "data/s_train_*.bin");
+        arguments.emplace_back("--val");
+        arguments.push_back(folder / "data/s_val_*.bin");
+        return arguments;
+    }
+    Words training(const std::string& command, const std::string& model, const std::string& out, Words more) const {
+        Words arguments = {command, "--model", model, "--out", out, "--steps", "20"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return with_data(arguments);
+    }
+    Words removal(const std::string& out, const Words& more = {}) const {
+        return training("remove", folder / "base", out, more);
+    }
+    Words evaluation(const std::string& model, const Words& more = {}) const {
+        Words arguments = {"eval", "--data", folder / "data/s_val_000000.bin", "--model", model};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return arguments;
+    }
+};
+
+const Workbench& workbench() {
+    static const Workbench made;
+    return made;
+}
+
+// A copy of something on the workbench, to be damaged.
+class Copy {
+  public:
+    explicit Copy(const std::string& name) : path_(folder_ / "copy") {
+        fs::copy(workbench().folder / name, path_, fs::copy_options::recursive);
+    }
+    const std::string& path() const { return path_; }
+    std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+
+  private:
+    TemporaryFolder folder_;
+    std::string path_;
+};
+
+// Where nothing is, and nothing may appear.
+std::string nowhere() {
+    return workbench().folder / "nowhere";
+}
+
+// The one line that standard error must be, without its end; empty if it is anything else.
+std::string only_line(const std::string& err) {
+    const bool ends = !err.empty() && err.back() == '\n';
+    const std::string line = ends ? err.substr(0, err.size() - 1) : "";
+    return is_one_line(line) ? line : "";
+}
+
+void check_workbench_untouched() {
+    CHECK(listing_of(workbench().folder.path()) == workbench().made);
+}
+
+// Refused as bad use: exit 2, one line that holds all of `words`, nothing on standard output, no file touched.
+void check_refused(const Words& arguments, const Words& words) {
+    const Outcome outcome = run(arguments);
+    std::string command;
+    for (const std::string& argument : arguments) command += argument + " ";
+    CAPTURE(command);
+    CAPTURE(outcome.err);
+    CHECK(outcome.status == 2);
+    CHECK(outcome.out.empty());
+    CHECK(!only_line(outcome.err).empty());
+    for (const std::string& word : words) {
+        CAPTURE(word);
+        CHECK(contains(outcome.err, word));
+    }
+    check_workbench_untouched();
+}
+
+// The same for a model folder, by a command that writes and one that only looks.
+void check_model_refused(const std::string& model, const Words& words) {
+    const Listing before = listing_of(model);
+    check_refused(workbench().training("remove", model, nowhere(), {}), words);
+    check_refused({"info", "--model", model}, words);
+    CHECK(listing_of(model) == before);
+}
+
+// And for shards.
+void check_data_refused(const std::string& train, const std::string& val, const Words& words) {
+    const std::string base = workbench().folder / "base";
+    check_refused({"remove", "--model", base, "--data", train, "--val", val, "--out", nowhere()}, words);
+    check_refused({"eval", "--model", base, "--data", train}, words);
+}
+
+const Words commands = {"pretrain", "remove",   "finetune", "eval",    "export",
+                        "generate", "tokenize", "info",     "stories", "plot"};
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The command line itself
+
+TEST_CASE("every command explains itself and every flag, on standard output with exit 0") {
+    const Outcome all = succeed({"--help"});
+    for (const std::string& command : commands) {
+        CAPTURE(command);
+        CHECK(contains(all.out, "  " + command + " "));
+        const Outcome one = succeed({command, "--help"});
+        CHECK(contains(one.out, "--json"));
+        CHECK(contains(one.out, "--threads"));
+        CHECK(one.err.empty());
+    }
+    const std::string remove = succeed({"remove", "--help"}).out;
+    for (const char* flag : {"--model",      "--data",         "--val",        "--out",
+                             "--preset",     "--steps",        "--stop",       "--tokens",
+                             "--batch",      "--seq",          "--lr",         "--min-lr",
+                             "--warmup",     "--weight-decay", "--grad-accum", "--aux-weight",
+                             "--start-f",    "--gap-mlp",      "--start-qk",   "--start-v",
+                             "--start-mlp",  "--gap-v",        "--sigma-ema",  "--seed",
+                             "--gap-qk",     "--resume",       "--force",      "--eval-every",
+                             "--val-tokens", "--save-every",   "--dry-run",    "--keep-checkpoints"}) {
+        CAPTURE(flag);
+        CHECK(contains(remove, flag));
+    }
+}
+
+TEST_CASE("unknown commands and flags are refused by name") {
+    check_refused({}, {"--help"});
+    check_refused({"dehydrate"}, {"\"dehydrate\"", "--help"});
+    check_refused({"remove"}, {"--out", "required", "--help"});
+    check_refused({"remove", "--out", nowhere()}, {"--model", "required"});
+    check_refused({"remove", "--out", nowhere(), "--model", workbench().folder / "base"},
+                  {"--data", "--val", "tokenize"});
+    for (const std::string& command : commands) {
+        if (command == "remove") continue;
+        const Outcome outcome = run({command, "--bogus"});
+        CAPTURE(command);
+        CHECK(outcome.status == 2);
+        CHECK(!only_line(outcome.err).empty());
+    }
+    check_refused(workbench().removal(nowhere(), {"--bogus"}), {"--bogus", "--help"});
+    check_refused(workbench().removal(nowhere(), {"--bo\ngus", "a\tb"}), {"--bo gus"});
+    check_refused(workbench().removal(nowhere(), {"--seed"}), {"--seed", "--help"});
+}
+
+TEST_CASE("an instruction set that is not there is refused") {
+    ::setenv("LNFREE_ISA", "mmx", 1);
+    const Outcome outcome = run({"info", "--help"});
+    ::unsetenv("LNFREE_ISA");
+    CHECK(outcome.status == 2);
+    CHECK(contains(only_line(outcome.err), "LNFREE_ISA=mmx"));
+}
+
+TEST_CASE("numbers must be numbers, finite and within bounds") {
+    const Workbench& w = workbench();
+    const auto refused = [&](const char* flag, const char* value, const char* why) {
+        check_refused(w.with_data({"remove", "--model", w.folder / "base", "--out", nowhere(), flag, value}),
+                      {flag, value, why});
+    };
+    refused("--steps", "abc", "not a whole number");
+    refused("--steps", "", "not a whole number");
+    refused("--steps", "1.5", "not a whole number");
+    refused("--steps", "20x", "not a whole number");
+    refused("--steps", "99999999999999999999", "");
+    refused("--steps", "900000000000000", "1e15 tokens");
+    refused("--steps", "-3", "not within");
+    refused("--steps", "0", "at least 1");
+    refused("--stop", "301", "--steps");
+    refused("--tokens", "-5", "not within");
+    refused("--warmup", "301", "--steps");
+    refused("--lr", "fast", "not a number");
+    refused("--lr", "nan", "finite");
+    refused("--lr", "inf", "finite");
+    refused("--lr", "-1", "lr > 0");
+    refused("--min-lr", "1", "min-lr <= lr");
+    refused("--sigma-ema", "1", "below 1");
+    refused("--aux-weight", "-1", "negative");
+    refused("--aux-weight", "1e999", "finite");
+    refused("--start-mlp", "nan", "finite");
+    refused("--gap-v", "-1", "negative");
+    refused("--seed", "-1", "not within");
+    refused("--threads", "0", "not within 1 to 1024");
+    refused("--threads", "many", "not a whole number");
+    refused("--eval-every", "0", "not within");
+    refused("--save-every", "-1", "not within");
+    refused("--seq", "0", "n_ctx");
+    const auto batch_refused = [&](const char* flag, const char* value) {
+        check_refused({"remove", "--model", w.folder / "base", "--out", nowhere(), "--data",
+                       w.folder / "data/s_train_*.bin", "--val", w.folder / "data/s_val_*.bin", flag, value},
+                      {flag, value});
+    };
+    for (const char* value : {"0", "-2", "3000000000", "9223372036854775807", "four"}) {
+        batch_refused("--batch", value);
+        batch_refused("--grad-accum", value);
+    }
+}
+
+TEST_CASE("schedules that cannot work are refused before anything is read or written") {
+    const Workbench& w = workbench();
+    check_refused(w.removal(nowhere(), {"--preset", "huge"}), {"--preset huge", "auto", "precursor"});
+    check_refused(w.removal(nowhere(), {"--stop", "3"}), {"step 9", "before step 3", "--steps"});
+    check_refused(w.removal(nowhere(), {"--start-f", "20"}), {"step 20", "--steps", "--gap"});
+    check_refused(w.removal(nowhere(), {"--start-qk", "1000", "--start-f", "5"}), {"step 1002", "--steps"});
+    check_refused(w.removal(nowhere(), {"--start-mlp", "1e300", "--start-qk", "1", "--start-v", "2", "--start-f", "3"}),
+                  {"1e+300"});
+    check_refused(w.removal(nowhere(), {"--tokens", "100"}), {"--steps", "--tokens", "give one"});
+    check_refused(w.removal(nowhere(), {"--preset", "precursor", "--warmup", "5"}), {"last removal", "--steps"});
+    check_refused(w.removal(nowhere(), {"--seq", "17"}), {"--seq 17", "16", "n_ctx"});
+    check_refused(w.training("finetune", w.folder / "base", nowhere(), {"--seq", "17"}), {"--seq 17", "n_ctx"});
+    check_refused(w.training("finetune", w.folder / "base", nowhere(), {"--aux-weight", "0.1"}), {"--aux-weight"});
+    check_refused(w.training("remove", w.folder / "free", nowhere(), {}),
+                  {w.folder / "free", "no LayerNorm", "finetune"});
+    check_refused(w.training("finetune", w.folder / "half", nowhere(), {}),
+                  {w.folder / "half", "not finished", "`remove`"});
+}
+
+TEST_CASE("pretrain refuses shapes that make no model") {
+    const Workbench& w = workbench();
+    const auto refused = [&](const Words& shape, const Words& words) {
+        Words arguments = {"pretrain", "--out", nowhere(), "--steps", "2"};
+        arguments.insert(arguments.end(), shape.begin(), shape.end());
+        check_refused(w.with_data(arguments), words);
+    };
+    refused({"--size", "gigantic"}, {"--size gigantic", "tiny"});
+    refused({"--n-head", "3"}, {"--n-embd 128", "--n-head 3"});
+    refused({"--n-layer", "0"}, {"--n-layer"});
+    refused({"--n-layer", "100000"}, {"100000"});
+    refused({"--n-embd", "1000000000000"}, {"1000000000000"});
+    refused({"--n-layer", "4096", "--n-embd", "16777216", "--n-ctx", "16777216"}, {"parameters"});
+    refused({"--vocab-size", "100"}, {"256", "99"});
+    refused({"--tokenizer", "nope"}, {"nope", "byte"});
+    refused({"--model", "x"}, {"--model"});
+    TemporaryFolder bare;  // shards that do not say what made them
+    fs::copy(w.folder / "data/s_train_000000.bin", bare / "a.bin");
+    const Words blind = {"pretrain", "--out", nowhere(), "--data", bare / "a.bin", "--val", bare / "a.bin"};
+    check_refused(blind, {"--vocab-size", "PREFIX.json"});
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Wrong files
+
+TEST_CASE("weights that are missing, damaged or of another shape are refused by every command that reads them") {
+    const std::string wte = "transformer.wte.weight";
+    struct Damage {
+        const char* what;
+        std::function<void(json&, std::string&)> edit;
+        Words words;
+    };
+    const auto set_float = [](std::string& data, size_t element, float value) {
+        std::memcpy(&data[element * sizeof(float)], &value, sizeof(value));
+    };
+    const std::vector<Damage> damages = {
+        {"unknown dtype", [&](json& h, std::string&) { h[wte]["dtype"] = "F7"; }, {wte, "\"F7\"", "F32"}},
+        {"integers", [&](json& h, std::string&) { h[wte]["dtype"] = "I32"; }, {wte, "I32", "F32"}},
+        {"NaN", [&](json&, std::string& d) { set_float(d, 25, NAN); }, {"wte.weight", "element 25", "not finite"}},
+        {"infinity",
+         [&](json&, std::string& d) { set_float(d, 7, INFINITY); },
+         {"wte.weight", "element 7", "not finite"}},
+        {"transposed",
+         [&](json& h, std::string&) {
+             h[wte]["shape"] = {16, 257};
+         },
+         {"wte.weight", "[16,257]", "[257,16]"}},
+        {"other name",
+         [&](json& h, std::string&) {
+             h["wte"] = h[wte];
+             h.erase(wte);
+         },
+         {"wte.weight", "missing"}},
+        {"one more",
+         [&](json& h, std::string& d) {
+             h["lora"] = {{"dtype", "F32"}, {"shape", {1}}, {"data_offsets", {d.size(), d.size() + 4}}};
+             d += std::string(4, '\0');
+         },
+         {"\"lora\""}},
+        {"bytes behind", [&](json&, std::string& d) { d += "more"; }, {"4 bytes behind"}},
+    };
+    for (const Damage& damage : damages) {
+        CAPTURE(damage.what);
+        const Copy copy("base");
+        edit_safetensors(copy / "model.safetensors", damage.edit);
+        Words words = damage.words;
+        words.push_back(copy.path());
+        check_model_refused(copy.path(), words);
+    }
+    const std::string whole = read_bytes(workbench().folder / "base/model.safetensors");
+    for (const size_t size : {size_t{0}, size_t{5}, size_t{200}, whole.size() - 1}) {
+        CAPTURE(size);
+        const Copy copy("base");
+        write_bytes(copy / "model.safetensors", whole.substr(0, size));
+        check_model_refused(copy.path(), {copy / "model.safetensors"});
+    }
+    const Copy copy("base");
+    fs::remove(copy / "model.safetensors");
+    check_model_refused(copy.path(), {copy.path(), "model.safetensors"});
+    check_refused({"info", "--model", "no/such/model"}, {"no/such/model", "config.json"});
+}
+
+TEST_CASE("every command that reads a model or shards refuses damaged ones") {
+    const Workbench& w = workbench();
+    const Copy model("free");
+    edit_safetensors(model / "model.safetensors",
+                     [](json&, std::string& data) { data.replace(400, 4, "\xff\xff\xff\xff"); });
+    const Words words = {model.path(), "wte.weight", "element 100", "not finite", "fetch"};
+    check_refused(w.training("finetune", model.path(), nowhere(), {}), words);
+    check_refused(w.evaluation(w.folder / "base", {model.path()}), words);
+    check_refused({"generate", "--model", model.path(), "--prompt", "When"}, words);
+    for (const char* form : {"hf", "folded"}) {
+        check_refused({"export", "--model", model.path(), "--form", form, "--out", nowhere()}, words);
+    }
+    const Copy data("data");
+    write_bytes(data / "s_val_000000.bin", "");
+    const std::string train = data / "s_train_000000.bin";
+    const std::string val = data / "s_val_000000.bin";
+    check_refused({"pretrain", "--data", train, "--val", val, "--out", nowhere()}, {val, "empty"});
+    check_refused({"finetune", "--model", w.folder / "base", "--data", train, "--val", val, "--out", nowhere()},
+                  {val, "empty"});
+}
+
+TEST_CASE("a config.json that is missing, broken or contradicts the weights is refused") {
+    struct Damage {
+        const char* key;
+        json value;
+        Words words;
+    };
+    const std::vector<Damage> damages = {
+        {"n_embd", 32, {"wte.weight", "[257,16]", "[257,32]"}},
+        {"n_layer", 2, {"h.1.ln_1.weight", "missing"}},
+        {"n_head", 3, {"n_embd 16", "n_head 3"}},
+        {"n_head", "two", {"n_head", "\"two\"", "whole number"}},
+        {"n_head", 0, {"n_head", "0"}},
+        {"n_inner", 48, {"mlp.c_fc.weight", "[16,48]"}},
+        {"vocab_size", 300, {"wte.weight", "[300,16]"}},
+        {"vocab_size", 256, {"eos_token_id", "256"}},
+        {"n_positions", 32, {"wpe.weight", "[32,16]"}},
+        {"layer_norm_epsilon", 0, {"layer_norm_epsilon"}},
+        {"model_type", "llama", {"llama", "gpt2"}},
+        {"model_type", 5, {"config.json"}},
+        {"activation_function", "relu", {"relu", "gelu_new"}},
+        {"scale_attn_by_inverse_layer_idx", true, {"scale_attn_by_inverse_layer_idx"}},
+        {"n_layer", 4000000000u, {"n_layer", "4000000000"}},
+    };
+    for (const Damage& damage : damages) {
+        CAPTURE(damage.key);
+        const Copy copy("base");
+        edit_json(copy / "config.json", [&](json& j) { j[damage.key] = damage.value; });
+        Words words = damage.words;
+        words.push_back(copy.path());
+        check_refused({"info", "--model", copy.path()}, words);
+        check_refused(workbench().training("remove", copy.path(), nowhere(), {}), words);
+    }
+    const Copy copy("base");
+    write_bytes(copy / "config.json", "{\"n_embd\": 16,");
+    check_model_refused(copy.path(), {copy / "config.json", "JSON"});
+    fs::remove(copy / "config.json");
+    check_model_refused(copy.path(), {copy.path(), "config.json"});
+}
+
+TEST_CASE("an lnfree.json that is broken or belongs to another model is refused") {
+    const auto refused = [](const std::string& model, const std::function<void(json&)>& edit, const Words& words) {
+        const Copy copy(model);
+        edit_json(copy / "lnfree.json", edit);
+        check_refused({"info", "--model", copy.path()}, words);
+    };
+    refused("base", [](json& j) { j["version"] = 2; }, {"lnfree.json", "version 2", "1"});
+    refused("base", [](json& j) { j.erase("version"); }, {"lnfree.json", "version"});
+    refused("base", [](json& j) { j["sites"].erase(0); }, {"lnfree.json", "4 sites"});
+    refused("base", [](json& j) { j["sites"][1]["site"] = "mlp[9]"; }, {"lnfree.json", "qk[0]"});
+    refused("base", [](json& j) { j["sites"][1]["site"] = 5; }, {"lnfree.json", "sites"});
+    refused("base", [](json& j) { j["sites"] = "all"; }, {"lnfree.json", "sites"});
+    refused("half", [](json& j) { j["sites"][0]["norm"] = "batchnorm"; }, {"lnfree.json", "mlp[0]", "batchnorm"});
+    refused("half", [](json& j) { j["sites"][0]["sigma_bar"] = -1; }, {"lnfree.json", "mlp[0]", "sigma_bar"});
+    const Copy copy("free");
+    edit_json(copy / "config.json", [](json& j) { j["layer_norm_epsilon"] = 1e-5; });
+    check_model_refused(copy.path(), {copy.path(), "lnfree.json", "layer_norm_epsilon"});
+}
+
+TEST_CASE("shards that are empty, truncated, too short or of another vocabulary are refused") {
+    const std::string whole = read_bytes(workbench().folder / "data/s_train_000000.bin");
+    const auto refused = [](const std::string& bytes, const Words& words) {
+        const Copy copy("data");
+        write_bytes(copy / "s_train_000000.bin", bytes);
+        Words all = words;
+        all.push_back(copy / "s_train_000000.bin");
+        check_data_refused(copy / "s_train_000000.bin", copy / "s_val_000000.bin", all);
+    };
+    const auto with_count = [&](uint32_t count) {
+        std::string bytes = whole.substr(0, 1024 + 2 * size_t{count});
+        std::memcpy(&bytes[8], &count, sizeof(count));
+        return bytes;
+    };
+    refused("", {"is empty"});
+    refused(whole.substr(0, 600), {"truncated", "header"});
+    refused(whole.substr(0, whole.size() - 2), {"truncated", "again"});
+    refused(whole + "xx", {"damaged", "again"});
+    refused(with_count(0), {"no tokens"});
+    refused(with_count(16), {"fewer", "17", "--seq"});
+    refused("some text, not tokens", {"not a token shard", "tokenize"});
+    std::string foreign = whole;
+    foreign[1024 + 2 * 77] = 1;
+    foreign[1024 + 2 * 77 + 1] = 1;
+    refused(foreign, {"token 257", "position 77", "vocabulary of 257", "tokenizer"});
+    check_data_refused(nowhere() + "/*.bin", nowhere(), {nowhere() + "/*.bin", "no token shard", "tokenize"});
+
+    const Copy copy("data");  // the same for the validation split
+    write_bytes(copy / "s_val_000000.bin", with_count(16));
+    check_refused({"remove", "--model", workbench().folder / "base", "--out", nowhere(), "--data",
+                   copy / "s_train_000000.bin", "--val", copy / "s_val_000000.bin"},
+                  {"--val", copy / "s_val_000000.bin", "fewer"});
+}
+
+TEST_CASE("shards of another tokenizer are refused; those that do not say are taken") {
+    const auto edited = [](const std::function<void(json&)>& edit, const Words& words) {
+        const Copy copy("data");
+        edit_json(copy / "s.json", edit);
+        check_data_refused(copy / "s_train_000000.bin", copy / "s_val_000000.bin", words);
+    };
+    edited([](json& j) { j["tokenizer"]["fingerprint"] = "0123456789abcdef"; },
+           {"s_train_000000.bin", "another tokenizer", "0123456789abcdef", "tokenize --tokenizer"});
+    edited([](json& j) { j["tokenizer"]["fingerprint"] = 5; }, {"s.json", "fingerprint", "tokenize"});
+    edited([](json& j) { j["tokenizer"] = "byte"; }, {"s.json", "tokenizer"});
+    edited([](json& j) { j = 5; }, {"s.json"});
+
+    const Workbench& w = workbench();
+    const Copy good("data");
+    const Copy bad("data");
+    edit_json(bad / "s.json", [](json& j) { j["tokenizer"]["fingerprint"] = "0123456789abcdef"; });
+    check_refused({"eval", "--model", w.folder / "base", "--data", good / "s_val_000000.bin", bad / "s_val_000000.bin"},
+                  {bad / "s_val_000000.bin", "another tokenizer"});
+    fs::remove(bad / "s.json");
+    succeed({"eval", "--model", w.folder / "base", "--data", good / "s_val_000000.bin", bad / "s_val_000000.bin"});
+}
+
+TEST_CASE("broken tokenizer files are refused, and generate needs some") {
+    const Copy copy("base");
+    write_bytes(copy / "tokenizer.json", "{");
+    check_model_refused(copy.path(), {copy / "tokenizer.json", "JSON"});
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
+        fs::remove(copy / name);
+    check_refused({"generate", "--model", copy.path(), "--prompt", "When"}, {copy.path(), "tokenizer.json", "copy"});
+    succeed(workbench().evaluation(copy.path()));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Where to write
+
+TEST_CASE("an output folder that holds something is left alone, unless --force") {
+    const Workbench& w = workbench();
+    check_refused(w.removal(w.folder / "free"), {w.folder / "free", "--resume", "--force"});
+    check_refused(w.removal(w.folder / "base"), {w.folder / "base", "--model folder itself"});
+    check_refused(w.removal(w.folder / "base", {"--force"}), {w.folder / "base", "--model folder itself"});
+    check_refused(w.removal(w.folder.path(), {"--force"}), {w.folder.path(), "holds the --model folder"});
+    check_refused(w.removal(w.folder / "stories.jsonl", {"--force"}), {"stories.jsonl", "is a file"});
+    check_refused({"export", "--model", w.folder / "base", "--out", w.folder / "free"}, {w.folder / "free", "--force"});
+    check_refused({"export", "--model", w.folder / "free", "--out", w.folder / "free", "--force"}, {"itself"});
+    check_refused({"export", "--model", w.folder / "free", "--out", w.folder / "stories.jsonl", "--force"},
+                  {"is a file"});
+    check_refused({"stories", "--out", w.folder / "stories.jsonl"}, {"stories.jsonl", "--force"});
+    check_refused({"plot", "--run", w.folder / "free", "--out", w.folder / "stories.jsonl"},
+                  {"stories.jsonl", "--force"});
+
+    // --force replaces a run with the next, and touches nothing else.
+    const Copy copy("half");
+    write_bytes(copy / "notes.txt", "mine");
+    write_bytes(copy / "merges.txt", "of another tokenizer");
+    succeed(w.removal(copy.path(), {"--force"}));
+    const auto names = names_of(listing_of(copy.path()));
+    CHECK(read_bytes(copy / "notes.txt") == "mine");
+    CHECK(names.count("model.safetensors") == 1);
+    CHECK(names.count("weights.safetensors") == 0);  // the checkpoint's
+    CHECK(names.count("merges.txt") == 0);
+    succeed({"export", "--model", w.folder / "free", "--form", "folded", "--out", copy.path(), "--force"});
+    CHECK(fs::exists(copy / "weights.safetensors"));
+    CHECK_FALSE(fs::exists(copy / "model.safetensors"));
+}
+
+TEST_CASE("unfinished models are not exported, and f16 is refused where it would overflow") {
+    const Workbench& w = workbench();
+    for (const char* form : {"hf", "folded"}) {
+        check_refused({"export", "--model", w.folder / "half", "--form", form, "--out", nowhere()},
+                      {"site f", "`remove`"});
+    }
+    check_refused({"export", "--model", w.folder / "base", "--form", "folded", "--out", nowhere()},
+                  {"mlp[0]", "LayerNorm"});
+    check_refused({"export", "--model", w.folder / "free", "--dtype", "f16", "--out", nowhere()},
+                  {"f16", "bf16", "folded"});
+    check_refused({"export", "--model", w.folder / "free", "--dtype", "f8", "--out", nowhere()}, {"--dtype f8", "f32"});
+    check_refused({"export", "--model", w.folder / "free", "--form", "onnx", "--out", nowhere()},
+                  {"--form onnx", "folded"});
+    TemporaryFolder out;
+    succeed({"export", "--model", w.folder / "free", "--form", "folded", "--dtype", "f16", "--out", out / "half"});
+    check_refused({"export", "--model", out / "half", "--form", "hf", "--out", nowhere()}, {"folded"});
+    CHECK(json_file(out / "half/config.json")["torch_dtype"] == "float16");
+}
+
+TEST_CASE("eval, generate, tokenize and plot refuse what they cannot do") {
+    const Workbench& w = workbench();
+    const std::string base = w.folder / "base";
+    check_refused(w.evaluation(base, {"--seq", "17"}), {"--seq 17", base, "16"});
+    check_refused(w.evaluation(base, {"--seq", "0"}), {"--seq"});
+    check_refused(w.evaluation(base, {"--seq", "1", "--windows", "paper"}), {"1 tokens"});
+    check_refused(w.evaluation(base, {"--windows", "round"}), {"--windows round", "paper"});
+    check_refused(w.evaluation(base, {"--batch", "0"}), {"--batch"});
+    check_refused(w.evaluation(base, {"--worst", "-1"}), {"--worst"});
+    check_refused(w.evaluation(base, {nowhere()}), {nowhere()});
+    check_refused({"generate", "--model", base, "--temperature", "-1"}, {"--temperature"});
+    check_refused({"generate", "--model", base, "--max-tokens", "0"}, {"--max-tokens"});
+    check_refused({"generate", "--model", base, "--top-k", "-1"}, {"--top-k"});
+    const std::string stories = w.folder / "stories.jsonl";
+    const std::string out = nowhere() + "/x";
+    check_refused({"tokenize", "--input", nowhere(), "--out", out}, {nowhere()});
+    check_refused({"tokenize", "--input", stories, "--out", out, "--tokenizer", nowhere()}, {nowhere(), "byte"});
+    check_refused({"tokenize", "--input", stories, "--out", out, "--val-fraction", "1"}, {"--val-fraction"});
+    check_refused({"tokenize", "--input", stories, "--out", out, "--text-key", "body"},
+                  {"stories.jsonl", "body", "--text-key"});
+    check_refused({"tokenize", "--input", stories, "--out", nowhere() + "/"}, {"--out", "prefix"});
+    TemporaryFolder inputs;
+    write_bytes(inputs / "empty.txt", "");
+    write_bytes(inputs / "broken.jsonl", "{\"text\": \"fine\"}\n{\"text\": 5}\n");
+    check_refused({"tokenize", "--input", inputs / "empty.txt", "--out", out}, {"empty.txt", "no documents"});
+    check_refused({"tokenize", "--input", inputs / "broken.jsonl", "--out", out}, {"broken.jsonl", "line 2"});
+    check_refused({"plot", "--run", "a=" + nowhere(), "--out", nowhere() + ".svg"}, {nowhere(), "log.jsonl"});
+    check_refused({"stories", "--out", "-", "--json"}, {"--out -", "--json"});
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Resuming
+
+TEST_CASE("--resume continues saved runs only, with their own values only") {
+    const Workbench& w = workbench();
+    check_refused({"remove", "--resume", "--out", nowhere()}, {nowhere(), "no checkpoint", "--resume"});
+    check_refused({"remove", "--resume", "--out", w.folder / "free"}, {w.folder / "free", "finished"});
+    TemporaryFolder runs;
+    const std::string out = runs / "run";
+    succeed(w.removal(out, {"--save-every", "15", "--keep-checkpoints", "1", "--start-f", "18"}));
+    const Listing before = listing_of(out);
+    for (const Words& flags : std::vector<Words>{{"--steps", "30"},
+                                                 {"--lr", "1e-3"},
+                                                 {"--batch", "2"},
+                                                 {"--model", w.folder / "base"},
+                                                 {"--seed", "2"},
+                                                 {"--gap-mlp", "3"},
+                                                 {"--preset", "small"},
+                                                 {"--stop", "19"},
+                                                 {"--force"},
+                                                 {"--data", w.folder / "data/s_train_000000.bin"},
+                                                 {"--sigma-ema", "0.5"},
+                                                 {"--dry-run"}}) {
+        Words arguments = {"remove", "--resume", "--out", out};
+        arguments.insert(arguments.end(), flags.begin(), flags.end());
+        check_refused(arguments, {flags[0], "--resume", "saved values"});
+    }
+    check_refused({"finetune", "--resume", "--out", out}, {out, "`remove`"});
+    const auto damaged = [&](const std::function<void(const std::string&)>& damage, const Words& words) {
+        const std::string copy = runs / "copy";
+        fs::remove_all(copy);
+        fs::copy(out, copy, fs::copy_options::recursive);
+        damage(copy + "/checkpoints/step_000015");
+        check_refused({"remove", "--resume", "--out", copy}, words);
+    };
+    damaged([](const std::string& c) { fs::remove(c + "/adam_m.safetensors"); }, {"adam_m.safetensors"});
+    damaged([](const std::string& c) { fs::resize_file(c + "/adam_v.safetensors", 3000); },
+            {"adam_v.safetensors", "truncated"});
+    damaged([](const std::string& c) { fs::remove(c + "/lnfree.json"); }, {"step_000015", "lnfree.json"});
+    damaged([](const std::string& c) { edit_json(c + "/lnfree.json", [](json& j) { j["resume"].erase("step"); }); },
+            {"lnfree.json", "step"});
+    damaged([](const std::string& c) { edit_json(c + "/lnfree.json", [](json& j) { j["protocol"]["batch"] = "x"; }); },
+            {"lnfree.json"});
+    damaged(
+        [](const std::string& c) {
+            edit_json(c + "/lnfree.json", [](json& j) { j["resume"]["data_fingerprint"] = "0"; });
+        },
+        {"has changed"});
+    CHECK(listing_of(out) == before);
+}
+
+// A finished run's files; the log without the one thing that depends on the clock.
+Listing result_of(const std::string& out) {
+    Listing listing = listing_of(out);
+    std::string log;
+    for (json line : log_of(out)) {
+        line.erase("tokens_per_s");
+        log += line.dump() + "\n";
+    }
+    listing["log.jsonl"] = log;
+    return listing;
+}
+
+// Names first: they are easier to read when they differ.
+void check_same_result(const std::string& out, const Listing& expected) {
+    const Listing result = result_of(out);
+    CHECK(names_of(result) == names_of(expected));
+    for (const auto& [name, bytes] : expected) {
+        CAPTURE(name);
+        CHECK((result.count(name) == 1 && result.at(name) == bytes));
+    }
+}
+
+TEST_CASE("Ctrl-C and SIGTERM save, say how to go on, and --resume ends with the same bytes") {
+    const Workbench& w = workbench();
+    TemporaryFolder runs;
+    const Words pace = {"--save-every", "6", "--eval-every", "5", "--sigma-ema", "0.3"};
+    succeed(w.removal(runs / "whole", pace));
+    const Listing expected = result_of(runs / "whole");
+    const struct {
+        int signal;
+        const char* when;  // as soon as the log holds this
+        bool with_json;
+    } moments[] = {{SIGINT, "\"step\":0,\"val_loss\"", false},
+                   {SIGTERM, "\"step\":3,", false},
+                   {SIGINT, "\"step\":6,", true},
+                   {SIGTERM, "\"step\":11,", true},
+                   {SIGINT, "\"step\":14,", false}};
+    for (const auto& moment : moments) {
+        CAPTURE(moment.when);
+        const std::string out = runs / "stopped";
+        fs::remove_all(out);
+        Words arguments = w.removal(out, pace);
+        if (moment.with_json) arguments.emplace_back("--json");
+        Process process(arguments);
+        while (process.running() &&
+               !(fs::exists(out + "/log.jsonl") && contains(read_bytes(out + "/log.jsonl"), moment.when))) {
+            ::usleep(200);
+        }
+        process.kill(moment.signal);
+        const Outcome outcome = process.wait();
+        if (outcome.status != 0) {  // a slow moment on a busy machine may come after the end
+            CHECK(outcome.status == 128 + moment.signal);
+            CHECK(contains(outcome.err, "continue with"));
+            CHECK(contains(outcome.err, "remove --resume --out " + out));
+            if (moment.with_json) CHECK(outcome.out.empty());
+            if (!moment.with_json) CHECK(!only_line(outcome.err).empty());
+            CHECK_FALSE(fs::exists(out + "/config.json"));
+            succeed({"remove", "--resume", "--out", out});
+        }
+        check_same_result(out, expected);
+    }
+}
+
+TEST_CASE("a run killed at any moment and resumed, or begun again, ends with the same bytes") {
+    const Workbench& w = workbench();
+    TemporaryFolder runs;
+    const Words pace = {"--save-every", "2", "--eval-every", "4"};
+    const auto begin = std::chrono::steady_clock::now();
+    succeed(w.removal(runs / "whole", pace));
+    const std::chrono::duration<double> whole_time = std::chrono::steady_clock::now() - begin;
+    const Listing expected = result_of(runs / "whole");
+    const unsigned seed = std::random_device()();
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    for (int kill = 0; kill < 5; ++kill) {
+        const std::string out = runs / "killed";
+        fs::remove_all(out);
+        const double share = std::uniform_real_distribution<double>(0.1, 1.0)(random);
+        CAPTURE(share);
+        {
+            Process process(w.removal(out, pace));
+            std::this_thread::sleep_for(share * whole_time);
+            process.kill(SIGKILL);
+            process.wait();
+        }
+        const Outcome resumed = run({"remove", "--resume", "--out", out});
+        CAPTURE(resumed.err);
+        if (resumed.status != 0) {  // killed before the first checkpoint, or after the end
+            CHECK((contains(resumed.err, "no checkpoint") || contains(resumed.err, "finished")));
+            if (contains(resumed.err, "no checkpoint"))
+                succeed(w.removal(out, {"--save-every", "2", "--eval-every", "4", "--force"}));
+        }
+        check_same_result(out, expected);
+    }
+}
+
+TEST_CASE("tokenize that is stopped leaves nothing behind") {
+    TemporaryFolder folder;
+    std::string text = "{\"text\": \"" + std::string(1000, 'x') + "\"}\n";
+    while (text.size() < (1 << 24)) text += text;
+    write_bytes(folder / "long.jsonl", text);
+    Process process({"tokenize", "--input", folder / "long.jsonl", "--out", folder / "new/tokens"});
+    while (process.running() && (!fs::exists(folder / "new") || fs::is_empty(folder / "new"))) {
+        ::usleep(200);
+    }
+    process.kill(SIGINT);
+    const Outcome outcome = process.wait();
+    if (outcome.status != 0) {  // else it was faster
+        CHECK(outcome.status == 130);
+        CHECK(contains(outcome.err, "nothing was written"));
+        CHECK_FALSE(fs::exists(folder / "new"));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Runs that fail
+
+// Exit 1 and one line that holds all of `words`.
+void check_failed(const Outcome& outcome, const Words& words) {
+    CAPTURE(outcome.err);
+    CHECK(outcome.status == 1);
+    CHECK(!only_line(outcome.err).empty());
+    for (const std::string& word : words) {
+        CAPTURE(word);
+        CHECK(contains(outcome.err, word));
+    }
+}
+
+TEST_CASE("a full disk ends a run with exit 1; what was finished before stays, and --resume goes on") {
+    const Workbench& w = workbench();
+    TemporaryFolder runs;
+    const Surroundings full = {25000, ""};  // bytes per file: less than the weights take
+    const std::string out = runs / "run";
+
+    // At the end, before any checkpoint: no model, no half of one, and the same command works with more room.
+    check_failed(run(w.removal(out), full), {out + "/model.safetensors", "make room", "no checkpoint"});
+    CHECK_FALSE(fs::exists(out + "/config.json"));
+    CHECK_FALSE(fs::exists(out + "/model.safetensors"));
+    for (const auto& [name, bytes] : listing_of(out)) CHECK_FALSE(contains(name, ".tmp"));
+    succeed(w.removal(out, {"--force"}));
+    const std::string weights = read_bytes(out + "/model.safetensors");
+
+    // In a checkpoint: the one before it is whole, and the run goes on from there to the same weights.
+    fs::remove_all(out);
+    Process process(w.removal(out, {"--save-every", "7"}));
+    while (process.running() && !fs::exists(out + "/checkpoints/step_000007")) {
+        ::usleep(200);
+    }
+    process.kill(SIGKILL);
+    process.wait();
+    if (fs::exists(out + "/checkpoints/step_000007")) {
+        const Outcome outcome = run({"remove", "--resume", "--out", out}, full);
+        check_failed(outcome, {out, "make room", "--resume", "step_0000"});
+        CHECK_FALSE(fs::exists(out + "/config.json"));
+        succeed({"remove", "--resume", "--out", out});
+    }
+    CHECK(read_bytes(out + "/model.safetensors") == weights);
+
+    for (const char* form : {"hf", "folded"}) {
+        check_failed(run({"export", "--model", w.folder / "free", "--form", form, "--out", runs / "export"}, full),
+                     {"safetensors", "make room"});
+        CHECK_FALSE(fs::exists(runs / "export"));
+    }
+    const Surroundings small = {2000, ""};
+    check_failed(run({"tokenize", "--input", w.folder / "stories.jsonl", "--out", runs / "t/x"}, small),
+                 {runs / "t/x", "make room"});
+    check_failed(run({"stories", "--count", "9", "--out", runs / "s.jsonl"}, small), {runs / "s.jsonl", "make room"});
+    check_failed(run({"plot", "--run", w.folder / "free", "--out", runs / "p.svg"}, small),
+                 {runs / "p.svg", "make room"});
+    for (const char* left : {"t", "s.jsonl", "p.svg"}) CHECK_FALSE(fs::exists(runs / left));
+}
+
+TEST_CASE("standard output that cannot be written is a failure") {
+    const Workbench& w = workbench();
+    if (::access("/dev/full", W_OK) != 0) {
+        MESSAGE("SKIPPED: there is no /dev/full");
+        return;
+    }
+    const Surroundings full = {RLIM_INFINITY, "/dev/full"};
+    check_failed(run({"info", "--model", w.folder / "base", "--json"}, full), {"standard output"});
+    check_failed(run(w.evaluation(w.folder / "base"), full), {"standard output"});
+    check_failed(run({"stories", "--count", "2", "--out", "-"}, full), {"standard output"});
+}
+
+TEST_CASE("a run that diverges stops, says when and after what, and keeps its last good checkpoint") {
+    const Workbench& w = workbench();
+    TemporaryFolder runs;
+    const std::string out = runs / "run";
+    const Outcome removal =
+        run(w.removal(out, {"--lr", "1e30", "--save-every", "1", "--warmup", "1", "--start-mlp", "1"}));
+    check_failed(removal,
+                 {"step 2:", "not finite", "1 step after", "was removed", "--lr", out + "/checkpoints/step_000001"});
+    CHECK_FALSE(fs::exists(out + "/config.json"));
+    CHECK(fs::exists(out + "/checkpoints/step_000001"));
+    CHECK_FALSE(
+        fs::exists(out + "/checkpoints/step_000002"));  // its weights are finite, but no step can start from them
+    succeed(w.evaluation(out + "/checkpoints/step_000001"));
+    check_failed(run({"remove", "--resume", "--out", out}), {"step 2:", "not finite"});
+
+    // The last update may be the one that breaks it.
+    fs::remove_all(out);
+    const Words last = w.training("finetune", w.folder / "base", out,
+                                  {"--lr", "1e38", "--warmup", "1", "--stop", "2", "--eval-every", "9"});
+    check_failed(run(last), {"step 2:", "not finite", "before any removal"});
+    CHECK_FALSE(fs::exists(out + "/config.json"));
+    CHECK_FALSE(fs::exists(out + "/model.safetensors"));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Output for programs. data/README.md describes every key that is tested here.
+
+// The section of data/README.md under this heading.
+std::string documentation_of(const std::string& heading) {
+    const std::string text = read_bytes("data/README.md");
+    const size_t begin = text.find("\n## " + heading + "\n");
+    REQUIRE_MESSAGE(begin != std::string::npos, "data/README.md has no section " << heading);
+    return text.substr(begin, text.find("\n## ", begin + 1) - begin);
+}
+
+// The object has exactly these keys, and the section describes each of them.
+void check_keys(const json& object, const std::set<std::string>& keys, const std::string& heading) {
+    CHECK(keys_of(object) == keys);
+    const std::string section = documentation_of(heading);
+    for (const std::string& key : keys_of(object)) {
+        CAPTURE(key);
+        CHECK(contains(section, "`" + key + "`"));
+    }
+}
+
+// Runs a command with --json; standard output must be one JSON object of these keys.
+json json_of(Words arguments, const std::set<std::string>& keys) {
+    arguments.emplace_back("--json");
+    const Outcome outcome = succeed(arguments);
+    CAPTURE(outcome.out);
+    const json object = json::parse(outcome.out, nullptr, false);
+    REQUIRE(object.is_object());
+    check_keys(object, keys, "JSON outputs");
+    CHECK(object.value("version", 0) == 1);
+    return object;
+}
+
+const std::set<std::string> run_keys = {
+    "version", "out",           "steps",          "tokens",  "val_loss_first",   "val_loss_last",
+    "sites",   "sites_removed", "layernorm_free", "seconds", "peak_memory_bytes"};
+const std::set<std::string> protocol_keys = {"preset",
+                                             "steps",
+                                             "stop",
+                                             "batch",
+                                             "seq",
+                                             "grad_accum",
+                                             "lr",
+                                             "min_lr",
+                                             "warmup",
+                                             "beta1",
+                                             "beta2",
+                                             "adam_eps",
+                                             "clip",
+                                             "aux_weight",
+                                             "removes",
+                                             "weight_decay",
+                                             "sigma_ema",
+                                             "start_mlp",
+                                             "start_qk",
+                                             "start_v",
+                                             "start_f",
+                                             "gap_mlp",
+                                             "gap_qk",
+                                             "gap_v",
+                                             "seed",
+                                             "own_position0",
+                                             "release_end_of_text",
+                                             "release_position0"};
+
+TEST_CASE("--json prints one object with the documented keys, for every command") {
+    const Workbench& w = workbench();
+    TemporaryFolder out;
+
+    const json removal = json_of(w.removal(out / "remove"), run_keys);
+    CHECK(removal["out"] == out / "remove");
+    CHECK(removal["steps"] == 20);
+    CHECK(removal["tokens"] == 20 * 4 * 16);
+    CHECK(removal["sites"] == 4);
+    CHECK(removal["sites_removed"] == 4);
+    CHECK(removal["layernorm_free"] == true);
+    CHECK(removal["peak_memory_bytes"] > 1 << 20);
+    const json control = json_of(w.training("finetune", w.folder / "base", out / "finetune", {}), run_keys);
+    CHECK(control["sites_removed"] == 0);
+    CHECK(control["val_loss_first"] == removal["val_loss_first"]);
+    json_of(w.with_data({"pretrain", "--out", out / "pretrain", "--n-layer", "1", "--n-head", "1", "--n-embd", "8",
+                         "--n-ctx", "16", "--steps", "2"}),
+            run_keys);
+
+    const json eval = json_of(w.evaluation(w.folder / "free", {"--worst", "3"}),
+                              {"version", "model", "loss", "perplexity", "tokens", "seq", "windows", "percentiles",
+                               "worst", "layernorm_free", "seconds"});
+    CHECK(eval["perplexity"].get<double>() == doctest::Approx(std::exp(eval["loss"].get<double>())));
+    CHECK(eval["seq"] == 16);
+    CHECK(eval["tokens"].get<int>() % 16 == 0);
+    REQUIRE(eval["worst"].size() == 3);
+    CHECK(eval["worst"][0]["loss"] >= eval["worst"][1]["loss"]);
+    check_keys(eval["worst"][0], {"loss", "sequence", "position", "token", "text", "context"}, "JSON outputs");
+    check_keys(eval["percentiles"], {"p0.05", "p2.5", "p25", "p50", "p75", "p97.5", "p99.95"}, "JSON outputs");
+
+    const json exported = json_of({"export", "--model", w.folder / "free", "--form", "folded", "--out", out / "folded"},
+                                  {"version", "out", "form", "dtype", "layernorm_free"});
+    CHECK(exported["form"] == "folded");
+    CHECK(exported["layernorm_free"] == true);
+
+    const json generated = json_of({"generate", "--model", w.folder / "free", "--prompt", "When", "--max-tokens", "9"},
+                                   {"version", "prompt", "text", "tokens"});
+    CHECK(generated["prompt"] == "When");
+    CHECK(generated["tokens"].size() <= 9);
+
+    const json info =
+        json_of({"info", "--model", w.folder / "free"},
+                {"version", "model", "form", "layernorm_free", "parameters", "n_layer", "n_head", "n_embd", "n_ctx",
+                 "n_inner", "vocab_size", "eos_token_id", "tokenizer", "sites_removed", "sites", "events"});
+    CHECK(info["parameters"] == 7680);
+    CHECK(info["sites"].size() == 4);
+    CHECK(info["tokenizer"] == "byte");
+
+    const json tokenized = json_of({"tokenize", "--input", w.folder / "stories.jsonl", "--out", out / "t"},
+                                   {"version", "documents", "tokens", "files", "bytes", "seconds"});
+    check_keys(tokenized["documents"], {"train", "val"}, "JSON outputs");
+    check_keys(tokenized["tokens"], {"train", "val"}, "JSON outputs");
+    CHECK(tokenized["documents"]["train"].get<int>() + tokenized["documents"]["val"].get<int>() == 60);
+    CHECK(tokenized["files"].size() == 3);
+
+    const json stories =
+        json_of({"stories", "--count", "3", "--out", out / "3.jsonl"}, {"version", "out", "stories", "bytes", "seed"});
+    CHECK(stories["bytes"] == read_bytes(out / "3.jsonl").size());
+    CHECK(json_of({"plot", "--run", w.folder / "free", "--out", out / "p.svg"}, {"version", "out", "runs"})["runs"] ==
+          1);
+}
+
+TEST_CASE("eval compares several models in one object") {
+    const Workbench& w = workbench();
+    const json both =
+        json_of(w.evaluation(w.folder / "base", {w.folder / "half", w.folder / "free"}), {"version", "models"});
+    REQUIRE(both["models"].size() == 3);
+    for (size_t i = 0; i < 3; ++i) {
+        const std::string folder = std::vector<std::string>{"base", "half", "free"}[i];
+        CAPTURE(folder);
+        CHECK(both["models"][i]["model"] == w.folder / folder);
+        const json alone = json::parse(succeed(w.evaluation(w.folder / folder, {"--json"})).out);
+        CHECK(both["models"][i]["loss"] == alone["loss"]);
+        CHECK(both["models"][i]["layernorm_free"] == (folder == "free"));
+    }
+    const std::string table = succeed(w.evaluation(w.folder / "base", {w.folder / "free"})).out;
+    CHECK(contains(table, w.folder / "base"));
+    CHECK(contains(table, w.folder / "free"));
+}
+
+TEST_CASE("--dry-run says what a run would be and writes nothing") {
+    const Workbench& w = workbench();
+    std::set<std::string> keys = {"version", "protocol",     "parameters",        "tokens",
+                                  "epochs",  "memory_bytes", "estimated_seconds", "schedule"};
+    const json removal = json_of(w.removal(nowhere(), {"--dry-run"}), keys);
+    check_keys(removal["protocol"], protocol_keys, "lnfree.json");
+    CHECK(removal["tokens"] == 20 * 4 * 16);
+    CHECK(removal["memory_bytes"] > 4 * 4 * 7680);
+    REQUIRE(removal["schedule"].size() == 4);
+    CHECK(removal["schedule"][0] == json{{"site", "mlp[0]"}, {"step", 1}});
+    CHECK(removal["schedule"][3] == json{{"site", "f"}, {"step", 9}});
+    keys.erase("schedule");
+    json_of(w.training("finetune", w.folder / "base", nowhere(), {"--dry-run"}), keys);
+    json_of(w.with_data({"pretrain", "--out", nowhere(), "--steps", "9", "--dry-run"}), keys);
+    const std::string words = succeed(w.removal(nowhere(), {"--dry-run"})).out;
+    for (const char* word : {"memory", "time", "f@9", "nothing is written"}) CHECK(contains(words, word));
+    check_workbench_untouched();
+}
+
+TEST_CASE("log.jsonl has one line per step, and validations between them, with the documented keys") {
+    const Workbench& w = workbench();
+    std::vector<int> steps, validations;
+    std::vector<std::string> removed;
+    for (const json& line : log_of(w.folder / "free")) {
+        if (line.contains("val_loss")) {
+            check_keys(line, {"step", "val_loss"}, "log.jsonl");
+            validations.push_back(line["step"]);
+            continue;
+        }
+        check_keys(line, {"step", "loss", "aux_loss", "grad_norm", "lr", "tokens_per_s", "removed"}, "log.jsonl");
+        steps.push_back(line["step"]);
+        for (const json& site : line["removed"]) removed.push_back(site);
+    }
+    REQUIRE(steps.size() == 20);
+    for (int s = 0; s < 20; ++s) CHECK(steps[static_cast<size_t>(s)] == s);
+    CHECK(validations == std::vector<int>{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20});
+    CHECK(removed == Words{"mlp[0]", "qk[0]", "v[0]", "f"});
+}
+
+TEST_CASE("lnfree.json records the whole protocol, the data, and what happened when") {
+    const Workbench& w = workbench();
+    const std::set<std::string> keys = {"version",   "form",     "command", "finished", "layernorm_free",
+                                        "step",      "protocol", "sites",   "events",   "data",
+                                        "tokenizer", "results",  "based_on"};
+    const json free = json_file(w.folder / "free/lnfree.json");
+    check_keys(free, keys, "lnfree.json");
+    CHECK(free["version"] == 1);
+    CHECK(free["form"] == "hf");
+    CHECK(free["command"] == "remove");
+    CHECK(free["finished"] == true);
+    CHECK(free["layernorm_free"] == true);
+    check_keys(free["protocol"], protocol_keys, "lnfree.json");
+    REQUIRE(free["sites"].size() == 4);
+    check_keys(free["sites"][0], {"site", "norm", "sigma_bar", "sigma_avg", "running"}, "lnfree.json");
+    REQUIRE(free["events"].size() == 4);
+    check_keys(free["events"][0], {"step", "site", "action", "sigma_bar"}, "lnfree.json");
+    CHECK(free["events"][3]["site"] == "f");
+    CHECK(free["events"][3]["step"] == 18);
+    CHECK(free["events"][3]["sigma_bar"] == free["sites"][3]["sigma_bar"]);
+    for (const char* split : {"train", "val"})
+        check_keys(free["data"][split], {"files", "tokens", "fingerprint"}, "lnfree.json");
+    check_keys(free["tokenizer"], {"name", "fingerprint", "vocab_size"}, "lnfree.json");
+    check_keys(free["results"], {"val_loss_first", "val_loss_last", "val_tokens"}, "lnfree.json");
+    CHECK(free["based_on"]["command"] == "pretrain");
+
+    std::set<std::string> checkpoint_keys = keys;
+    checkpoint_keys.insert("resume");
+    const json half = json_file(w.folder / "half/lnfree.json");
+    check_keys(half, checkpoint_keys, "lnfree.json");
+    CHECK(half["form"] == "checkpoint");
+    CHECK(half["finished"] == false);
+    check_keys(half["resume"],
+               {"step", "model", "data", "val", "eval_every", "val_tokens", "save_every", "keep_checkpoints",
+                "adam_updates", "first_val_loss", "data_fingerprint"},
+               "lnfree.json");
+    CHECK(json_file(w.folder / "half/config.json")["model_type"] == "gpt2_lnfree_checkpoint");
+    CHECK(json_file(w.folder / "free/config.json")["layer_norm_epsilon"] == 1e12);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// All together
+
+TEST_CASE("from stories to a LayerNorm-free model in both forms, with equal losses") {
+    const Workbench& w = workbench();
+    TemporaryFolder out;
+    for (const char* form : {"hf", "folded"}) {
+        succeed({"export", "--model", w.folder / "free", "--form", form, "--out", out / form});
+    }
+    succeed({"export", "--model", w.folder / "free", "--dtype", "bf16", "--out", out / "bf16"});
+    succeed({"export", "--model", out / "hf", "--form", "folded", "--out", out / "folded_again"});
+    const double loss = json::parse(succeed(w.evaluation(w.folder / "free", {"--json"})).out)["loss"];
+    for (const char* name : {"hf", "folded", "folded_again", "bf16"}) {
+        CAPTURE(name);
+        const json eval = json::parse(succeed(w.evaluation(out / name, {"--json"})).out);
+        CHECK(eval["loss"].get<double>() == doctest::Approx(loss).epsilon(name == std::string("bf16") ? 1e-2 : 1e-4));
+        CHECK(eval["layernorm_free"] == true);
+        CHECK(succeed({"info", "--model", out / name}).out.size() > 100);
+    }
+    CHECK(loss < 4.5);  // guessing: ln 257 = 5.55
+
+    const auto text = [&](const std::string& model, const char* seed) {
+        return succeed({"generate", "--model", model, "--prompt", "When ", "--max-tokens", "40", "--seed", seed}).out;
+    };
+    const std::string story = text(out / "hf", "3");
+    CHECK(story.substr(0, 5) == "When ");
+    CHECK(text(out / "hf", "3") == story);
+    CHECK(text(out / "hf", "4") != story);
+
+    // The finished model is trained further as it is: nothing comes back.
+    succeed(w.training("finetune", out / "hf", out / "further", {}));
+    const json info = json::parse(succeed({"info", "--json", "--model", out / "further"}).out);
+    CHECK(info["layernorm_free"] == true);
+    CHECK(info["sites_removed"] == 4);
+}
+
+TEST_CASE("the same command gives the same bytes, with any number of threads") {
+    const Workbench& w = workbench();
+    TemporaryFolder out;
+    succeed(w.removal(out / "one", {"--start-f", "18", "--save-every", "8", "--threads", "1"}));
+    succeed(w.removal(out / "three", {"--start-f", "18", "--save-every", "8", "--threads", "3"}));
+    const std::string weights = read_bytes(w.folder / "free/model.safetensors");
+    CHECK(read_bytes(out / "one/model.safetensors") == weights);
+    CHECK(read_bytes(out / "three/model.safetensors") == weights);
+}
