@@ -856,7 +856,7 @@ TEST_CASE("the first hundred stories of seed 1 never change") {
     StoryWorld world(1);
     uint64_t hash = 14695981039346656037u;
     for (int i = 0; i < 100; i++) hash = fnv1a(hash, world.next_story());
-    CHECK(hash == 0u);
+    CHECK(hash == 18186260628981012707u);
 }
 
 TEST_CASE("names, things and places keep prompts aligned and answers apart") {
