@@ -870,7 +870,7 @@ struct Tensor {
 inline std::vector<Tensor> tensor_table(const GPT2Config& c) {
     std::vector<Tensor> table;
     int64_t offset = 0;
-    const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
+    const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
         Tensor t{name, {}, shape.size() == 2, offset, 1};
         for (int64_t extent : shape) {
             t.shape.push_back(static_cast<uint64_t>(extent));
@@ -1595,7 +1595,7 @@ inline double fold_column(real* out, const real* in, int64_t stride, const real*
 
 // Folds the norm in front of a Conv1D weight (C,M) and its bias (M); sigma_bar may differ from column to column.
 inline void fold_linear(TensorRecipes& recipes, GPT2& model, const std::string& linear, const std::string& norm,
-                        std::function<double(int64_t)> sigma_bar, int64_t M) {
+                        const std::function<double(int64_t)>& sigma_bar, int64_t M) {
     const int64_t C = model.config.C;
     const real *weight = model.tensor(linear + ".weight"), *bias = model.tensor(linear + ".bias");
     const real *gamma = model.tensor(norm + ".weight"), *beta = model.tensor(norm + ".bias");
@@ -1821,7 +1821,7 @@ inline std::vector<Event> events_from_json(const json& list, const Sites& sites)
 inline json read_lnfree_json(const std::string& folder) {
     const std::string path = folder + "/lnfree.json";
     if (!fs::exists(path)) return json();
-    const json j = read_json(path, 64 << 20);
+    json j = read_json(path, 64 << 20);
     if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
         throw BadInput(path + ": not a lnfree.json (no version)");
     if (j["version"].get<int>() != kFormatVersion)
@@ -1897,6 +1897,7 @@ inline void copy_tensors(Buffer& buffer, const std::vector<Tensor>& table, const
     }
 }
 
+// NOLINTNEXTLINE(bugprone-exception-escape): moving a json cannot throw, its assertions only look as if it could
 struct LoadedModel {
     std::unique_ptr<GPT2> model;
     std::unique_ptr<Tokenizer> tokenizer;  // null if the folder has none
@@ -2043,8 +2044,8 @@ inline void read_moments(Buffer& buffer, const GPT2& model, const std::string& p
 inline fs::path write_checkpoint(const std::string& out, GPT2& model, const AdamW& adam, const ordered_json& lnfree,
                                  int64_t step, const Tokenizer* tokenizer) {
     const fs::path parent = fs::path(out) / "checkpoints";
-    const fs::path final_name = parent / checkpoint_name(step),
-                   temporary = parent / ("." + checkpoint_name(step) + ".tmp");
+    fs::path final_name = parent / checkpoint_name(step);
+    const fs::path temporary = parent / ("." + checkpoint_name(step) + ".tmp");
     std::error_code ignored;
     if (fs::exists(final_name)) return final_name;  // resumed here and stopped again: the same bits
     try {
@@ -2130,8 +2131,7 @@ class SequenceOrder {
 // `each` receives (index of the sequence, losses, inputs, targets, predictions per sequence).
 using SequenceVisitor = std::function<void(uint64_t, const real*, const int32_t*, const int32_t*, int64_t)>;
 inline double mean_loss(GPT2& model, const TokenShards& shards, int64_t T, int64_t batch, uint64_t max_tokens,
-                        bool paper_windows, const std::string& label,
-                        const SequenceVisitor& each = nullptr) {
+                        bool paper_windows, const std::string& label, const SequenceVisitor& each = nullptr) {
     const int64_t P = paper_windows ? T - 1 : T;  // predictions per sequence
     uint64_t sequences = shards.sequences(static_cast<uint64_t>(T), paper_windows);
     if (max_tokens > 0)

@@ -792,9 +792,10 @@ Listing result_of(const std::string& out) {
 void check_same_result(const std::string& out, const Listing& expected) {
     const Listing result = result_of(out);
     CHECK(names_of(result) == names_of(expected));
-    for (const auto& [name, bytes] : expected) {
+    for (const auto& entry : expected) {
+        const std::string& name = entry.first;
         CAPTURE(name);
-        CHECK((result.count(name) == 1 && result.at(name) == bytes));
+        CHECK((result.count(name) == 1 && result.at(name) == entry.second));
     }
 }
 
