@@ -118,8 +118,12 @@ void check_shape(Shape shape, int64_t padding) {
 struct ThreadCount {
 #ifdef _OPENMP
     int before = omp_get_max_threads();
-    explicit ThreadCount(int count) { omp_set_num_threads(count); }
-    ~ThreadCount() { omp_set_num_threads(before); }
+    explicit ThreadCount(int count) {
+        omp_set_num_threads(count);
+    }
+    ~ThreadCount() {
+        omp_set_num_threads(before);
+    }
 #else
     explicit ThreadCount(int) {}
 #endif
@@ -137,7 +141,8 @@ TEST_CASE("matmul equals the written-out sum for every orientation and for sizes
 }
 
 TEST_CASE("matmul respects leading dimensions larger than needed") {
-    for (const Shape shape : {Shape{1, 1, 1}, Shape{3, 17, 5}, Shape{17, 255, 3}, Shape{65, 66, 257}, Shape{13, 129, 31}})
+    for (const Shape shape :
+         {Shape{1, 1, 1}, Shape{3, 17, 5}, Shape{17, 255, 3}, Shape{65, 66, 257}, Shape{13, 129, 31}})
         for (const int64_t padding : {1, 7}) check_shape<float>(shape, padding);
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 #include <utility>
+
 #include "dev/cpu/matmul_types.h"
 #ifdef _OPENMP
 #include <omp.h>
@@ -41,10 +42,18 @@ constexpr int64_t K_OUTER = 4096, A_BUFFER = int64_t{3} << 19;
 
 typedef float Vec __attribute__((vector_size(WIDTH * 4)));
 typedef float VecU __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
-inline Vec load(const float* p) { return *reinterpret_cast<const VecU*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<VecU*>(p) = v; }
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t cut(int64_t size, int64_t index, int64_t count) { return size * index / count; }
+inline Vec load(const float* p) {
+    return *reinterpret_cast<const VecU*>(p);
+}
+inline void store(float* p, Vec v) {
+    *reinterpret_cast<VecU*>(p) = v;
+}
+inline int64_t divide_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+inline int64_t cut(int64_t size, int64_t index, int64_t count) {
+    return size * index / count;
+}
 
 template <int ROWS, int VECTORS>
 void tile(int64_t k, const float* __restrict a, int64_t row_stride, int64_t k_stride, const float* __restrict b,
@@ -71,7 +80,7 @@ void tile(int64_t k, const float* __restrict a, int64_t row_stride, int64_t k_st
         for (int v = 0; v < VECTORS; ++v) bv[v] = load(b + v * WIDTH);
 #ifdef PB
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS*WIDTH; v+=16) __builtin_prefetch(b + v + PB);
+        for (int v = 0; v < VECTORS * WIDTH; v += 16) __builtin_prefetch(b + v + PB);
 #endif
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
@@ -98,24 +107,38 @@ template <int VECTORS>
 void run_rows(int rows, int64_t k, const float* a, int64_t rs, int64_t ks, const float* b, int64_t bs, float* c,
               int64_t ldc, bool add, const float* bias) {
     switch (rows) {
-        case 1: return tile<1, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 2: return tile<2, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 3: return tile<3, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 4: return tile<4, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 5: return tile<5, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        default: return tile<6, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
+        case 1:
+            return tile<1, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
+        case 2:
+            return tile<2, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
+        case 3:
+            return tile<3, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
+        case 4:
+            return tile<4, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
+        case 5:
+            return tile<5, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
+        default:
+            return tile<6, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
     }
 }
 
-inline void run_edge(int rows, int columns, int64_t k, const float* a, int64_t rs, int64_t ks, const float* b,
-                     float* c, int64_t ldc, bool add, const float* bias) {
+inline void run_edge(int rows, int columns, int64_t k, const float* a, int64_t rs, int64_t ks, const float* b, float* c,
+                     int64_t ldc, bool add, const float* bias) {
     alignas(64) float buffer[TILE_ROWS * TILE_COLS];
     switch ((columns + WIDTH - 1) / WIDTH) {
-        case 1: run_rows<1>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr); break;
-        case 2: run_rows<2>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr); break;
+        case 1:
+            run_rows<1>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
+            break;
+        case 2:
+            run_rows<2>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
+            break;
 #if !defined(__AVX2__) || defined(__AVX512F__)
-        case 3: run_rows<3>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr); break;
-        default: run_rows<4>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr); break;
+        case 3:
+            run_rows<3>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
+            break;
+        default:
+            run_rows<4>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
+            break;
 #endif
     }
     for (int r = 0; r < rows; ++r)
@@ -220,7 +243,7 @@ inline int team_size(int64_t M, int64_t N, int64_t K) {
     return 1;
 #endif
 }
-inline int thread_index(){
+inline int thread_index() {
 #ifdef _OPENMP
     return omp_get_thread_num();
 #else
@@ -247,14 +270,16 @@ struct Product {
 
     void pack_a(int64_t unit) const {
         const int64_t kb = divide_up(k_outer, k_block);
-        const int64_t q0=cut(tiles, unit / kb, divide_up(tiles, 8)), q1=cut(tiles, unit / kb+1, divide_up(tiles, 8));
+        const int64_t q0 = cut(tiles, unit / kb, divide_up(tiles, 8)),
+                      q1 = cut(tiles, unit / kb + 1, divide_up(tiles, 8));
         const int64_t k_offset = unit % kb * k_block, k = std::min(k_block, k_outer - k_offset);
-        for (int64_t q=q0;q<q1;++q) {
+        for (int64_t q = q0; q < q1; ++q) {
             const int64_t row = tile_row(q), rows = tile_row(q + 1) - row;
             float* out = packed_tile(k_offset, q, k);
             const float* source = A + (k0 + k_offset) * lda + i0 + row;
             if (row + A_STRIDE <= m)
-                for (int64_t p = 0; p < k; ++p) std::memcpy(out + p * A_STRIDE, source + p * lda, A_STRIDE * sizeof(float));
+                for (int64_t p = 0; p < k; ++p)
+                    std::memcpy(out + p * A_STRIDE, source + p * lda, A_STRIDE * sizeof(float));
             else
                 for (int64_t p = 0; p < k; ++p)
                     for (int64_t r = 0; r < rows; ++r) out[p * A_STRIDE + r] = source[p * lda + r];
@@ -301,7 +326,8 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
                 C[i * ldc + j] = (accumulate ? C[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
         return;
     }
-    Product p{A, B, bias, C, N, lda, ldb, ldc, ta == Transpose::Yes, tb == Transpose::Yes, accumulate, false, 0, 0, 0, 0, 0, 0, nullptr};
+    Product p{A,     B, bias, C, N, lda, ldb, ldc,    ta == Transpose::Yes, tb == Transpose::Yes, accumulate,
+              false, 0, 0,    0, 0, 0,   0,   nullptr};
     p.direct_b = M <= 2 * TILE_ROWS && !p.tb;
     const int threads = team_size(M, N, K);
     const int64_t k_outers = divide_up(K, p.ta ? 1024 : K_OUTER), k_outer = divide_up(divide_up(K, k_outers), 4) * 4;
@@ -337,10 +363,10 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
             if (threads == 1) {
                 for (int64_t t = 0; t < pack_tasks; ++t) p.pack_a(t);
                 for (int64_t t = 0; t < row_tasks * column_tasks; ++t) {
-                const int64_t r = t % row_tasks, c = t / row_tasks;
-                p.compute(cut(p.tiles, r, row_tasks), cut(p.tiles, r + 1, row_tasks),
-                          cut(panels, c, column_tasks) * TILE_COLS,
-                          std::min(N, cut(panels, c + 1, column_tasks) * TILE_COLS), b_all);
+                    const int64_t r = t % row_tasks, c = t / row_tasks;
+                    p.compute(cut(p.tiles, r, row_tasks), cut(p.tiles, r + 1, row_tasks),
+                              cut(panels, c, column_tasks) * TILE_COLS,
+                              std::min(N, cut(panels, c + 1, column_tasks) * TILE_COLS), b_all);
                 }
                 continue;
             }
