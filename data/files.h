@@ -95,6 +95,15 @@ class MappedFile {
         if (data_ != nullptr) ::munmap(const_cast<unsigned char*>(data_), size_);
     }
 
+    // Tells the system that these bytes of some mapped file are not needed for now: whole pages among them leave this
+    // process's memory, and are read again if they are looked at again.
+    static void give_back(const unsigned char* from, uint64_t bytes) {
+        const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+        const uintptr_t first = (reinterpret_cast<uintptr_t>(from) + page - 1) / page * page;
+        const uintptr_t last = (reinterpret_cast<uintptr_t>(from) + bytes) / page * page;
+        if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    }
+
     const unsigned char* data() const { return data_; }  // null for an empty file
     uint64_t size() const { return size_; }              // bytes
     const std::string& path() const { return path_; }

@@ -107,6 +107,7 @@ struct TensorView {
     const unsigned char* data = nullptr;           // count() elements, row-major, not aligned
     uint64_t bytes = 0;                            // of data
     std::shared_ptr<const std::string> file = {};  // the path, for messages
+    bool mapped = false;                           // data lies in a MappedFile, whose pages can be given back
 
     // Elements: the product of the shape, 1 for a scalar.
     uint64_t count() const {
@@ -400,7 +401,9 @@ class TensorIndex {
 class SafetensorsFile {
   public:
     explicit SafetensorsFile(const std::string& path)
-        : map_(path), contents_(parse_safetensors(map_.data(), map_.size(), path)), index_(contents_.tensors) {}
+        : map_(path), contents_(parse_safetensors(map_.data(), map_.size(), path)), index_(contents_.tensors) {
+        for (TensorView& tensor : contents_.tensors) tensor.mapped = true;
+    }
 
     const std::vector<TensorView>& tensors() const { return contents_.tensors; }  // in the order of their data
     const std::map<std::string, std::string>& metadata() const { return contents_.metadata; }
@@ -519,37 +522,45 @@ std::string exact_text(T value) {
     return std::string(text, std::to_chars(text, text + sizeof(text), value).ptr);
 }
 
-// Copies a tensor's count() elements to out, converted to T (float or double) on all cores. BadInput, naming file and
-// tensor, if its type is not F64, F32, F16 or BF16, or an F64 value is beyond the range of float.
+// Converts n elements of a stored type; returns what convert_elements returns. BadInput for a type that weights do not have.
+template <class T>
+uint64_t convert_from_stored(const unsigned char* from, DType stored_as, T* out, uint64_t n, const std::string& where) {
+    unsigned char* const to = reinterpret_cast<unsigned char*>(out);
+    switch (stored_as) {
+        case DType::F64:
+            return convert_elements<T, double>(from, to, n);
+        case DType::F32:
+            return convert_elements<T, float>(from, to, n);
+        case DType::F16:
+            return convert_elements<T, Half>(from, to, n);
+        case DType::BF16:
+            return convert_elements<T, BFloat>(from, to, n);
+        default:
+            throw BadInput(where + " is of type " + dtype_name(stored_as) +
+                           "; weights are read from F32, F16, BF16 or F64");
+    }
+}
+
+// Copies a tensor's count() elements to out, converted to T (float or double) on all cores. The pages of a mapped file
+// are given back as their copies come, so that a model is never in memory twice. BadInput, naming file and tensor, if
+// its type is not F64, F32, F16 or BF16, or an F64 value is beyond the range of float.
 template <class T>
 void copy_tensor(const TensorView& tensor, T* out) {
     static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "weights are float or double");
+    constexpr uint64_t chunk = 1 << 22;  // elements
     const std::string where = (tensor.file ? *tensor.file + ": " : "") + "the tensor " + quoted_name(tensor.name);
-    const uint64_t n = tensor.count();
-    unsigned char* const to = reinterpret_cast<unsigned char*>(out);
-    uint64_t beyond = n;
-    switch (tensor.dtype) {
-        case DType::F64:
-            beyond = convert_elements<T, double>(tensor.data, to, n);
-            break;
-        case DType::F32:
-            beyond = convert_elements<T, float>(tensor.data, to, n);
-            break;
-        case DType::F16:
-            beyond = convert_elements<T, Half>(tensor.data, to, n);
-            break;
-        case DType::BF16:
-            beyond = convert_elements<T, BFloat>(tensor.data, to, n);
-            break;
-        default:
-            throw BadInput(where + " is of type " + dtype_name(tensor.dtype) +
-                           "; weights are read from F32, F16, BF16 or F64");
-    }
-    if (beyond < n) {
-        double value;
-        std::memcpy(&value, tensor.data + beyond * sizeof(value), sizeof(value));
-        throw BadInput(where + " holds " + exact_text(value) + " at element " + std::to_string(beyond) +
-                       ", which is beyond the range of float");
+    const uint64_t count = tensor.count(), element = dtype_bytes(tensor.dtype);
+    for (uint64_t begin = 0; begin < count; begin += chunk) {
+        const uint64_t n = std::min(chunk, count - begin);
+        const unsigned char* const from = tensor.data + begin * element;
+        const uint64_t beyond = convert_from_stored(from, tensor.dtype, out + begin, n, where);
+        if (beyond < n) {
+            double value;
+            std::memcpy(&value, from + beyond * sizeof(value), sizeof(value));
+            throw BadInput(where + " holds " + exact_text(value) + " at element " + std::to_string(begin + beyond) +
+                           ", which is beyond the range of float");
+        }
+        if (tensor.mapped) MappedFile::give_back(from, n * element);
     }
 }
 
