@@ -3,6 +3,9 @@
 #: make                  show what was found on this machine, then build ./train_gpt2_lnfree
 #: make demo             the paper's main result on this CPU, in minutes; TEXT=FILE: on your own text
 #: make test             every test; ONLY=PART: only the test programs whose name contains PART
+#: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
+#: make test-interop     against transformers and TransformerLens, in a virtual environment of its own; needs Python and the network
+#: make test-long        what takes an hour: ten minutes of fuzzing per reader, 50 kills, 10 GB of text
 #: make deps             install the packages that are needed and missing (scripts/packages.txt); deps-all: also the optional ones
 #: make dev/cpu/NAME     a program of the kernel laboratory, for this processor only
 #: make format           lay the sources out in the house style (clang-format)
@@ -38,7 +41,7 @@ NM ?= nm
 export CXX LD OBJCOPY
 
 # These targets need no compiler. test and demo start a second make after the packages are there, and that one looks.
-ifneq ($(filter-out help clean format lint deps deps-all test demo,$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help clean format lint deps deps-all test demo fuzz,$(or $(MAKECMDGOALS),all)),)
     FOUND := $(shell CXX='$(CXX)' LD='$(LD)' OBJCOPY='$(OBJCOPY)' scripts/detect.sh --words)
 endif
 
@@ -78,7 +81,7 @@ endif
 # Never -ffast-math: a NaN must stay a NaN, and sums are taken in the order that the source writes.
 LANGUAGE := -std=c++17 -fno-math-errno -fno-trapping-math -Wall -Wextra $(if $(WERROR),-Werror) -I. \
             $(if $(filter openmp,$(FOUND)),-fopenmp,-Wno-unknown-pragmas) $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
-LIBS := -lpcre2-8 -lz
+LIBS := -lpcre2-8 -lz -ldl
 ifdef SAN
     LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
     CXXFLAGS ?= -O1
@@ -166,6 +169,7 @@ run-demo: all
 # test/*.cpp          once, with the best instruction set of this processor
 # test/isa/*.cpp      once per instruction set that this processor has (the ops)
 # test/double/*.cpp   in double precision (gradients, the oracle)
+# test/long/*.cpp     only in `make test-long`
 # Every file is a program of its own with the main() of test/main.cpp; one that crashes takes no other with it.
 TEST_ISAS := $(if $(SAN)$(ISA),$(VARIANTS),$(filter $(RUNNABLE_ISAS),$(ALL_ISAS)))
 test_programs = $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/%,$(filter-out test/main.cpp,$(wildcard $(2)/*.cpp)))
@@ -180,7 +184,7 @@ $(BUILD)/test/$(1)/%.o: $(2)/%.cpp $(BUILD)/flags | ready
 $(BUILD)/test/$(1)/%: $(BUILD)/test/$(1)/%.o $(BUILD)/test/main.o
 	$$(Q)$$(CXX) $$(LANGUAGE) $$^ $$(LIBS) -o $$@
 
-TEST_PROGRAMS += $(call test_programs,$(1),$(2))
+PROGRAMS_$(1) := $(call test_programs,$(1),$(2))
 endef
 
 LAST_ISA := $(lastword $(TEST_ISAS))
@@ -193,12 +197,39 @@ $(BUILD)/test/main.o: test/main.cpp $(BUILD)/flags | ready
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(LANGUAGE) -O1 -MMD -MP -c $< -o $@
 
+$(eval $(call test_kind,long,test/long,))
+TEST_PROGRAMS := $(PROGRAMS_float) $(PROGRAMS_double) $(foreach isa,$(TEST_ISAS),$(PROGRAMS_isa-$(isa)))
+
 .PHONY: test run-test
 CHOSEN_TESTS := $(strip $(if $(ONLY),$(foreach program,$(TEST_PROGRAMS),\
                 $(if $(findstring $(ONLY),$(program:$(BUILD)/test/%=%)),$(program))),$(TEST_PROGRAMS)))
 run-test: all $(CHOSEN_TESTS)
 	@LNFREE_PROGRAM=./$(PROGRAM) test/run.sh $(if $(SAN)$(ISA),,$(patsubst %,--without %,\
 	    $(filter-out $(TEST_ISAS),$(ALL_ISAS)))) $(CHOSEN_TESTS)
+
+# ---- longer tests ----------------------------------------------------------------------------------------------------
+
+# libFuzzer comes with clang++. -O1 and no OpenMP: the readers are what is tested.
+FUZZ_SECONDS ?= 30
+FUZZERS := $(patsubst test/fuzz/%.cpp,build/fuzz/%,$(wildcard test/fuzz/*.cpp))
+build/fuzz/%: test/fuzz/%.cpp
+	@mkdir -p $(@D)
+	@echo "compile  $< (libFuzzer)"
+	$(Q)clang++ -std=c++17 -Wall -Wextra -Wno-pass-failed -Wno-unknown-pragmas -I. -O1 -gline-tables-only \
+	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DLNFREE_NO_MAIN -MMD -MP $< $(LIBS) -o $@
+
+.PHONY: fuzz test-interop test-long
+fuzz: $(FUZZERS)
+	@test/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZERS)
+
+test-interop: train_gpt2_lnfree
+	@test/interop/run.sh
+
+# The kills are those of test_command_line, more of them.
+test-long: all $(BUILD)/test/float/test_command_line $(PROGRAMS_long)
+	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 TEST_TIMEOUT=7200 \
+	    test/run.sh $(BUILD)/test/float/test_command_line $(PROGRAMS_long)
+	@$(MAKE) fuzz FUZZ_SECONDS=600
 
 # ---- the laboratory --------------------------------------------------------------------------------------------------
 
@@ -244,4 +275,4 @@ clean:
 
 FORCE:
 
--include $(wildcard $(BUILD)/*.d $(BUILD)/test/*.d $(BUILD)/test/*/*.d)
+-include $(wildcard build/fuzz/*.d $(BUILD)/*.d $(BUILD)/test/*.d $(BUILD)/test/*/*.d)

@@ -49,6 +49,11 @@ namespace lnfree {
 #endif
 typedef LNFREE_REAL real;
 
+// The instruction set that this file is compiled for, as the Makefile calls it.
+#ifndef LNFREE_ISA_NAME
+#define LNFREE_ISA_NAME "native"
+#endif
+
 // A number in as few digits as tell it apart at a glance.
 inline std::string format_general(double x) {
     char text[64];
@@ -490,7 +495,7 @@ inline void fakeln_divisors(real* divisor, const Site& site, const int32_t* toke
     }
 }
 
-// d gamma and d beta are the same sums for both norms. dparams: gamma's gradients, then beta's, (2C)
+// d gamma and d beta are the same sums for both norms, added to dgamma, dbeta (C).
 inline void add_norm_parameter_gradients(real* dgamma, real* dbeta, const real* dout, const real* inp, const real* mean,
                                          const real* divisor, int64_t N, int64_t C) {
     std::vector<real> sums(static_cast<size_t>(2 * C), real(0));
@@ -613,7 +618,7 @@ inline void matmul_forward(real* out, const real* inp, const real* weight, const
     matmul(Transpose::No, Transpose::No, N, M, K, inp, K, weight, stride, out, stride, false, bias);
 }
 
-// dinp (N,K) is overwritten, or added to if `add_to_dinp`; dweight (K,M) and dbias (M) are added to.
+// dinp (N,K) is overwritten; dweight (K,M) and dbias (M) are added to.
 inline void matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
                             const real* weight, int64_t N, int64_t K, int64_t M, int64_t stride) {
     matmul(Transpose::No, Transpose::Yes, N, K, M, dout, stride, weight, stride, dinp, K, false);
@@ -630,24 +635,28 @@ inline void matmul_backward(real* dinp, real* dweight, real* dbias, const real* 
 // ---------------------------------------------------------------------------------------------------------------------
 // Causal self-attention. qkv (B,T,3C) holds queries, keys and values, heads side by side within each; the values may
 // have been made from another input than queries and keys. out (B,T,C). lse (B,NH,T) keeps log sum exp of every row of
-// scores, from which backward remakes the probabilities; no T x T matrix is ever stored.
+// scores, from which backward remakes the probabilities.
 //
-// Keys are transposed to (HS,T) first, so that the inner loops run along consecutive memory.
-inline void transpose_head(real* out, const real* inp, int64_t T, int64_t HS, int64_t stride) {
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t d = 0; d < HS; d++) out[d * T + t] = inp[t * stride + d];
-}
+// A head belongs to one thread, which takes its queries in blocks: what it holds at a time is a block's rows of scores,
+// (rows,T), never a T x T matrix. A block [t0,t1) of queries reads the keys [0,t1).
+constexpr int64_t kQueriesPerBlock = 32;
 
-// scores[0..t] of one query against all keys up to its own position
-inline void attention_scores(real* scores, const real* query, const real* keys_T, int64_t t, int64_t T, int64_t HS,
-                             real scale) {
-    for (int64_t u = 0; u <= t; u++) scores[u] = 0;
-    for (int64_t d = 0; d < HS; d++) {
-        const real q = query[d] * scale;
-        const real* k = keys_T + d * T;
-#pragma omp simd
-        for (int64_t u = 0; u <= t; u++) scores[u] += q * k[u];
+// Row t of a block's scores, u = 0..t; what a query must not see, u = t+1..t1-1, becomes 0.
+inline void softmax_row(real* p, real* lse, real scale, int64_t t, int64_t t1) {
+    real largest = p[0];
+#pragma omp simd reduction(max : largest)
+    for (int64_t u = 0; u <= t; u++) largest = std::max(largest, p[u]);
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t u = 0; u <= t; u++) {
+        p[u] = fast_exp(scale * (p[u] - largest));
+        sum += p[u];
     }
+    const real share = real(1) / sum;
+#pragma omp simd
+    for (int64_t u = 0; u <= t; u++) p[u] *= share;
+    std::fill(p + t + 1, p + t1, real(0));
+    *lse = scale * largest + std::log(sum);
 }
 
 inline void attention_forward(real* out, real* lse, const real* qkv, int64_t B, int64_t T, int64_t C, int64_t NH) {
@@ -655,95 +664,74 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int64_t B, 
     const real scale = real(1) / std::sqrt(static_cast<real>(HS));
 #pragma omp parallel
     {
-        std::vector<real> keys_T(static_cast<size_t>(HS * T)), p(static_cast<size_t>(T));
+        std::vector<real> p(static_cast<size_t>(kQueriesPerBlock * T));
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; b++) {
             for (int64_t h = 0; h < NH; h++) {
                 const real* q = qkv + b * T * 3 * C + h * HS;
-                const real* v = q + 2 * C;
-                transpose_head(keys_T.data(), q + C, T, HS, 3 * C);
-                for (int64_t t = 0; t < T; t++) {
-                    attention_scores(p.data(), q + t * 3 * C, keys_T.data(), t, T, HS, scale);
-                    real largest = p[0];
-#pragma omp simd reduction(max : largest)
-                    for (int64_t u = 0; u <= t; u++) largest = std::max(largest, p[u]);
-                    real sum = 0;
-#pragma omp simd reduction(+ : sum)
-                    for (int64_t u = 0; u <= t; u++) {
-                        p[u] = fast_exp(p[u] - largest);
-                        sum += p[u];
-                    }
-                    lse[(b * NH + h) * T + t] = largest + std::log(sum);
-                    real* o = out + (b * T + t) * C + h * HS;
-                    for (int64_t d = 0; d < HS; d++) o[d] = 0;
-                    for (int64_t u = 0; u <= t; u++) {
-                        const real weight = p[u] / sum;
-                        const real* value = v + u * 3 * C;
-#pragma omp simd
-                        for (int64_t d = 0; d < HS; d++) o[d] += weight * value[d];
-                    }
+                const real *k = q + C, *v = q + 2 * C;
+                for (int64_t t0 = 0; t0 < T; t0 += kQueriesPerBlock) {
+                    const int64_t t1 = std::min(T, t0 + kQueriesPerBlock), rows = t1 - t0;
+                    matmul(Transpose::No, Transpose::Yes, rows, t1, HS, q + t0 * 3 * C, 3 * C, k, 3 * C, p.data(), T,
+                           false);
+                    for (int64_t t = t0; t < t1; t++)
+                        softmax_row(p.data() + (t - t0) * T, lse + (b * NH + h) * T + t, scale, t, t1);
+                    matmul(Transpose::No, Transpose::No, rows, HS, t1, p.data(), T, v, 3 * C,
+                           out + (b * T + t0) * C + h * HS, C, false);
                 }
             }
         }
     }
 }
 
-// dqkv (B,T,3C) is overwritten. With probabilities p and dp[u] = dout . v[u]:
-//     ds = p * (dp - dout . out),   dq = scale * sum_u ds[u] k[u],   dk[u] += scale * ds[u] q,   dv[u] += p[u] dout
-// A head's keys gather gradients from all later queries, so a head belongs to one thread.
+// Turns row t of a block's scores back into probabilities p, and of dp = dout . v into the scores' gradients
+//     ds = scale * p * (dp - dout . out)
+// both 0 where the query must not see.
+inline void softmax_backward_row(real* p, real* ds, const real* dout, const real* out, real lse, real scale, int64_t t,
+                                 int64_t t1, int64_t HS) {
+    real dot = 0;
+    for (int64_t d = 0; d < HS; d++) dot += dout[d] * out[d];
+#pragma omp simd
+    for (int64_t u = 0; u <= t; u++) {
+        p[u] = fast_exp(scale * p[u] - lse);
+        ds[u] = scale * p[u] * (ds[u] - dot);
+    }
+    std::fill(p + t + 1, p + t1, real(0));
+    std::fill(ds + t + 1, ds + t1, real(0));
+}
+
+// dqkv (B,T,3C) is overwritten:  dq = ds k,   dk = ds^T q,   dv = p^T dout
 inline void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse,
                                int64_t B, int64_t T, int64_t C, int64_t NH) {
     const int64_t HS = C / NH;
     const real scale = real(1) / std::sqrt(static_cast<real>(HS));
-    const size_t head = static_cast<size_t>(HS * T);
 #pragma omp parallel
     {
-        std::vector<real> keys_T(head), values_T(head), dkeys_T(head), dvalues_T(head);
-        std::vector<real> p(static_cast<size_t>(T)), ds(static_cast<size_t>(T));
+        std::vector<real> p(static_cast<size_t>(kQueriesPerBlock * T)), ds(p.size());
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; b++) {
             for (int64_t h = 0; h < NH; h++) {
                 const real* q = qkv + b * T * 3 * C + h * HS;
+                const real *k = q + C, *v = q + 2 * C;
                 real* dq = dqkv + b * T * 3 * C + h * HS;
-                transpose_head(keys_T.data(), q + C, T, HS, 3 * C);
-                transpose_head(values_T.data(), q + 2 * C, T, HS, 3 * C);
-                std::fill(dkeys_T.begin(), dkeys_T.end(), real(0));
-                std::fill(dvalues_T.begin(), dvalues_T.end(), real(0));
+                real *dk = dq + C, *dv = dq + 2 * C;
                 for (int64_t t = 0; t < T; t++) {
-                    const real* query = q + t * 3 * C;
-                    const real* d_o = dout + (b * T + t) * C + h * HS;
-                    const real* o = out + (b * T + t) * C + h * HS;
-                    real dot = 0;
-                    for (int64_t d = 0; d < HS; d++) dot += d_o[d] * o[d];
-
-                    attention_scores(p.data(), query, keys_T.data(), t, T, HS, scale);
-                    const real log_sum = lse[(b * NH + h) * T + t];
-#pragma omp simd
-                    for (int64_t u = 0; u <= t; u++) p[u] = fast_exp(p[u] - log_sum);
-                    attention_scores(ds.data(), d_o, values_T.data(), t, T, HS, real(1));
-#pragma omp simd
-                    for (int64_t u = 0; u <= t; u++) ds[u] = p[u] * (ds[u] - dot) * scale;
-
-                    for (int64_t d = 0; d < HS; d++) {
-                        const real* k = keys_T.data() + d * T;
-                        real* dk = dkeys_T.data() + d * T;
-                        real* dv = dvalues_T.data() + d * T;
-                        const real query_d = query[d], dout_d = d_o[d];
-                        real dquery = 0;
-#pragma omp simd reduction(+ : dquery)
-                        for (int64_t u = 0; u <= t; u++) {
-                            dquery += ds[u] * k[u];
-                            dk[u] += ds[u] * query_d;
-                            dv[u] += p[u] * dout_d;
-                        }
-                        dq[t * 3 * C + d] = dquery;
-                    }
+                    std::fill(dk + t * 3 * C, dk + t * 3 * C + HS, real(0));
+                    std::fill(dv + t * 3 * C, dv + t * 3 * C + HS, real(0));
                 }
-                for (int64_t t = 0; t < T; t++) {
-                    for (int64_t d = 0; d < HS; d++) {
-                        dq[t * 3 * C + C + d] = dkeys_T[d * T + t];
-                        dq[t * 3 * C + 2 * C + d] = dvalues_T[d * T + t];
-                    }
+                for (int64_t t0 = 0; t0 < T; t0 += kQueriesPerBlock) {
+                    const int64_t t1 = std::min(T, t0 + kQueriesPerBlock), rows = t1 - t0;
+                    const real *queries = q + t0 * 3 * C, *d_o = dout + (b * T + t0) * C + h * HS;
+                    matmul(Transpose::No, Transpose::Yes, rows, t1, HS, queries, 3 * C, k, 3 * C, p.data(), T, false);
+                    matmul(Transpose::No, Transpose::Yes, rows, t1, HS, d_o, C, v, 3 * C, ds.data(), T, false);
+                    for (int64_t t = t0; t < t1; t++)
+                        softmax_backward_row(p.data() + (t - t0) * T, ds.data() + (t - t0) * T, d_o + (t - t0) * C,
+                                             out + (b * T + t) * C + h * HS, lse[(b * NH + h) * T + t], scale, t, t1,
+                                             HS);
+                    matmul(Transpose::No, Transpose::No, rows, HS, t1, ds.data(), T, k, 3 * C, dq + t0 * 3 * C, 3 * C,
+                           false);
+                    matmul(Transpose::Yes, Transpose::No, t1, HS, rows, ds.data(), T, queries, 3 * C, dk, 3 * C, true);
+                    matmul(Transpose::Yes, Transpose::No, t1, HS, rows, p.data(), T, d_o, C, dv, 3 * C, true);
                 }
             }
         }
@@ -1469,6 +1457,7 @@ inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s,
 #include "data/svg_chart.h"
 #include "data/tokenize.h"
 #include "data/tokenizer.h"
+#include "dev/cpu/bench.h"
 
 namespace lnfree {
 
@@ -1817,17 +1806,22 @@ inline std::vector<Event> events_from_json(const json& list, const Sites& sites)
     return events;
 }
 
-// lnfree.json of a folder, or null if there is none. BadInput if it is malformed or of a version this program does not know.
-inline json read_lnfree_json(const std::string& folder) {
-    const std::string path = folder + "/lnfree.json";
-    if (!fs::exists(path)) return json();
-    json j = read_json(path, 64 << 20);
+// The text of a lnfree.json; `path` names it in messages. BadInput if it is malformed or of a version this program does
+// not know.
+inline json parse_lnfree_json(const std::string& text, const std::string& path) {
+    json j = parse_json(text, path);
     if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
         throw BadInput(path + ": not a lnfree.json (no version)");
     if (j["version"].get<int>() != kFormatVersion)
         throw BadInput(path + ": version " + j["version"].dump() + " is not supported; this program reads version " +
                        std::to_string(kFormatVersion));
     return j;
+}
+
+// lnfree.json of a folder, or null if there is none.
+inline json read_lnfree_json(const std::string& folder) {
+    const std::string path = folder + "/lnfree.json";
+    return fs::exists(path) ? parse_lnfree_json(read_file(path, 64 << 20), path) : json();
 }
 
 // A name without GPT2LMHeadModel's prefix.
@@ -2495,6 +2489,7 @@ class TrainingRun {
             r.at("adam_updates").get_to(adam_.updates);
             read_moments(adam_.m, *model_, folder + "/adam_m.safetensors");
             read_moments(adam_.v, *model_, folder + "/adam_v.safetensors");
+            require_usable_record(folder);
             open_shards();
             if (r.at("data_fingerprint") != hex(train_->fingerprint()))
                 throw BadInput("--data of the run in " + o_.out +
@@ -2502,6 +2497,16 @@ class TrainingRun {
         } catch (const json::exception& e) {
             throw BadInput(folder + "/lnfree.json: cannot be resumed from: " + e.what());
         }
+    }
+
+    // A checkpoint's lnfree.json is a file like any other: nothing in it may lead the loop astray.
+    void require_usable_record(const std::string& folder) const {
+        check_protocol(p_, static_cast<int>(model_->config.L));
+        const bool sizes = p_.batch >= 1 && p_.grad_accum >= 1 && p_.seq >= 1 && p_.seq <= model_->config.n_ctx;
+        const bool place = step_ >= 0 && step_ <= p_.stop && adam_.updates >= 0;
+        if (!sizes || !place || o_.eval_every < 1)
+            throw BadInput(folder +
+                           "/lnfree.json: cannot be resumed from: its step, sizes or eval_every are out of range");
     }
 
     // ----- the loop
@@ -3439,6 +3444,16 @@ inline int run_command(RunOptions o, CLI::App& app) {
     return 0;
 }
 
+inline void add_shape_flags(CLI::App& sub, ShapeFlags& shape, const std::string& default_V) {
+    sub.add_option("--size", shape.size, "tiny (4 layers x 128), or GPT-2's small, medium, large, xl")
+        ->capture_default_str();
+    sub.add_option("--n-layer", shape.L, "layers [from --size]");
+    sub.add_option("--n-head", shape.NH, "attention heads [from --size]");
+    sub.add_option("--n-embd", shape.C, "width of the residual stream [from --size]");
+    sub.add_option("--n-ctx", shape.n_ctx, "longest sequence [from --size]");
+    sub.add_option("--vocab-size", shape.V, "vocabulary " + default_V);
+}
+
 // What went wrong, on one line whatever a file name or flag may hold.
 inline std::string error_line(std::string what) {
     std::replace_if(
@@ -3475,13 +3490,7 @@ inline int parse_and_run(int argc, char** argv) {
         add_run_flags(*sub, run);
         add_protocol_flags(*sub, run.flags, removes);
         if (pretrain) {
-            sub->add_option("--size", shape.size, "tiny (4 layers x 128), or GPT-2's small, medium, large, xl")
-                ->capture_default_str();
-            sub->add_option("--n-layer", shape.L, "layers [from --size]");
-            sub->add_option("--n-head", shape.NH, "attention heads [from --size]");
-            sub->add_option("--n-embd", shape.C, "width of the residual stream [from --size]");
-            sub->add_option("--n-ctx", shape.n_ctx, "longest sequence [from --size]");
-            sub->add_option("--vocab-size", shape.V, "vocabulary [from the data's PREFIX.json]");
+            add_shape_flags(*sub, shape, "[from the data's PREFIX.json]");
             sub->add_option("--tokenizer", run.tokenizer,
                             "byte, or a folder with tokenizer files, to go into the model folder [from PREFIX.json]");
             run.shape = [&shape](int64_t data_V) { return shape.config(data_V); };
@@ -3585,6 +3594,29 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_flag("--force", force, "replace the file");
     sub->callback([&] {
         action = [&] { return stories_command(stories_out, stories_count, stories_seed, force, json_output); };
+    });
+
+    ShapeFlags bench_shape;
+    bench_shape.size = "small";
+    bench::Options benching;
+    sub = command("bench", "What this machine makes of the operations, of a training step and of evaluation.");
+    add_shape_flags(*sub, bench_shape, "[257 for tiny, else 50257]");
+    sub->add_option("--batch", benching.batch, "sequences")->capture_default_str()->check(whole_number(1, 1 << 20));
+    sub->add_option("--seq", benching.seq, "positions per sequence")
+        ->capture_default_str()
+        ->check(whole_number(1, 1 << 20));
+    sub->add_option("--seconds", benching.seconds, "time for each figure of a whole step; a tenth for each operation")
+        ->capture_default_str();
+    sub->callback([&] {
+        action = [&] {
+            benching.name = bench_shape.size;
+            benching.config = bench_shape.config(bench_shape.size == "tiny" ? 257 : 50257);
+            if (benching.seq > benching.config.n_ctx)
+                throw BadInput("--seq " + std::to_string(benching.seq) + ": the model reads at most " +
+                               std::to_string(benching.config.n_ctx) + " positions; choose --seq within that");
+            print_json(json_output, bench::run(benching, LNFREE_ISA_NAME, json_output ? stderr : stdout));
+            return 0;
+        };
     });
 
     std::vector<std::string> plot_runs;

@@ -9,6 +9,10 @@
 # TEST_TIMEOUT: seconds for one program (600). Exit 0 if nothing failed, else 1.
 set -u
 
+# Threads that wait by spinning take the processor from those that they wait for, when tests share a machine.
+OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+export OMP_WAIT_POLICY
+
 passed=0
 failed=0
 skipped=0

@@ -8,18 +8,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
 #include <sstream>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "test/file_helpers.h"
@@ -294,8 +293,8 @@ void check_data_refused(const std::string& train, const std::string& val, const 
     check_refused({"eval", "--model", base, "--data", train}, words);
 }
 
-const Words commands = {"pretrain", "remove",   "finetune", "eval",    "export",
-                        "generate", "tokenize", "info",     "stories", "plot"};
+const Words commands = {"pretrain", "remove", "finetune", "eval",  "export", "generate",
+                        "tokenize", "info",   "stories",  "bench", "plot"};
 
 }  // namespace
 
@@ -844,30 +843,38 @@ TEST_CASE("a run killed at any moment and resumed, or begun again, ends with the
     const Workbench& w = workbench();
     TemporaryFolder runs;
     const Words pace = {"--save-every", "2", "--eval-every", "4"};
-    const auto begin = std::chrono::steady_clock::now();
     succeed(w.removal(runs / "whole", pace));
-    const std::chrono::duration<double> whole_time = std::chrono::steady_clock::now() - begin;
     const Listing expected = result_of(runs / "whole");
     const unsigned seed = std::random_device()();
     CAPTURE(seed);
     std::mt19937 random(seed);
-    for (int kill = 0; kill < 5; ++kill) {
+    const char* const asked = std::getenv("LNFREE_KILLS");  // make test-long asks for 50
+    const int kills = asked != nullptr ? std::atoi(asked) : 5;
+    for (int kill = 0; kill < kills; ++kill) {
+        const int fifth = kill % 5;  // of the log's 26 lines
         const std::string out = runs / "killed";
         fs::remove_all(out);
-        const double share = std::uniform_real_distribution<double>(0.1, 1.0)(random);
-        CAPTURE(share);
+        const auto lines = std::uniform_int_distribution<std::ptrdiff_t>(5 * fifth, 5 * fifth + 5)(random);
+        const auto pause = std::uniform_int_distribution<useconds_t>(0, 3000)(random);
+        CAPTURE(lines);
+        CAPTURE(pause);
         {
             Process process(w.removal(out, pace));
-            std::this_thread::sleep_for(share * whole_time);
+            while (process.running()) {
+                const std::string log = read_bytes(out + "/log.jsonl");
+                if (std::count(log.begin(), log.end(), '\n') >= lines) break;
+                ::usleep(200);
+            }
+            ::usleep(pause);
             process.kill(SIGKILL);
             process.wait();
         }
         const Outcome resumed = run({"remove", "--resume", "--out", out});
         CAPTURE(resumed.err);
         if (resumed.status != 0) {  // killed before the first checkpoint, or after the end
-            CHECK((contains(resumed.err, "no checkpoint") || contains(resumed.err, "finished")));
-            if (contains(resumed.err, "no checkpoint"))
-                succeed(w.removal(out, {"--save-every", "2", "--eval-every", "4", "--force"}));
+            const bool too_early = contains(resumed.err, "no checkpoint");
+            CHECK((too_early || contains(resumed.err, "finished")));
+            if (too_early) succeed(w.removal(out, {"--save-every", "2", "--eval-every", "4", "--force"}));
         }
         check_same_result(out, expected);
     }
@@ -1104,6 +1111,14 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     check_keys(tokenized["tokens"], {"train", "val"}, "JSON outputs");
     CHECK(tokenized["documents"]["train"].get<int>() + tokenized["documents"]["val"].get<int>() == 60);
     CHECK(tokenized["files"].size() == 3);
+
+    const json bench = json_of(
+        {"bench", "--size", "tiny", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--batch", "2", "--seq", "9",
+         "--seconds", "0.01", "--threads", "2"},
+        {"version", "machine", "model", "batch", "seq", "yardstick_gflops", "step", "evaluation", "one_thread", "ops"});
+    CHECK(bench["step"]["seconds"] > 0);
+    CHECK(bench["step"]["gflop"].get<double>() * 1e9 > 6.0 * 2 * 9 * (12 * 16 * 16 + 257 * 16));
+    CHECK(bench["ops"].size() > 20);
 
     const json stories =
         json_of({"stories", "--count", "3", "--out", out / "3.jsonl"}, {"version", "out", "stories", "bytes", "seed"});

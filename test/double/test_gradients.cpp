@@ -158,8 +158,14 @@ TEST_CASE("matrix product with bias, whole and some columns only") {
     }
 }
 
-TEST_CASE("attention: queries, keys and values") {
-    const int64_t B = 2, T = 5, C = 6, NH = 2;
+TEST_CASE("attention: queries, keys and values, within one block of queries and across two") {
+    const int64_t C = 6, NH = 2;
+    int64_t B = 2, T = 5;
+    SUBCASE("one block") {}
+    SUBCASE("two blocks") {
+        B = 1;
+        T = kQueriesPerBlock + 3;
+    }
     auto qkv = random_values(B * T * 3 * C, 13);
     const auto d = random_values(B * T * C, 14);
     std::vector<real> out(d.size()), lse(B * NH * T), dqkv(qkv.size(), 99.0);
