@@ -72,8 +72,11 @@ class InputBytes {
         return static_cast<uint64_t>(got);
     }
 
-    // Bytes of the file (not of the text) consumed so far.
-    uint64_t position() const { return static_cast<uint64_t>(std::max<z_off_t>(gzoffset(file_.get()), 0)); }
+    // Bytes of the file (not of the text) consumed so far; of the text where the file cannot say (a pipe).
+    uint64_t position() const {
+        const z_off_t in_file = gzoffset(file_.get());
+        return static_cast<uint64_t>(std::max<z_off_t>(in_file >= 0 ? in_file : gztell(file_.get()), 0));
+    }
 
     const std::string& name() const { return name_; }
 

@@ -273,6 +273,22 @@ TEST_CASE("standard input is text") {
     ::close(saved);
 }
 
+TEST_CASE("progress counts the bytes of a pipe, whose length nobody knows") {
+    int ends[2];
+    REQUIRE(::pipe(ends) == 0);
+    REQUIRE(::write(ends[1], "0123456789", 10) == 10);
+    ::close(ends[1]);
+    const int saved = ::dup(STDIN_FILENO);
+    ::dup2(ends[0], STDIN_FILENO);
+    ::close(ends[0]);
+    DocumentReader reader({"-"}, {});
+    for (DocumentPiece piece; reader.next(piece);) CHECK(piece.bytes.size() == 10);
+    CHECK(reader.bytes_done() == 10);
+    CHECK(reader.bytes_total() == 0);
+    ::dup2(saved, STDIN_FILENO);
+    ::close(saved);
+}
+
 TEST_CASE("progress counts the bytes of the files as they are on the disk") {
     const TemporaryFolder folder;
     write_gzip(folder / "a.txt.gz", std::string(100000, 'a'));
