@@ -64,7 +64,7 @@ BEST_ISA       := $(lastword $(RUNNABLE_ISAS))
 # What the program holds: all of them where the tools can keep them apart, a single one if asked.
 ifdef ISA
     VARIANTS := $(filter $(ISA),native $(ALL_ISAS))
-    ifeq ($(VARIANTS),)
+    ifeq ($(VARIANTS)$(if $(FOUND),,not looked yet),)
         $(error ISA=$(ISA): choose one of: native $(ALL_ISAS))
     endif
 else ifdef SAN
@@ -222,7 +222,7 @@ build/fuzz/%: test/fuzz/%.cpp
 fuzz: $(FUZZERS)
 	@test/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZERS)
 
-test-interop: train_gpt2_lnfree
+test-interop: all
 	@test/interop/run.sh
 
 # The kills are those of test_command_line, more of them.
