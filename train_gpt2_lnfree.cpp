@@ -942,6 +942,12 @@ struct Weights {
     }
 };
 
+// Rows of logits that are made at a time: at most 2^24 values, so that a vocabulary of 50,257 gets 333 rows in 64 MiB. With
+// fewer, the gradient of the whole unembedding matrix would be read and written again for too little work.
+inline int64_t classifier_rows(int64_t N, int64_t V) {
+    return std::max<int64_t>(1, std::min(N, (int64_t(1) << 24) / V));
+}
+
 // What forward keeps for backward. Outputs of norms and of GELU are not kept: backward remakes them from these.
 // Evaluation needs no more than one layer's worth, so every layer then writes to the same place.
 struct Activations {
@@ -996,7 +1002,7 @@ struct Activations {
         normed = take(NC);
         branch = take(NC);
         hidden = take(N * c.n_inner);
-        rows_per_chunk = std::max<int64_t>(1, std::min(N, (int64_t(1) << 22) / c.V));
+        rows_per_chunk = classifier_rows(N, c.V);
         logits = take(rows_per_chunk * c.V);
         if (training) {
             dresidual = take(NC);
@@ -2384,6 +2390,9 @@ class TrainingRun {
                           : made_by.is_object() ? made_by["vocab_size"].get<int64_t>()
                                                 : 0;
         GPT2Config config = o_.shape(V);
+        if (config.V < V)
+            throw BadInput("--vocab-size " + std::to_string(config.V) + ": the tokenizer has " + std::to_string(V) +
+                           " tokens; give at least that, or leave the flag out");
         if (tokenizer_) config.end_of_text = tokenizer_->end_of_text();
         parse_config(config_json(config, "float32").dump(), "the new model");  // refuses what could not be read again
         model_ = std::make_unique<GPT2>(config);
@@ -2746,25 +2755,57 @@ inline Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& 
     return chart;
 }
 
+// The model card's section for those who load a LayerNorm-free model in this form.
+inline std::string loading_section(ModelForm form) {
+    std::string text = "## Loading\n\n";
+    if (form == ModelForm::folded) {
+        text +=
+            "This folder has no norm at all: centring, gamma, beta and 1/sigma_bar are in `c_attn`, `c_fc` and an "
+            "`lm_head` of its own (untied, with a bias). Names and shapes are GPT-2's otherwise. Stock loaders do not "
+            "know this form; `scripts/load_in_transformer_lens.py` of gpt2-lnfree loads it in TransformerLens 4 and "
+            "2.\n\n";
+    } else {
+        text +=
+            "A stock `GPT2LMHeadModel.from_pretrained` loads this folder: `layer_norm_epsilon` is 1e12 and every gamma "
+            "is scaled to match, so that the built-in LayerNorm divides all positions by the same number. What must "
+            "not be switched on or changed:\n\n"
+            "- float16: gammas of the order of 1e6 overflow there. Use float32 or bfloat16.\n"
+            "- another `layer_norm_epsilon`: it must stay at 1e12. Beware of loaders that take it from elsewhere: "
+            "TransformerLens 2 with `HookedTransformer.from_pretrained(\"gpt2\", hf_model=...)` uses GPT-2's 1e-5 and "
+            "gives another model. `TransformerBridge.boot_transformers` of TransformerLens 4 reads it from here, and "
+            "`scripts/load_in_transformer_lens.py` of gpt2-lnfree serves both.\n\n";
+    }
+    text +=
+        "In TransformerLens, `center_unembed` (on by default in `enable_compatibility_mode` and in "
+        "`load_and_process_state_dict`) subtracts each position's mean logit: losses and log probabilities stay the "
+        "same, logits do not. Give `center_unembed=False` where logits matter. Its other processing (`fold_ln`, "
+        "`center_writing_weights`, `fold_value_biases`) leaves the logits as they are.\n";
+    return text;
+}
+
+// The card of a LayerNorm-free model with the loading section that fits its form, in place of an earlier one.
+inline std::string card_for_form(std::string card, ModelForm form) {
+    const size_t begin = card.find("## Loading\n");
+    if (card.empty()) card = "# A GPT-2 model without LayerNorm\n";
+    if (begin == std::string::npos) return card + (card.back() == '\n' ? "\n" : "\n\n") + loading_section(form);
+    const size_t next = card.find("\n## ", begin);
+    const size_t end = next == std::string::npos ? card.size() : next;
+    return card.replace(begin, end - begin, loading_section(form));
+}
+
 inline std::string TrainingRun::model_card() const {
     const bool free = model_->sites.all_linear_everywhere();
     std::string card = "# A GPT-2 model" + std::string(free ? " without LayerNorm" : "") + "\n\n";
-    if (free) {
+    if (free)
         card +=
             "Every LayerNorm of this model has been replaced by a fixed linear map while it was fine-tuned (arXiv "
-            "2409.13710, "
-            "2507.02559). It loads as a stock `GPT2LMHeadModel`: `layer_norm_epsilon` is 1e12 and every gamma is "
-            "scaled to match, so "
-            "that the built-in LayerNorm divides all positions by the same number.\n\n"
-            "Do not load it in float16: gammas of the order of 1e6 overflow there. Use float32 or bfloat16. Tools that "
-            "fold or centre "
-            "LayerNorm weights themselves should be told not to, or be given the folded form (`export --form "
-            "folded`).\n\n";
-    }
+            "2409.13710, 2507.02559).\n\n";
     Table results({"", "validation loss (nats)"});
     results.add_row({"before this run", format_fixed(first_val_, 4)});
     results.add_row({"after this run", format_fixed(last_val_, 4)});
-    card += results.markdown() + "\n## Protocol\n\n";
+    card += results.markdown() + "\n";
+    if (free) card += loading_section(model_->config.form) + "\n";
+    card += "## Protocol\n\n";
     Table protocol({"setting", "value"});
     const ordered_json settings = protocol_json(p_);
     for (const auto& [key, value] : settings.items()) protocol.add_row({key, value.dump()});
@@ -2851,7 +2892,8 @@ inline ordered_json TrainingRun::dry_run() {
     const GPT2Config& c = model_->config;
     const double flops = training_flops_per_token(c, model_->parameters(), p_.seq);
     const double tokens = static_cast<double>((p_.stop - step_) * p_.tokens_per_step());
-    // Products of matrices are most of a step, not all of it; 0.7 is what whole steps reached of them when measured.
+    // Products of matrices are most of a step, not all of it, and not all are as fast as this one: an allowance, between
+    // the 0.6 and 0.8 that `bench` shows for whole steps of GPT-2 Small.
     const double seconds = flops * tokens / (0.7 * measure_flops(c));
     ordered_json j;
     j["protocol"] = protocol_json(p_);
@@ -2903,7 +2945,8 @@ struct EvalOptions {
     int64_t seq = 0, batch = 8, max_tokens = 0, worst = 10;
     std::string windows = "shifted";
     std::string baseline;  // one of `models`: what the others' losses are compared with; empty: the first
-    bool markdown = false, json_output = false;
+    std::string logits;    // file for the first sequence's logits; empty: none
+    bool markdown = false, json_output = false, force = false;
 };
 
 struct WorstToken {
@@ -2932,6 +2975,19 @@ inline std::string context_text(const Tokenizer* tokenizer, const WorstToken& w)
     std::string text;
     for (int32_t token : w.context) text += tokenizer->token_text(token);
     return text;
+}
+
+// Writes what the model makes of the first sequence as a safetensors file with the one tensor "logits", (P,V) in F32, P
+// predictions: for holding the model against other programs.
+inline void write_logits(const std::string& path, GPT2& model, const TokenShards& shards, int64_t T,
+                         bool paper_windows) {
+    const int64_t P = paper_windows ? T - 1 : T;
+    std::vector<int32_t> inputs(static_cast<size_t>(P)), targets(inputs.size());
+    shards.read(0, static_cast<uint64_t>(T), inputs.data(), targets.data(), paper_windows);
+    const std::vector<uint64_t> shape = {static_cast<uint64_t>(P), static_cast<uint64_t>(model.config.V)};
+    if (fs::path(path).has_parent_path()) fs::create_directories(fs::path(path).parent_path());
+    write_safetensors<real>(path, {{"logits", shape, [&](real* out) { model.logits(out, inputs.data(), 1, P); }}},
+                            DType::F32);
 }
 
 inline ordered_json evaluate(const std::string& folder, const EvalOptions& o) {
@@ -2971,6 +3027,7 @@ inline ordered_json evaluate(const std::string& folder, const EvalOptions& o) {
         mean_loss(model, shards, T, batch, static_cast<uint64_t>(o.max_tokens), paper_windows, "eval", each);
     if (!std::isfinite(mean))
         throw RunFailure(folder + ": its loss is not finite; the model has diverged, take an earlier one");
+    if (!o.logits.empty()) write_logits(o.logits, model, shards, T, paper_windows);
 
     ordered_json j;
     j["model"] = folder;
@@ -3017,6 +3074,10 @@ inline int eval_command(const EvalOptions& o) {
         throw BadInput("--windows " + o.windows +
                        ": use shifted (T predictions each) or paper (T tokens, T - 1 predictions)");
     if (o.batch < 1) throw BadInput("--batch must be at least 1");
+    if (!o.logits.empty() && o.models.size() > 1)
+        throw BadInput("--logits " + o.logits + ": is for one model; give a single --model");
+    if (!o.logits.empty() && fs::exists(o.logits) && !o.force)
+        throw BadInput("--logits " + o.logits + ": already exists; name another file or give --force");
     ordered_json all = ordered_json::array();
     for (const std::string& folder : o.models) all.push_back(evaluate(folder, o));
     if (o.json_output) {
@@ -3079,6 +3140,7 @@ inline int export_command(const ExportOptions& o) {
         for (auto& site : lnfree["sites"]) site["norm"] = norm_name(Norm::folded);
     std::string card;
     if (fs::exists(o.model + "/README.md")) card = read_file(o.model + "/README.md", 16 << 20);
+    if (lnfree["layernorm_free"] == true) card = card_for_form(card, config.form);
     if (!fresh) remove_model_files(o.out);
     try {
         write_model_folder(o.out, config, recipes, dtype, lnfree, loaded.tokenizer.get(), card);
@@ -3518,6 +3580,9 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--worst", eval.worst, "how many of the worst tokens to list")
         ->capture_default_str()
         ->check(whole_number(0));
+    sub->add_option("--logits", eval.logits,
+                    "file for the first sequence's logits: safetensors with one F32 tensor (T, vocabulary)");
+    sub->add_flag("--force", eval.force, "replace the --logits file");
     sub->callback([&] {
         action = [&] {
             eval.json_output = json_output;

@@ -84,7 +84,9 @@ inline GPT2Config parse_config(const std::string& text, const std::string& path)
         c.V = integer(j, "vocab_size", -1, 1, 1 << 30, path);
         c.n_ctx = integer(j, j.contains("n_positions") ? "n_positions" : "n_ctx", -1, 1, largest, path);
         c.n_inner = integer(j, "n_inner", 4 * c.C, 1, 4 * largest, path);
-        c.end_of_text = static_cast<int32_t>(integer(j, "eos_token_id", -1, -1, c.V - 1, path));
+        // transformers writes its default, 50256, for any vocabulary: a token that cannot occur is none.
+        const int64_t end_of_text = integer(j, "eos_token_id", -1, -1, (int64_t(1) << 31) - 1, path);
+        c.end_of_text = end_of_text < c.V ? static_cast<int32_t>(end_of_text) : -1;
         if (c.C % c.NH != 0)
             throw wrong(path, "n_embd " + std::to_string(c.C) + " is not a multiple of n_head " + std::to_string(c.NH));
         const double C = static_cast<double>(c.C), inner = static_cast<double>(c.n_inner);
@@ -129,10 +131,9 @@ inline nlohmann::ordered_json config_json(const GPT2Config& c, const char* dtype
     j["reorder_and_upcast_attn"] = false;
     j["tie_word_embeddings"] = c.form != ModelForm::folded;
     j["use_cache"] = true;
-    if (c.end_of_text >= 0) {
-        j["bos_token_id"] = c.end_of_text;
-        j["eos_token_id"] = c.end_of_text;
-    }
+    // Left out, transformers would take 50256 for both.
+    j["bos_token_id"] = c.end_of_text >= 0 ? nlohmann::ordered_json(c.end_of_text) : nlohmann::ordered_json();
+    j["eos_token_id"] = j["bos_token_id"];
     j["torch_dtype"] = dtype;
     return j;
 }

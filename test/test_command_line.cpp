@@ -428,7 +428,7 @@ TEST_CASE("pretrain refuses shapes that make no model") {
     refused({"--n-layer", "100000"}, {"100000"});
     refused({"--n-embd", "1000000000000"}, {"1000000000000"});
     refused({"--n-layer", "4096", "--n-embd", "16777216", "--n-ctx", "16777216"}, {"parameters"});
-    refused({"--vocab-size", "100"}, {"256", "99"});
+    refused({"--vocab-size", "100"}, {"--vocab-size 100", "257"});
     refused({"--tokenizer", "nope"}, {"nope", "byte"});
     refused({"--model", "x"}, {"--model"});
     TemporaryFolder bare;  // shards that do not say what made them
@@ -532,7 +532,8 @@ TEST_CASE("a config.json that is missing, broken or contradicts the weights is r
         {"n_head", 0, {"n_head", "0"}},
         {"n_inner", 48, {"mlp.c_fc.weight", "[16,48]"}},
         {"vocab_size", 300, {"wte.weight", "[300,16]"}},
-        {"vocab_size", 256, {"eos_token_id", "256"}},
+        {"vocab_size", 256, {"wte.weight", "[256,16]"}},
+        {"eos_token_id", "256", {"eos_token_id", "whole number"}},
         {"n_positions", 32, {"wpe.weight", "[32,16]"}},
         {"layer_norm_epsilon", 0, {"layer_norm_epsilon"}},
         {"model_type", "llama", {"llama", "gpt2"}},

@@ -1,0 +1,203 @@
+// Folders that transformers' own save_pretrained wrote (test/interop/make_fixtures.py), read by the engine and held
+// against the logits that transformers computes from them. `make test-interop` does the same with the clients at hand.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "file_helpers.h"
+#include "train_gpt2_lnfree.cpp"
+
+using namespace lnfree;
+
+static const std::string fixtures = "test/fixtures/hf/";
+
+static std::vector<real> values_of(const SafetensorsFile& file, const std::string& name) {
+    const TensorView* tensor = file.find(name);
+    REQUIRE(tensor != nullptr);
+    std::vector<real> values(tensor->count());
+    copy_tensor(*tensor, values.data());
+    return values;
+}
+
+// The recorded tokens (T) and logits (T,V) of a fixture.
+struct Recorded {
+    std::vector<int32_t> tokens;
+    std::vector<real> logits;
+
+    explicit Recorded(const std::string& name) {
+        const SafetensorsFile file(fixtures + name + ".safetensors");
+        for (const real token : values_of(file, "tokens")) tokens.push_back(static_cast<int32_t>(token));
+        logits = values_of(file, "logits");
+    }
+};
+
+static double largest_difference(const std::vector<real>& a, const std::vector<real>& b) {
+    REQUIRE(a.size() == b.size());
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); i++) largest = std::max(largest, static_cast<double>(std::abs(a[i] - b[i])));
+    return largest;
+}
+
+static std::vector<real> logits_of(const std::string& folder, const std::vector<int32_t>& tokens) {
+    const LoadedModel loaded = load_model(folder);
+    std::vector<real> out(tokens.size() * static_cast<size_t>(loaded.model->config.V));
+    loaded.model->logits(out.data(), tokens.data(), 1, static_cast<int64_t>(tokens.size()));
+    return out;
+}
+
+// While it lives, what commands print goes nowhere.
+class QuietOutput {
+  public:
+    QuietOutput() : kept_(dup(1)) {
+        std::fflush(stdout);
+        const int null = open("/dev/null", O_WRONLY);
+        dup2(null, 1);
+        close(null);
+    }
+    QuietOutput(const QuietOutput&) = delete;
+    QuietOutput& operator=(const QuietOutput&) = delete;
+    ~QuietOutput() {
+        std::fflush(stdout);
+        dup2(kept_, 1);
+        close(kept_);
+    }
+
+  private:
+    int kept_;
+};
+
+// Exports and returns the new folder's lnfree.json.
+static ordered_json export_model(const std::string& model, const std::string& out, const std::string& form,
+                                 const std::string& dtype = "f32") {
+    const QuietOutput quiet;
+    ExportOptions o;
+    o.model = model;
+    o.out = out;
+    o.form = form;
+    o.dtype = dtype;
+    const int status = export_command(o);
+    CHECK(status == 0);
+    return ordered_json::parse(read_bytes(out + "/lnfree.json"));
+}
+
+TEST_CASE("folders written by save_pretrained give transformers' logits") {
+    for (const char* name : {"f32", "f32_sharded", "f16_inner", "bf16_sharded", "no_prefix", "masks"}) {
+        CAPTURE(name);
+        const Recorded recorded(name);
+        CHECK(largest_difference(logits_of(fixtures + name, recorded.tokens), recorded.logits) < 1e-4);
+        CHECK(load_model(fixtures + name).model->sites.removed() == 0);
+    }
+}
+
+TEST_CASE("the comparison can tell: another epsilon or another token is not within its bounds") {
+    const Recorded recorded("no_prefix");  // epsilon 0.03
+    LoadedModel loaded = load_model(fixtures + "no_prefix");
+    loaded.model->config.epsilon = 1e-5;
+    std::vector<real> out(recorded.logits.size());
+    loaded.model->logits(out.data(), recorded.tokens.data(), 1, static_cast<int64_t>(recorded.tokens.size()));
+    CHECK(largest_difference(out, recorded.logits) > 1e-3);
+    std::vector<int32_t> tokens = recorded.tokens;
+    tokens[0] ^= 1;
+    CHECK(largest_difference(logits_of(fixtures + "no_prefix", tokens), recorded.logits) > 1e-3);
+}
+
+TEST_CASE("an end-of-text token outside the vocabulary, transformers' default, is none") {
+    CHECK(load_model(fixtures + "f32_sharded").model->config.end_of_text == -1);  // 50256 of 47
+    CHECK(load_model(fixtures + "f32").model->config.end_of_text == 52);          // of 53
+    CHECK(load_model(fixtures + "bf16_sharded").model->config.end_of_text == 0);
+    const TemporaryFolder scratch;
+    export_model(fixtures + "f32_sharded", scratch / "hf", "hf");
+    const json config = read_json(scratch / "hf/config.json");
+    REQUIRE(config.contains("eos_token_id"));
+    CHECK(config["eos_token_id"].is_null());
+}
+
+TEST_CASE("LayerNorm-free folders that others published are recognised, keep their logits and export in every form") {
+    for (const char* name : {"layernorm_free", "layernorm_free_bf16"}) {
+        CAPTURE(name);
+        const TemporaryFolder scratch;
+        const Recorded recorded(name);
+        CHECK_FALSE(fs::exists(fixtures + name + "/lnfree.json"));
+        LoadedModel loaded = load_model(fixtures + name);
+        CHECK(loaded.model->sites.all_linear_everywhere());
+        CHECK(largest_difference(logits_of(fixtures + name, recorded.tokens), recorded.logits) < 1e-4);
+        for (const char* form : {"hf", "folded"}) {
+            CAPTURE(form);
+            const ordered_json record = export_model(fixtures + name, scratch / form, form);
+            CHECK(record["layernorm_free"] == true);
+            CHECK(largest_difference(logits_of(scratch / form, recorded.tokens), recorded.logits) < 1e-4);
+            const std::string card = read_bytes(scratch / (std::string(form) + "/README.md"));
+            CHECK(contains(card, "## Loading"));
+            CHECK(contains(card, "center_unembed"));
+            CHECK(contains(card, "layer_norm_epsilon") == (std::string(form) == "hf"));
+        }
+    }
+}
+
+TEST_CASE("a card has one loading section, the one of its form, however often it is exported") {
+    const std::string card = "# Mine\n\n## Loading\n\nold words\n\n## Protocol\n\ntable\n";
+    const std::string folded = card_for_form(card, ModelForm::folded);
+    CHECK(contains(folded, "no norm at all"));
+    CHECK_FALSE(contains(folded, "old words"));
+    CHECK(contains(folded, "\n\n## Protocol\n\ntable\n"));
+    const std::string stock = card_for_form(folded, ModelForm::hugging_face);
+    CHECK_FALSE(contains(stock, "no norm at all"));
+    CHECK(card_for_form(stock, ModelForm::folded) == folded);
+    const std::string added = card_for_form("---\nlicense: mit\n---\n# Theirs", ModelForm::folded);
+    CHECK(added.find("---\nlicense: mit\n---\n# Theirs\n\n## Loading\n\n") == 0);
+    CHECK(card_for_form(added, ModelForm::folded) == added);
+}
+
+TEST_CASE("half-precision exports stay close to the model and the impossible one is refused") {
+    const TemporaryFolder scratch;
+    const Recorded recorded("layernorm_free");
+    const struct {
+        const char *form, *dtype;
+        double error;
+    } cases[] = {{"hf", "bf16", 0.1}, {"folded", "bf16", 0.1}, {"folded", "f16", 0.01}};
+    for (const auto& c : cases) {
+        CAPTURE(c.form);
+        CAPTURE(c.dtype);
+        const std::string out = scratch / (std::string(c.form) + c.dtype);
+        export_model(fixtures + "layernorm_free", out, c.form, c.dtype);
+        const double difference = largest_difference(logits_of(out, recorded.tokens), recorded.logits);
+        CHECK(difference < c.error);
+        CHECK(difference > 0);
+    }
+    CHECK(contains(
+        message_of<BadInput>([&] { export_model(fixtures + "layernorm_free", scratch / "f16", "hf", "f16"); }), "f16"));
+    CHECK_FALSE(fs::exists(scratch / "f16"));
+}
+
+TEST_CASE("eval --logits writes the first sequence's logits") {
+    const TemporaryFolder scratch;
+    const Recorded recorded("f32");
+    const std::string shard = scratch / "tokens.bin";
+    std::string bytes(1024, '\0');
+    const int32_t header[3] = {20240520, 1, static_cast<int32_t>(recorded.tokens.size())};
+    std::memcpy(bytes.data(), header, sizeof header);
+    for (const int32_t token : recorded.tokens) bytes += {static_cast<char>(token), '\0'};
+    write_bytes(shard, bytes);
+    EvalOptions o;
+    o.models = {fixtures + "f32"};
+    o.data = {shard};
+    o.seq = static_cast<int64_t>(recorded.tokens.size()) - 1;
+    o.logits = scratch / "new/logits.safetensors";
+    const ordered_json result = evaluate(o.models[0], o);
+    std::vector<real> expected = recorded.logits;
+    expected.resize(expected.size() - 53);  // the last token is only predicted
+    const SafetensorsFile written(o.logits);
+    CHECK(written.find("logits")->shape == std::vector<uint64_t>{40, 53});
+    CHECK(largest_difference(values_of(written, "logits"), expected) < 1e-4);
+    double loss = 0;
+    for (size_t t = 0; t < 40; t++) {
+        double sum = 0;
+        for (size_t v = 0; v < 53; v++) sum += std::exp(static_cast<double>(expected[t * 53 + v]));
+        loss += std::log(sum) - static_cast<double>(expected[t * 53 + static_cast<size_t>(recorded.tokens[t + 1])]);
+    }
+    CHECK(result["loss"].get<double>() == doctest::Approx(loss / 40).epsilon(1e-5));
+
+    CHECK(contains(message_of<BadInput>([&] { eval_command(o); }), "already exists"));
+    o.models.push_back(o.models[0]);
+    CHECK(contains(message_of<BadInput>([&] { eval_command(o); }), "--logits"));
+}
