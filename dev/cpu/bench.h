@@ -215,7 +215,7 @@ class OpList {
 
     // In chunks of rows, as GPT2::classify takes them.
     void add_classifier(const GPT2Config& c, int64_t N) {
-        const int64_t rows = std::max<int64_t>(1, std::min(N, (int64_t(1) << 22) / c.V));
+        const int64_t rows = classifier_rows(N, c.V);
         const double chunks = static_cast<double>(N) / static_cast<double>(rows);
         product("unembedding, forward", chunks, Transpose::No, Transpose::Yes, rows, c.V, c.C, false);
         product("unembedding, d input", chunks, Transpose::No, Transpose::No, rows, c.C, c.V, false);

@@ -1,4 +1,33 @@
+// Version 6 of the matrix product, the engine's: version 5, and the sums cut into blocks, so that every operand is read
+// from a cache that holds it; A packed too where it enters transposed; packing and edges as vector code.
+//
+// What it gains over the versions below it: the table in dev/cpu/README.md, which `dev/cpu/matmul --readme` measures.
+//
+// The idea. A core does two vector multiply-adds per cycle and loads about as many vectors, from L1; from further away
+// it loads fewer. So each number that comes closer to the core must be used many times there:
+//
+//   registers   a tile of C, TILE_ROWS x TILE_COLS, while a whole k-block is summed. One step in k loads TILE_VECTORS
+//               vectors of B and TILE_ROWS numbers of A for TILE_ROWS * TILE_VECTORS multiply-adds.
+//   L1          the tile's rows of A over one k-block: at most 9 KiB. They serve all tiles beside each other.
+//   L2          the chunk of B: CHUNK_PANELS panels of TILE_COLS columns over one k-block, packed in the order in which
+//               the tiles read them: 192 KiB with AVX-512, 96 KiB with AVX2 and on Arm, else 64 KiB. It serves all
+//               rows of C.
+//   L3          the outer block of A, K_OUTER columns of it, which every chunk of B reads again.
+//
+// The tile is as large as the registers allow: of 16 or 32, TILE_VECTORS hold B, one a number of A, the rest sums.
+// Two multiply-adds start per cycle and each takes 4 or 5, so with fewer than ten sums the core would wait for itself.
+// A is read where it lies if its rows are contiguous in k. Transposed, each step in k would touch another page, so
+// outer blocks of A are then packed by tile, A_STRIDE numbers per step.
+//
+// Parallel: first the packing of A, then tasks, each a chunk of B's columns by a share of A's rows. A task packs its
+// chunk into its thread's own buffer, and no two tasks write the same element of C.
+//
+// The same bits for any number of threads: an element of C is the sum over one k-block in the order of k, from zero, in
+// one accumulator; then + bias (in the first block), then + C. Which tile, task or thread it falls to changes nothing
+// in that, and where k is cut depends on K and A's orientation only. So a row of C does not even depend on how many
+// other rows are computed with it.
 #pragma once
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -7,162 +36,183 @@
 #include <utility>
 
 #include "dev/cpu/matmul_types.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#if defined(__AVX2__)
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
-#if defined(__linux__)
+#ifdef __linux__
 #include <sys/mman.h>
 #endif
+
 namespace lnfree {
 namespace matmul_v6 {
+
+// ---- sizes ----------------------------------------------------------------------------------------------------------
+
+// WIDTH floats per vector register. 32 registers hold 6 x 4 accumulators, 16 hold 6 x 2.
+// K_BLOCK and CHUNK_PANELS were found by trying, around what the caches suggest (see above).
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16, TILE_VECTORS = 4;
-constexpr int64_t K_BLOCK = 384, CHUNK_TILES = 2;
+constexpr int64_t K_BLOCK = 384, CHUNK_PANELS = 2;
 #elif defined(__AVX2__)
 constexpr int WIDTH = 8, TILE_VECTORS = 2;
-constexpr int64_t K_BLOCK = 256, CHUNK_TILES = 6;
+constexpr int64_t K_BLOCK = 256, CHUNK_PANELS = 6;
 #elif defined(__aarch64__)
 constexpr int WIDTH = 4, TILE_VECTORS = 4;
-constexpr int64_t K_BLOCK = 256, CHUNK_TILES = 6;
+constexpr int64_t K_BLOCK = 256, CHUNK_PANELS = 6;
 #else
 constexpr int WIDTH = 4, TILE_VECTORS = 2;
-constexpr int64_t K_BLOCK = 256, CHUNK_TILES = 8;
+constexpr int64_t K_BLOCK = 256, CHUNK_PANELS = 8;
 #endif
-#ifndef KB
-#define KB K_BLOCK
-#endif
-#ifndef CT
-#define CT CHUNK_TILES
-#endif
-constexpr int TILE_ROWS = 6, TILE_COLS = WIDTH * TILE_VECTORS, A_STRIDE = 8;
-constexpr int64_t K_OUTER = 4096, A_BUFFER = int64_t{3} << 19;
+constexpr int TILE_ROWS = 6, TILE_COLS = WIDTH * TILE_VECTORS;
 
-typedef float Vec __attribute__((vector_size(WIDTH * 4)));
-typedef float VecU __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
-inline Vec load(const float* p) {
-    return *reinterpret_cast<const VecU*>(p);
-}
-inline void store(float* p, Vec v) {
-    *reinterpret_cast<VecU*>(p) = v;
-}
+constexpr int64_t K_OUTER = 4096;         // columns of A that are at work at a time, where A is read in place
+constexpr int64_t K_OUTER_PACKED = 1024;  // and where it is packed
+constexpr int64_t A_STRIDE = 8;           // floats per step of k in packed A: a tile's 6, and 2 to keep 32-byte steps
+constexpr int64_t A_BUFFER = int64_t{3} << 19;  // floats of packed A, about: 6 MiB
+
+// Floats of a packed chunk of B. k-blocks are rounded up to a multiple of 4, which may pass K_BLOCK.
+constexpr int64_t B_BUFFER = CHUNK_PANELS * TILE_COLS * (K_BLOCK + 4);
+
 inline int64_t divide_up(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
+
+// Where part `index` begins when `size` things are cut into `count` nearly equal parts.
 inline int64_t cut(int64_t size, int64_t index, int64_t count) {
     return size * index / count;
 }
 
-template <int ROWS, int VECTORS>
-void tile(int64_t k, const float* __restrict a, int64_t row_stride, int64_t k_stride, const float* __restrict b,
-          int64_t b_stride, float* __restrict c, int64_t ldc, bool add, const float* bias) {
-    Vec acc[ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) acc[r][v] = Vec{};
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v += 16 / WIDTH) __builtin_prefetch(c + r * ldc + v * WIDTH, 1);
-    const float* a3 = a + 3 * row_stride;
-#ifndef UNR
-#define UNR 1
-#endif
-#define STR(x) _Pragma(#x)
-#define UNROLL(n) STR(GCC unroll n)
+// ---- vectors --------------------------------------------------------------------------------------------------------
 
-    for (int64_t p = 0; p < k; ++p) {
-        Vec bv[VECTORS];
+typedef float Vec __attribute__((vector_size(WIDTH * 4)));                                  // in a register
+typedef float UnalignedVec __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));  // anywhere in memory
+
+inline Vec load(const float* p) {
+    return *reinterpret_cast<const UnalignedVec*>(p);
+}
+
+inline void store(float* p, Vec v) {
+    *reinterpret_cast<UnalignedVec*>(p) = v;
+}
+
+// ---- one tile of C --------------------------------------------------------------------------------------------------
+
+// C (rows, columns) = A (rows, k) B (k, columns) [+ bias (columns)] [+ C]. No alignment is asked of anything.
+struct Tile {
+    int64_t k;
+    const float* a;  // a(r, p) = a[r * a_row + p * a_k]
+    int64_t a_row, a_k;
+    const float* b;  // b(p, j) = b[p * b_row + j]
+    int64_t b_row;
+    float* c;  // c(r, j) = c[r * ldc + j]
+    int64_t ldc;
+    const float* bias;  // null: none
+    bool add;           // to what C holds, which is not read otherwise
+};
+
+// The kernel: ROWS x VECTORS accumulators that the unrolled loops keep in registers. The tile's fields are copied
+// first: the compiler cannot know that storing to C leaves them as they are.
+template <int ROWS, int VECTORS>
+void multiply(const Tile& t) {
+    constexpr int LINE = 16 / WIDTH;  // vectors per cache line
+    float* const c = t.c;
+    const float* const bias = t.bias;
+    const int64_t ldc = t.ldc;
+    const bool add = t.add;
+    Vec sum[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) bv[v] = load(b + v * WIDTH);
-#ifdef PB
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = Vec{};
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS * WIDTH; v += 16) __builtin_prefetch(b + v + PB);
-#endif
+        for (int v = 0; v < VECTORS; v += LINE) __builtin_prefetch(c + r * ldc + v * WIDTH, 1);
+
+    // Two pointers into A: x86 finds base + 0, 1 or 2 rows within the instruction that loads, but not base + 5 rows.
+    const int64_t a_row = t.a_row, a_k = t.a_k, b_row = t.b_row;
+    const float *a = t.a, *a3 = t.a + (ROWS > 3 ? 3 * a_row : 0), *b = t.b;
+    for (int64_t p = 0; p < t.k; ++p) {
+        Vec x[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) x[v] = load(b + v * WIDTH);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            const float x = r < 3 ? a[r * row_stride] : a3[(r - 3) * row_stride];
+            const float y = r < 3 ? a[r * a_row] : a3[(r - 3) * a_row];
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) acc[r][v] += bv[v] * x;
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] += x[v] * y;
         }
-        a += k_stride;
-        a3 += k_stride;
-        b += b_stride;
+        a += a_k;
+        a3 += a_k;
+        b += b_row;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-            Vec x = acc[r][v];
+            Vec x = sum[r][v];
             if (bias) x += load(bias + v * WIDTH);
             if (add) x += load(c + r * ldc + v * WIDTH);
             store(c + r * ldc + v * WIDTH, x);
         }
 }
 
-template <int VECTORS>
-void run_rows(int rows, int64_t k, const float* a, int64_t rs, int64_t ks, const float* b, int64_t bs, float* c,
-              int64_t ldc, bool add, const float* bias) {
-    switch (rows) {
-        case 1:
-            return tile<1, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 2:
-            return tile<2, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 3:
-            return tile<3, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 4:
-            return tile<4, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        case 5:
-            return tile<5, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
-        default:
-            return tile<6, VECTORS>(k, a, rs, ks, b, bs, c, ldc, add, bias);
+// multiply<rows, vectors>: picks the instance, for 1..TILE_ROWS rows and 1..TILE_VECTORS vectors.
+template <int ROWS = TILE_ROWS, int VECTORS = TILE_VECTORS>
+void multiply_tile(int rows, int vectors, const Tile& t) {
+    if constexpr (VECTORS > 1) {
+        if (vectors < VECTORS) return multiply_tile<ROWS, VECTORS - 1>(rows, vectors, t);
     }
+    if constexpr (ROWS > 1) {
+        if (rows < ROWS) return multiply_tile<ROWS - 1, VECTORS>(rows, vectors, t);
+    }
+    multiply<ROWS, VECTORS>(t);
 }
 
-inline void run_edge(int rows, int columns, int64_t k, const float* a, int64_t rs, int64_t ks, const float* b, float* c,
-                     int64_t ldc, bool add, const float* bias) {
-    alignas(64) float buffer[TILE_ROWS * TILE_COLS];
-    switch ((columns + WIDTH - 1) / WIDTH) {
-        case 1:
-            run_rows<1>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
-            break;
-        case 2:
-            run_rows<2>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
-            break;
-#if !defined(__AVX2__) || defined(__AVX512F__)
-        case 3:
-            run_rows<3>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
-            break;
-        default:
-            run_rows<4>(rows, k, a, rs, ks, b, TILE_COLS, buffer, TILE_COLS, false, nullptr);
-            break;
-#endif
-    }
+// The same for a tile at C's right edge, which must not be written beyond: B is packed and padded to whole vectors.
+inline void multiply_edge_tile(int rows, int columns, const Tile& t) {
+    alignas(64) float sums[TILE_ROWS * TILE_COLS];
+    Tile inner = t;
+    inner.c = sums;
+    inner.ldc = TILE_COLS;
+    inner.bias = nullptr;
+    inner.add = false;
+    multiply_tile(rows, static_cast<int>(divide_up(columns, WIDTH)), inner);
     for (int r = 0; r < rows; ++r)
         for (int j = 0; j < columns; ++j) {
-            float x = buffer[r * TILE_COLS + j];
-            if (bias) x += bias[j];
-            if (add) x += c[r * ldc + j];
-            c[r * ldc + j] = x;
+            float x = sums[r * TILE_COLS + j];
+            if (t.bias) x += t.bias[j];
+            if (t.add) x += t.c[r * t.ldc + j];
+            t.c[r * t.ldc + j] = x;
         }
 }
 
-template <int S0, int S1, int S2, int S3, int... LANE>
-Vec shuffle_quads(Vec a, Vec b, std::integer_sequence<int, LANE...>) {
-    constexpr int chosen[4] = {S0, S1, S2, S3};
-#define LNFREE_LANE ((LANE & ~3) + (chosen[LANE & 3] & 3) + (chosen[LANE & 3] < 4 ? 0 : WIDTH))
+// ---- packing B: out[p * TILE_COLS + j] = b(p, j) --------------------------------------------------------------------
+
+// Within each group of 4 lanes takes the four that CHOSEN names: 0..3 from a's group, 4..7 from b's.
+template <int... CHOSEN, int... LANE>
+Vec shuffle_groups(Vec a, Vec b, std::integer_sequence<int, CHOSEN...>, std::integer_sequence<int, LANE...>) {
+    constexpr int chosen[] = {CHOSEN...};
+    constexpr int source[] = {((LANE & ~3) + (chosen[LANE & 3] & 3) + (chosen[LANE & 3] < 4 ? 0 : WIDTH))...};
 #ifdef __clang__
-    return __builtin_shufflevector(a, b, LNFREE_LANE...);
+    return __builtin_shufflevector(a, b, source[LANE]...);
 #else
     typedef int Index __attribute__((vector_size(WIDTH * 4)));
-    return __builtin_shuffle(a, b, Index{LNFREE_LANE...});
+    return __builtin_shuffle(a, b, Index{source[LANE]...});
 #endif
-#undef LNFREE_LANE
 }
-inline Vec load_quads(const float* row, int64_t ld) {
+
+template <int... CHOSEN>
+Vec shuffle_groups(Vec a, Vec b) {
+    return shuffle_groups(a, b, std::integer_sequence<int, CHOSEN...>{}, std::make_integer_sequence<int, WIDTH>{});
+}
+
+// Four floats from each of the rows 0, 4, 8, ... (below WIDTH) into one vector.
+inline Vec load_groups(const float* row, int64_t ld) {
 #if defined(__AVX512F__)
     __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(row));
     x = _mm512_insertf32x4(x, _mm_loadu_ps(row + 4 * ld), 1);
@@ -171,78 +221,200 @@ inline Vec load_quads(const float* row, int64_t ld) {
 #elif defined(__AVX2__)
     return Vec(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)), _mm_loadu_ps(row + 4 * ld), 1));
 #else
-    (void)ld;
+    static_cast<void>(ld);
     return load(row);
 #endif
 }
-// out[k][TILE_COLS] = transpose of WIDTH rows contiguous along k
+
+// WIDTH rows of `source` (WIDTH, k), ld apart, become WIDTH columns of the panel: WIDTH / 4 4 x 4 transposes at once.
 inline void pack_transposed(const float* source, int64_t ld, int64_t k, float* out) {
-    constexpr std::make_integer_sequence<int, WIDTH> lanes{};
     int64_t p = 0;
     for (; p + 4 <= k; p += 4) {
         const float* s = source + p;
         float* o = out + p * TILE_COLS;
-        const Vec x0 = load_quads(s, ld), x1 = load_quads(s + ld, ld), x2 = load_quads(s + 2 * ld, ld),
-                  x3 = load_quads(s + 3 * ld, ld);
-        const Vec low01 = shuffle_quads<0, 4, 1, 5>(x0, x1, lanes), high01 = shuffle_quads<2, 6, 3, 7>(x0, x1, lanes);
-        const Vec low23 = shuffle_quads<0, 4, 1, 5>(x2, x3, lanes), high23 = shuffle_quads<2, 6, 3, 7>(x2, x3, lanes);
-        store(o, shuffle_quads<0, 1, 4, 5>(low01, low23, lanes));
-        store(o + TILE_COLS, shuffle_quads<2, 3, 6, 7>(low01, low23, lanes));
-        store(o + 2 * TILE_COLS, shuffle_quads<0, 1, 4, 5>(high01, high23, lanes));
-        store(o + 3 * TILE_COLS, shuffle_quads<2, 3, 6, 7>(high01, high23, lanes));
+        const Vec row0 = load_groups(s, ld), row1 = load_groups(s + ld, ld);
+        const Vec row2 = load_groups(s + 2 * ld, ld), row3 = load_groups(s + 3 * ld, ld);
+        const Vec low01 = shuffle_groups<0, 4, 1, 5>(row0, row1), high01 = shuffle_groups<2, 6, 3, 7>(row0, row1);
+        const Vec low23 = shuffle_groups<0, 4, 1, 5>(row2, row3), high23 = shuffle_groups<2, 6, 3, 7>(row2, row3);
+        store(o, shuffle_groups<0, 1, 4, 5>(low01, low23));
+        store(o + TILE_COLS, shuffle_groups<2, 3, 6, 7>(low01, low23));
+        store(o + 2 * TILE_COLS, shuffle_groups<0, 1, 4, 5>(high01, high23));
+        store(o + 3 * TILE_COLS, shuffle_groups<2, 3, 6, 7>(high01, high23));
     }
     for (; p < k; ++p)
-        for (int i = 0; i < WIDTH; ++i) out[p * TILE_COLS + i] = source[i * ld + p];
+        for (int j = 0; j < WIDTH; ++j) out[p * TILE_COLS + j] = source[j * ld + p];
 }
 
-// B panel: k rows of TILE_COLS, columns valid
-inline void pack_b(bool k_contiguous, const float* source, int64_t ld, int columns, int64_t k, float* out) {
-    if (k_contiguous) {
-        int i = 0;
-        for (; i + WIDTH <= columns; i += WIDTH) pack_transposed(source + i * ld, ld, k, out + i);
-        for (; i < columns; ++i)
-            for (int64_t p = 0; p < k; ++p) out[p * TILE_COLS + i] = source[i * ld + p];
-        return;
-    }
+// The same from `source` (k, columns), rows ld apart, which has the order of a panel already.
+inline void pack_rows(const float* source, int64_t ld, int columns, int64_t k, float* out) {
     if (columns == TILE_COLS) {
         for (int64_t p = 0; p < k; ++p)
 #pragma GCC unroll 4
-            for (int v = 0; v < TILE_VECTORS; ++v)
-                store(out + p * TILE_COLS + v * WIDTH, load(source + p * ld + v * WIDTH));
+            for (int v = 0; v < TILE_COLS; v += WIDTH) store(out + p * TILE_COLS + v, load(source + p * ld + v));
         return;
     }
-    for (int64_t p = 0; p < k; ++p)
-        for (int i = 0; i < columns; ++i) out[p * TILE_COLS + i] = source[p * ld + i];
+    for (int64_t p = 0; p < k; ++p) {
+        int j = 0;
+        for (; j + WIDTH <= columns; j += WIDTH) store(out + p * TILE_COLS + j, load(source + p * ld + j));
+        for (; j < columns; ++j) out[p * TILE_COLS + j] = source[p * ld + j];
+    }
 }
 
-struct Workspace {
-    float* data = nullptr;
-    size_t floats = 0;
-    ~Workspace() { std::free(data); }
-    float* reserve(size_t wanted) {
-        if (wanted <= floats) return data;
-        std::free(data);
-        floats = 0;
-        const size_t bytes = (wanted * sizeof(float) + (size_t{1} << 21) - 1) >> 21 << 21;
-        data = static_cast<float*>(std::aligned_alloc(size_t{1} << 21, bytes));
-        if (!data) throw std::bad_alloc();
-#if defined(__linux__)
-        madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-        floats = bytes / sizeof(float);
-        return data;
+// And from `source` (columns, k).
+inline void pack_columns(const float* source, int64_t ld, int columns, int64_t k, float* out) {
+    int j = 0;
+    for (; j + WIDTH <= columns; j += WIDTH) pack_transposed(source + j * ld, ld, k, out + j);
+    for (; j < columns; ++j)
+        for (int64_t p = 0; p < k; ++p) out[p * TILE_COLS + j] = source[j * ld + p];
+}
+
+// A panel of op(B) (k, columns), columns <= TILE_COLS. B lies as (columns, k) if `transposed`, else as (k, columns),
+// rows ld apart. The last vector that has columns is filled up with zeros; `out` holds TILE_COLS floats for each k.
+inline void pack_panel(bool transposed, const float* source, int64_t ld, int columns, int64_t k, float* out) {
+    if (columns % WIDTH != 0)
+        for (int64_t p = 0; p < k; ++p) store(out + p * TILE_COLS + columns / WIDTH * WIDTH, Vec{});
+    if (transposed)
+        pack_columns(source, ld, columns, k, out);
+    else
+        pack_rows(source, ld, columns, k, out);
+}
+
+// ---- one outer block ------------------------------------------------------------------------------------------------
+
+// The product as the caller gave it.
+struct Operands {
+    bool ta, tb;
+    int64_t M, N, K;
+    const float* A;  // (M,K), or (K,M) if ta; rows lda apart
+    int64_t lda;
+    const float* B;  // (K,N), or (N,K) if tb; rows ldb apart
+    int64_t ldb;
+    float* C;  // (M,N); rows ldc apart
+    int64_t ldc;
+    bool accumulate;
+    const float* bias;  // (N), or null
+};
+
+// Rows i0 .. i0 + m of C with the part k0 .. k0 + k of the sums.
+struct Block {
+    int64_t i0, m, tiles;    // the rows in `tiles` tiles of nearly equal height, at most TILE_ROWS
+    int64_t k0, k, k_block;  // the sums in parts of k_block
+    float* a_packed;         // op(A) (m, k) by k-block, within it by tile: [k_block][A_STRIDE]; unused unless ta
+
+    int64_t tile_row(int64_t tile) const { return cut(m, tile, tiles); }
+
+    // A tile's rows over the k-block that begins at k_offset and is `length` long.
+    float* packed_tile(int64_t k_offset, int64_t tile, int64_t length) const {
+        return a_packed + (k_offset * tiles + tile * length) * A_STRIDE;
     }
 };
 
-inline int team_size(int64_t M, int64_t N, int64_t K) {
-#ifdef _OPENMP
-    if (omp_in_parallel() || double(M) * double(N) * double(K) < 64.0 * 64.0 * 16.0) return 1;
-    return omp_get_max_threads();
-#else
-    (void)M, (void)N, (void)K;
-    return 1;
-#endif
+constexpr int64_t PACK_TILES = 8;  // tiles of A that are packed in one piece
+
+// Pieces of A to pack, each PACK_TILES tiles over one k-block.
+inline int64_t pack_pieces(const Operands& o, const Block& block) {
+    return o.ta ? divide_up(block.tiles, PACK_TILES) * divide_up(block.k, block.k_block) : 0;
 }
+
+// Packs one of them. A tile's numbers are copied with those that follow, A_STRIDE in all, if the block has so many.
+inline void pack_a(const Operands& o, const Block& block, int64_t piece) {
+    const int64_t k_blocks = divide_up(block.k, block.k_block), groups = divide_up(block.tiles, PACK_TILES);
+    const int64_t group = piece / k_blocks, k_offset = piece % k_blocks * block.k_block;
+    const int64_t k = std::min(block.k_block, block.k - k_offset);
+    for (int64_t tile = cut(block.tiles, group, groups); tile < cut(block.tiles, group + 1, groups); ++tile) {
+        const int64_t row = block.tile_row(tile), rows = block.tile_row(tile + 1) - row;
+        const float* source = o.A + (block.k0 + k_offset) * o.lda + block.i0 + row;
+        float* out = block.packed_tile(k_offset, tile, k);
+        if (row + A_STRIDE <= block.m) {
+            for (int64_t p = 0; p < k; ++p)
+                std::memcpy(out + p * A_STRIDE, source + p * o.lda, A_STRIDE * sizeof(float));
+        } else {
+            for (int64_t p = 0; p < k; ++p)
+                for (int64_t r = 0; r < rows; ++r) out[p * A_STRIDE + r] = source[p * o.lda + r];
+        }
+    }
+}
+
+// With few rows packing B costs more than it saves: the tiles then read whole panels where they lie, if B is (K,N).
+inline bool reads_b_in_place(const Operands& o) {
+    return !o.tb && o.M <= 2 * TILE_ROWS;
+}
+
+// Tiles [tile_begin, tile_end) by columns [j_begin, j_end), at most CHUNK_PANELS panels; j_begin is a multiple of
+// TILE_COLS. b_packed: B_BUFFER floats of this thread.
+inline void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, int64_t tile_end, int64_t j_begin,
+                           int64_t j_end, float* b_packed) {
+    const bool in_place = reads_b_in_place(o);
+    const int64_t b_p = o.tb ? 1 : o.ldb, b_j = o.tb ? o.ldb : 1;
+    for (int64_t k_offset = 0; k_offset < block.k; k_offset += block.k_block) {
+        const int64_t k = std::min(block.k_block, block.k - k_offset), k_begin = block.k0 + k_offset;
+        for (int64_t j = j_begin; j < j_end; j += TILE_COLS) {
+            const int columns = static_cast<int>(std::min<int64_t>(TILE_COLS, j_end - j));
+            if (in_place && columns == TILE_COLS) continue;
+            pack_panel(o.tb, o.B + k_begin * b_p + j * b_j, o.ldb, columns, k, b_packed + (j - j_begin) * k);
+        }
+        for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+            const int64_t row = block.tile_row(tile);
+            const int rows = static_cast<int>(block.tile_row(tile + 1) - row);
+            Tile t;
+            t.k = k;
+            t.a = o.ta ? block.packed_tile(k_offset, tile, k) : o.A + (block.i0 + row) * o.lda + k_begin;
+            t.a_row = o.ta ? 1 : o.lda;
+            t.a_k = o.ta ? A_STRIDE : 1;
+            t.ldc = o.ldc;
+            t.add = o.accumulate || k_begin > 0;
+            for (int64_t j = j_begin; j < j_end; j += TILE_COLS) {
+                const int columns = static_cast<int>(std::min<int64_t>(TILE_COLS, j_end - j));
+                const bool whole = columns == TILE_COLS;
+                t.b = in_place && whole ? o.B + k_begin * o.ldb + j : b_packed + (j - j_begin) * k;
+                t.b_row = in_place && whole ? o.ldb : TILE_COLS;
+                t.c = o.C + (block.i0 + row) * o.ldc + j;
+                t.bias = o.bias && k_begin == 0 ? o.bias + j : nullptr;
+                if (columns % WIDTH == 0)
+                    multiply_tile(rows, columns / WIDTH, t);
+                else
+                    multiply_edge_tile(rows, columns, t);
+            }
+        }
+    }
+}
+
+// ---- the whole product ----------------------------------------------------------------------------------------------
+
+// How a product is cut into outer blocks, and each of those into tasks.
+struct Plan {
+    int64_t k_outer, m_block;                 // extent of an outer block
+    int64_t panels, column_tasks, row_tasks;  // tasks of a block: their columns, in panels, by their rows, in tiles
+};
+
+inline Plan make_plan(const Operands& o, int threads) {
+    Plan plan;
+    const int64_t k_parts = divide_up(o.K, o.ta ? K_OUTER_PACKED : K_OUTER);
+    plan.k_outer = divide_up(divide_up(o.K, k_parts), 4) * 4;
+    const int64_t packed_rows = A_BUFFER / A_STRIDE * TILE_ROWS / plan.k_outer - TILE_ROWS;
+    plan.m_block = divide_up(o.M, divide_up(o.M, o.ta ? std::max<int64_t>(TILE_ROWS, packed_rows) : o.M));
+
+    plan.panels = divide_up(o.N, TILE_COLS);
+    const int64_t panels_per_task = std::max<int64_t>(1, std::min<int64_t>(CHUNK_PANELS, plan.panels / (2 * threads)));
+    plan.column_tasks = divide_up(plan.panels, panels_per_task);
+
+    // Each share of the rows packs B anew. So they are cut until there are 4 tasks per thread to balance the load, but
+    // not below 16 tiles, which is enough to pay for it; below that only as long as some thread would have nothing.
+    plan.row_tasks = 1;
+    if (threads == 1) return plan;
+    const int64_t tiles = divide_up(plan.m_block, TILE_ROWS);
+    while (plan.row_tasks * plan.column_tasks < 4 * threads && tiles / (plan.row_tasks * 2) >= 16) plan.row_tasks *= 2;
+    while (plan.row_tasks * plan.column_tasks < threads && tiles / (plan.row_tasks * 2) >= 1) plan.row_tasks *= 2;
+    return plan;
+}
+
+inline void run_task(const Operands& o, const Plan& plan, const Block& block, int64_t task, float* b_packed) {
+    const int64_t r = task % plan.row_tasks, c = task / plan.row_tasks;
+    multiply_chunk(o, block, cut(block.tiles, r, plan.row_tasks), cut(block.tiles, r + 1, plan.row_tasks),
+                   cut(plan.panels, c, plan.column_tasks) * TILE_COLS,
+                   std::min(o.N, cut(plan.panels, c + 1, plan.column_tasks) * TILE_COLS), b_packed);
+}
+
 inline int thread_index() {
 #ifdef _OPENMP
     return omp_get_thread_num();
@@ -251,135 +423,101 @@ inline int thread_index() {
 #endif
 }
 
-struct Product {
-    const float *A, *B, *bias;
-    float* C;
-    int64_t N, lda, ldb, ldc;
-    bool ta, tb, accumulate, direct_b;
-    // block now at work
-    int64_t i0, m, tiles, k0, k_outer, k_block;
-    float* a_packed;
-
-    // first/last tile of A's rows
-    int64_t tile_row(int64_t q) const { return cut(m, q, tiles); }
-
-    // A packed: per k block, per tile: [k][8]
-    float* packed_tile(int64_t k_offset, int64_t q, int64_t k) const {
-        return a_packed + (k_offset * tiles + q * k) * A_STRIDE;
+// b_packed: B_BUFFER floats for each thread. Alone, the caller does without a parallel region: small products would
+// spend more time opening one than computing.
+inline void run_block(const Operands& o, const Plan& plan, const Block& block, int threads, float* b_packed) {
+    const int64_t pieces = pack_pieces(o, block), tasks = plan.row_tasks * plan.column_tasks;
+    if (threads == 1) {
+        for (int64_t piece = 0; piece < pieces; ++piece) pack_a(o, block, piece);
+        for (int64_t task = 0; task < tasks; ++task) run_task(o, plan, block, task, b_packed);
+        return;
     }
-
-    void pack_a(int64_t unit) const {
-        const int64_t kb = divide_up(k_outer, k_block);
-        const int64_t q0 = cut(tiles, unit / kb, divide_up(tiles, 8)),
-                      q1 = cut(tiles, unit / kb + 1, divide_up(tiles, 8));
-        const int64_t k_offset = unit % kb * k_block, k = std::min(k_block, k_outer - k_offset);
-        for (int64_t q = q0; q < q1; ++q) {
-            const int64_t row = tile_row(q), rows = tile_row(q + 1) - row;
-            float* out = packed_tile(k_offset, q, k);
-            const float* source = A + (k0 + k_offset) * lda + i0 + row;
-            if (row + A_STRIDE <= m)
-                for (int64_t p = 0; p < k; ++p)
-                    std::memcpy(out + p * A_STRIDE, source + p * lda, A_STRIDE * sizeof(float));
-            else
-                for (int64_t p = 0; p < k; ++p)
-                    for (int64_t r = 0; r < rows; ++r) out[p * A_STRIDE + r] = source[p * lda + r];
+#pragma omp parallel num_threads(threads)
+    {
+        if (pieces > 0) {  // all of A is packed before the first task begins: the loop ends with a barrier
+#pragma omp for schedule(dynamic)
+            for (int64_t piece = 0; piece < pieces; ++piece) pack_a(o, block, piece);
         }
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t task = 0; task < tasks; ++task)
+            run_task(o, plan, block, task, b_packed + thread_index() * B_BUFFER);
     }
+}
 
-    void compute(int64_t q0, int64_t q1, int64_t j0, int64_t j1, float* b_packed) const {
-        for (int64_t k_offset = 0; k_offset < k_outer; k_offset += k_block) {
-            const int64_t k = std::min(k_block, k_outer - k_offset), kk = k0 + k_offset;
-            const bool first = kk == 0;
-            for (int64_t j = j0; j < j1; j += TILE_COLS) {
-                const int columns = int(std::min<int64_t>(TILE_COLS, j1 - j));
-                if (!direct_b || columns < TILE_COLS)
-                    pack_b(tb, tb ? B + j * ldb + kk : B + kk * ldb + j, ldb, columns, k, b_packed + (j - j0) * k);
-            }
-            for (int64_t q = q0; q < q1; ++q) {
-                const int64_t row = tile_row(q);
-                const int rows = int(tile_row(q + 1) - row);
-                const float* a = ta ? packed_tile(k_offset, q, k) : A + (i0 + row) * lda + kk;
-                const int64_t rs = ta ? 1 : lda, ks = ta ? A_STRIDE : 1;
-                for (int64_t j = j0; j < j1; j += TILE_COLS) {
-                    float* c = C + (i0 + row) * ldc + j;
-                    const float* tile_bias = first && bias ? bias + j : nullptr;
-                    const bool add = accumulate || !first;
-                    if (j1 - j < TILE_COLS)
-                        run_edge(rows, int(j1 - j), k, a, rs, ks, b_packed + (j - j0) * k, c, ldc, add, tile_bias);
-                    else if (direct_b)
-                        run_rows<TILE_VECTORS>(rows, k, a, rs, ks, B + kk * ldb + j, ldb, c, ldc, add, tile_bias);
-                    else
-                        run_rows<TILE_VECTORS>(rows, k, a, rs, ks, b_packed + (j - j0) * k, TILE_COLS, c, ldc, add,
-                                               tile_bias);
-                }
-            }
-        }
+// Memory for packed operands, kept from call to call, on huge pages where the system has them: panels lie at large
+// strides, and with small pages the processor would wait for page tables.
+struct Workspace {
+    float* data = nullptr;
+    size_t floats = 0;
+
+    Workspace() = default;
+    Workspace(const Workspace&) = delete;
+    Workspace& operator=(const Workspace&) = delete;
+    ~Workspace() { std::free(data); }
+
+    // At least `wanted` floats on a HUGE_PAGE boundary, with any contents. std::bad_alloc if there are no more.
+    float* reserve(size_t wanted) {
+        constexpr size_t HUGE_PAGE = size_t{1} << 21;
+        if (wanted <= floats) return data;
+        std::free(data);
+        floats = 0;
+        const size_t bytes = (wanted * sizeof(float) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+        data = static_cast<float*>(std::aligned_alloc(HUGE_PAGE, bytes));
+        if (!data) throw std::bad_alloc();
+#ifdef __linux__
+        madvise(data, bytes, MADV_HUGEPAGE);  // a wish; nothing is lost if it is not granted
+#endif
+        floats = bytes / sizeof(float);
+        return data;
     }
 };
 
+// All threads, but the caller alone inside a parallel region and where waking the others takes longer than the product.
+inline int team_size(int64_t M, int64_t N, int64_t K) {
+#ifdef _OPENMP
+    const double multiplications = static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K);
+    return omp_in_parallel() || multiplications < 64.0 * 64.0 * 16.0 ? 1 : omp_get_max_threads();
+#else
+    static_cast<void>(M), static_cast<void>(N), static_cast<void>(K);
+    return 1;
+#endif
+}
+
+// C (M,N) = [bias (N) in every row], [+ C]: what is left of the product when K is 0.
+inline void empty_product(int64_t M, int64_t N, float* C, int64_t ldc, bool accumulate, const float* bias) {
+    for (int64_t i = 0; i < M; ++i)
+        for (int64_t j = 0; j < N; ++j) C[i * ldc + j] = (accumulate ? C[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
+}
+
+// C (M,N) = op(A) (M,K) op(B) (K,N) [+ bias (N) in every row] [+ C if accumulate].
+// A is stored as (M,K), with ta as (K,M), its rows lda floats apart; B as (K,N), with tb as (N,K), rows ldb apart; C's
+// rows are ldc apart. None of them needs alignment; C must not overlap the others, and is not read unless accumulate.
+// std::bad_alloc if there is no memory for packing.
 inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
                    const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* bias = nullptr) {
     if (M <= 0 || N <= 0) return;
-    if (K <= 0) {
-        for (int64_t i = 0; i < M; ++i)
-            for (int64_t j = 0; j < N; ++j)
-                C[i * ldc + j] = (accumulate ? C[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
-        return;
-    }
-    Product p{A,     B, bias, C, N, lda, ldb, ldc,    ta == Transpose::Yes, tb == Transpose::Yes, accumulate,
-              false, 0, 0,    0, 0, 0,   0,   nullptr};
-    p.direct_b = M <= 2 * TILE_ROWS && !p.tb;
+    if (K <= 0) return empty_product(M, N, C, ldc, accumulate, bias);
+    const Operands o{ta == Transpose::Yes, tb == Transpose::Yes, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias};
     const int threads = team_size(M, N, K);
-    const int64_t k_outers = divide_up(K, p.ta ? 1024 : K_OUTER), k_outer = divide_up(divide_up(K, k_outers), 4) * 4;
-    const int64_t m_limit = p.ta ? std::max<int64_t>(TILE_ROWS, A_BUFFER / A_STRIDE * TILE_ROWS / k_outer - 6) : M;
-    const int64_t m_blocks = divide_up(M, m_limit), m_block = divide_up(M, m_blocks);
-    // tasks
-    const int64_t panels = divide_up(N, TILE_COLS), tiles_max = divide_up(m_block, TILE_ROWS);
-    const int64_t chunk = std::max<int64_t>(1, std::min<int64_t>(CT, panels / (2 * threads)));
-    const int64_t column_tasks = divide_up(panels, chunk);
-    int64_t row_tasks = 1;
-    if (threads > 1)
-        while (row_tasks * column_tasks < 4 * threads && tiles_max / (row_tasks * 2) >= 16) row_tasks *= 2;
-    if (threads > 1)
-        while (row_tasks * column_tasks < threads && tiles_max / (row_tasks * 2) >= 1) row_tasks *= 2;
+    const Plan plan = make_plan(o, threads);
+
     static thread_local Workspace workspace;
-    const int64_t a_floats = p.ta ? (tiles_max + 1) * k_outer * A_STRIDE : 0;
-    const int64_t b_floats = CT * TILE_COLS * (KB + 4);
-    p.a_packed = workspace.reserve(a_floats + threads * b_floats);
-    float* const b_all = p.a_packed + a_floats;
-    for (p.k0 = 0; p.k0 < K; p.k0 += k_outer)
-        for (p.i0 = 0; p.i0 < M; p.i0 += m_block) {
-            p.k_outer = std::min(k_outer, K - p.k0);
-            p.k_block = divide_up(divide_up(p.k_outer, divide_up(p.k_outer, KB)), 4) * 4;
-            p.m = std::min(m_block, M - p.i0);
-            p.tiles = divide_up(p.m, TILE_ROWS);
-            const int64_t pack_tasks = p.ta ? divide_up(p.tiles, 8) * divide_up(p.k_outer, p.k_block) : 0;
-            const auto task = [&](int64_t t) {
-                const int64_t r = t % row_tasks, c = t / row_tasks;
-                p.compute(cut(p.tiles, r, row_tasks), cut(p.tiles, r + 1, row_tasks),
-                          cut(panels, c, column_tasks) * TILE_COLS,
-                          std::min(N, cut(panels, c + 1, column_tasks) * TILE_COLS), b_all + thread_index() * b_floats);
-            };
-            if (threads == 1) {
-                for (int64_t t = 0; t < pack_tasks; ++t) p.pack_a(t);
-                for (int64_t t = 0; t < row_tasks * column_tasks; ++t) {
-                    const int64_t r = t % row_tasks, c = t / row_tasks;
-                    p.compute(cut(p.tiles, r, row_tasks), cut(p.tiles, r + 1, row_tasks),
-                              cut(panels, c, column_tasks) * TILE_COLS,
-                              std::min(N, cut(panels, c + 1, column_tasks) * TILE_COLS), b_all);
-                }
-                continue;
-            }
-#pragma omp parallel num_threads(threads)
-            {
-                if (pack_tasks > 0) {
-#pragma omp for schedule(dynamic)
-                    for (int64_t t = 0; t < pack_tasks; ++t) p.pack_a(t);
-                }
-#pragma omp for schedule(dynamic) nowait
-                for (int64_t t = 0; t < row_tasks * column_tasks; ++t) task(t);
-            }
+    const int64_t a_floats = o.ta ? (divide_up(plan.m_block, TILE_ROWS) + 1) * plan.k_outer * A_STRIDE : 0;
+    float* const a_packed = workspace.reserve(static_cast<size_t>(a_floats + threads * B_BUFFER));
+
+    for (int64_t k0 = 0; k0 < K; k0 += plan.k_outer)
+        for (int64_t i0 = 0; i0 < M; i0 += plan.m_block) {
+            Block block;
+            block.i0 = i0;
+            block.m = std::min(plan.m_block, M - i0);
+            block.tiles = divide_up(block.m, TILE_ROWS);
+            block.k0 = k0;
+            block.k = std::min(plan.k_outer, K - k0);
+            block.k_block = divide_up(divide_up(block.k, divide_up(block.k, K_BLOCK)), 4) * 4;
+            block.a_packed = a_packed;
+            run_block(o, plan, block, threads, a_packed + a_floats);
         }
 }
+
 }  // namespace matmul_v6
 }  // namespace lnfree

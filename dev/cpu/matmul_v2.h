@@ -1,0 +1,54 @@
+// Version 2 of the matrix product: the loops in the order in which B lies in memory.
+//
+// B (K,N): the inner loop runs over j and adds a multiple of a row of B to a row of C; both are contiguous, so every
+// cache line that is fetched is used whole, and the additions of neighbouring j do not wait for each other.
+// B stored as (N,K): the inner loop stays the one over k, now along a row of B.
+//
+// What is left: one thread, and scalar code unless the compiler finds the vectors by itself.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "dev/cpu/matmul_types.h"
+
+namespace lnfree {
+namespace matmul_v2 {
+
+// c (N) += a (K) B (K,N), where a[k * a_step] is the k-th number of a row of op(A).
+inline void add_rows(int64_t N, int64_t K, const float* a, int64_t a_step, const float* B, int64_t ldb, float* c) {
+    for (int64_t k = 0; k < K; ++k) {
+        const float x = a[k * a_step];
+        const float* b = B + k * ldb;
+        for (int64_t j = 0; j < N; ++j) c[j] += x * b[j];
+    }
+}
+
+// c (N) += a (K) B^T, with B (N,K).
+inline void add_dots(int64_t N, int64_t K, const float* a, int64_t a_step, const float* B, int64_t ldb, float* c) {
+    for (int64_t j = 0; j < N; ++j) {
+        const float* b = B + j * ldb;
+        float sum = 0.0f;
+        for (int64_t k = 0; k < K; ++k) sum += a[k * a_step] * b[k];
+        c[j] += sum;
+    }
+}
+
+// C (M,N) = op(A) (M,K) op(B) (K,N) [+ bias (N) in every row] [+ C if accumulate]; arguments as in version 1.
+inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
+                   const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* bias = nullptr) {
+    const int64_t a_row = ta == Transpose::Yes ? 1 : lda, a_step = ta == Transpose::Yes ? lda : 1;
+    for (int64_t i = 0; i < M; ++i) {
+        float* c = C + i * ldc;
+        if (!accumulate) std::fill(c, c + N, 0.0f);
+        if (bias)
+            for (int64_t j = 0; j < N; ++j) c[j] += bias[j];
+        if (tb == Transpose::Yes)
+            add_dots(N, K, A + i * a_row, a_step, B, ldb, c);
+        else
+            add_rows(N, K, A + i * a_row, a_step, B, ldb, c);
+    }
+}
+
+}  // namespace matmul_v2
+}  // namespace lnfree

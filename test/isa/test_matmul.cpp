@@ -1,0 +1,167 @@
+// The engine's matrix product, and every version of the ladder below it, against sums written out in double precision:
+// every orientation, sizes that fit no tile, rows longer than needed, accumulation, bias, special values, and the same
+// bits for any number of threads. Once per instruction set, because tiles and blocks differ.
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "dev/cpu/matmul.h"
+#include "dev/cpu/matmul_check.h"
+#include "dev/cpu/matmul_versions.h"
+
+using lnfree::MatmulProblem;
+using lnfree::MatmulShape;
+using lnfree::MatmulVersion;
+using lnfree::ThreadCount;
+using lnfree::Transpose;
+
+namespace {
+
+constexpr Transpose BOTH[] = {Transpose::No, Transpose::Yes};
+constexpr float INF = std::numeric_limits<float>::infinity(), NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
+
+const auto engine = [](auto... arguments) { lnfree::matmul(arguments...); };
+
+// visit(problem) in all four orientations.
+template <class Real = float, class Visit>
+void for_each_orientation(const MatmulShape& shape, const Visit& visit) {
+    for (const Transpose ta : BOTH)
+        for (const Transpose tb : BOTH) visit(MatmulProblem<Real>(ta, tb, shape));
+}
+
+// visit(function, name) for the engine's product and for every version of the ladder.
+template <class Visit>
+void for_each_matmul(const Visit& visit) {
+    visit(engine, "engine");
+    for (const MatmulVersion& version : lnfree::matmul_versions) visit(version.function, version.name);
+}
+
+}  // namespace
+
+TEST_CASE("the engine's matmul equals the written-out sum for every orientation and for sizes that fit no tile") {
+    for (const MatmulShape& shape : lnfree::matmul_check_shapes())
+        for_each_orientation(shape, [](const auto& problem) { CHECK(lnfree::wrong_product(engine, problem) == ""); });
+}
+
+TEST_CASE("every version of matmul equals the written-out sum") {
+    for (const MatmulShape& shape : lnfree::matmul_check_shapes())
+        if (shape.M * shape.N * shape.K <= 257 * 257 * 3)
+            for_each_orientation(shape, [](const auto& problem) {
+                for (const MatmulVersion& version : lnfree::matmul_versions) {
+                    CAPTURE(version.number);
+                    CHECK(lnfree::wrong_product(version.function, problem) == "");
+                }
+            });
+}
+
+TEST_CASE("matmul in double precision equals the written-out sum") {
+    for (const MatmulShape shape : {MatmulShape{1, 1, 1, 0}, {3, 17, 5, 3}, {17, 63, 33, 1}})
+        for_each_orientation<double>(shape,
+                                     [](const auto& problem) { CHECK(lnfree::wrong_product(engine, problem) == ""); });
+}
+
+TEST_CASE("the comparison notices one product too few, a number written beside C, and a NaN") {
+    const MatmulProblem<float> problem(Transpose::No, Transpose::Yes, {17, 31, 257, 1});
+    std::vector<float> out = problem.product(engine, false, true);
+    CHECK(problem.is_right(out, false, true));
+    CHECK_FALSE(problem.is_right(out, false, false));
+    const int64_t at = 16 * problem.ldc + 30;
+    const float right = out[at];
+    out[at] = right - problem.a[16 * problem.lda + 256] * problem.b[30 * problem.ldb + 256];
+    CHECK_FALSE(problem.is_right(out, false, true));
+    out[at] = NOT_A_NUMBER;
+    CHECK_FALSE(problem.is_right(out, false, true));
+    out[at] = right;
+    out[at + 1] = 0.0f;
+    CHECK_FALSE(problem.is_right(out, false, true));
+}
+
+TEST_CASE("matmul of an empty sum gives zero, the bias, or C unchanged") {
+    std::vector<float> c(6, 7.0f);
+    const std::vector<float> bias = {1.0f, 2.0f, 3.0f};
+    lnfree::matmul(Transpose::No, Transpose::No, 2, 3, 0, nullptr, 1, nullptr, 3, c.data(), 3, true);
+    CHECK(c == std::vector<float>(6, 7.0f));
+    lnfree::matmul(Transpose::No, Transpose::No, 2, 3, 0, nullptr, 1, nullptr, 3, c.data(), 3, false, bias.data());
+    CHECK(c == std::vector<float>{1.0f, 2.0f, 3.0f, 1.0f, 2.0f, 3.0f});
+    lnfree::matmul(Transpose::No, Transpose::No, 2, 3, 0, nullptr, 1, nullptr, 3, c.data(), 3, false);
+    CHECK(c == std::vector<float>(6, 0.0f));
+}
+
+#ifdef _OPENMP
+TEST_CASE("every version of matmul gives the same bits for 1, 2, 3 and 5 threads") {
+    for (const MatmulShape& shape : lnfree::matmul_thread_shapes)
+        for_each_orientation(shape, [](const auto& problem) {
+            for_each_matmul([&](const auto& matmul, const char* name) {
+                CAPTURE(name);
+                CHECK(lnfree::differs_by_threads(matmul, problem) == "");
+            });
+        });
+}
+
+TEST_CASE("matmul called by the threads of a parallel region gives the same bits") {
+    const ThreadCount threads(3);
+    const MatmulProblem<float> problem(Transpose::Yes, Transpose::No, {64, 70, 65, 0});
+    for_each_matmul([&](const auto& matmul, const char* name) {
+        CAPTURE(name);
+        const std::vector<float> expected = problem.product(matmul, false, true);
+        int differing = 0;
+#pragma omp parallel reduction(+ : differing)
+        for (int repeat = 0; repeat < 5; ++repeat)
+            differing += problem.product(matmul, false, true) == expected ? 0 : 1;
+        CHECK(differing == 0);
+    });
+}
+#else
+TEST_CASE("every version of matmul gives the same bits for 1, 2, 3 and 5 threads") {
+    std::puts("SKIPPED: the same bits for any number of threads: built without OpenMP, there is one thread only");
+}
+#endif
+
+TEST_CASE("a row of the engine's matmul does not depend on the rows computed with it") {
+    for (const Transpose tb : BOTH) {
+        const MatmulProblem<float> problem(Transpose::No, tb, {97, 133, 1100, 0});
+        const std::vector<float> together = problem.product(engine, true, true);
+        std::vector<float> one_by_one = problem.c;
+        for (int64_t i = 0; i < problem.M; ++i)
+            lnfree::matmul(Transpose::No, tb, 1, problem.N, problem.K, problem.a.data() + i * problem.lda, problem.lda,
+                           problem.b.data(), problem.ldb, one_by_one.data() + i * problem.ldc, problem.ldc, true,
+                           problem.bias.data());
+        CHECK(one_by_one == together);
+    }
+}
+
+TEST_CASE("matmul carries NaN and infinity into exactly the row or column they belong to") {
+    for_each_orientation({19, 67, 21, 0}, [](MatmulProblem<float> problem) {
+        problem.a[problem.ta == Transpose::Yes ? 20 * problem.lda + 18 : 18 * problem.lda + 20] = INF;
+        problem.b[problem.tb == Transpose::Yes ? 66 * problem.ldb + 5 : 5 * problem.ldb + 66] = NOT_A_NUMBER;
+        for_each_matmul([&](const auto& matmul, const char* name) {
+            CAPTURE(name);
+            const std::vector<float> out = problem.product(matmul, false, false);
+            int wrong = 0;
+            for (int64_t i = 0; i < 19; ++i)
+                for (int64_t j = 0; j < 67; ++j) {
+                    const float x = out[i * problem.ldc + j];
+                    const bool as_expected = j == 66 ? std::isnan(x) : i == 18 ? std::isinf(x) : std::isfinite(x);
+                    wrong += as_expected ? 0 : 1;
+                }
+            CHECK(wrong == 0);
+        });
+    });
+}
+
+TEST_CASE("matmul without accumulation does not read C") {
+    MatmulProblem<float> problem(Transpose::No, Transpose::No, {31, 65, 33, 0});
+    std::fill(problem.c.begin(), problem.c.end(), NOT_A_NUMBER);
+    for_each_matmul([&](const auto& matmul, const char* name) {
+        CAPTURE(name);
+        const std::vector<float> out = problem.product(matmul, false, true);
+        CHECK(std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); }));
+    });
+}
