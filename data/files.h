@@ -98,10 +98,11 @@ class MappedFile {
     // Tells the system that these bytes of some mapped file are not needed for now: whole pages among them leave this
     // process's memory, and are read again if they are looked at again.
     static void give_back(const unsigned char* from, uint64_t bytes) {
-        const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-        const uintptr_t first = (reinterpret_cast<uintptr_t>(from) + page - 1) / page * page;
-        const uintptr_t last = (reinterpret_cast<uintptr_t>(from) + bytes) / page * page;
-        if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+        const uint64_t page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+        const uint64_t to_next_page = (page - reinterpret_cast<uintptr_t>(from) % page) % page;
+        if (bytes < to_next_page + page) return;
+        const uint64_t whole_pages = (bytes - to_next_page) / page * page;
+        ::madvise(const_cast<unsigned char*>(from) + to_next_page, whole_pages, MADV_DONTNEED);
     }
 
     const unsigned char* data() const { return data_; }  // null for an empty file
