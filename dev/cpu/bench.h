@@ -295,7 +295,7 @@ inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double bu
     for (int64_t i = 0; i < model.parameters(); i++)
         model.params.data()[i] = static_cast<real>(0.06 * (random.uniform() - 0.5));
     AdamW adam;
-    model.prepare_training();
+    model.prepare_training(B, T);
     adam.prepare(model.parameters());
     const Protocol protocol;
     const auto step = [&] {
