@@ -19,7 +19,7 @@ for program in "$@"; do
     log=build/fuzz/$name.log
     mkdir -p "$here"
     dictionary=test/fuzz/$name.dict
-    if "$program" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+    if "$program" -max_total_time="$seconds" -timeout=30 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
         ${dictionary:+-dict="$dictionary"} -artifact_prefix="build/fuzz/$name-" "$here" "test/fuzz/seeds/$name" >"$log" 2>&1; then
         passed=$((passed + 1))
         printf 'ok       %-14s %9s inputs\n' "$name" "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")"
