@@ -214,6 +214,7 @@ FUZZ_SECONDS ?= 30
 FUZZERS := $(patsubst test/fuzz/%.cpp,build/fuzz/%,$(wildcard test/fuzz/*.cpp))
 build/fuzz/%: test/fuzz/%.cpp
 	@mkdir -p $(@D)
+	@command -v clang++ >/dev/null || { echo "make fuzz needs clang++: make deps-all" >&2; exit 2; }
 	@echo "compile  $< (libFuzzer)"
 	$(Q)clang++ -std=c++17 -Wall -Wextra -Wno-pass-failed -Wno-unknown-pragmas -I. -O1 -gline-tables-only \
 	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DLNFREE_NO_MAIN -MMD -MP $< $(LIBS) -o $@

@@ -9,7 +9,7 @@
 // This file is the whole method and reads from top to bottom:
 //
 //     1. The method       sites, sigma statistics, schedule, presets
-//     2. The operations   every forward beside its backward, in plain loops
+//     2. The operations   every forward beside its backward: plain loops around one matrix product
 //     3. The model        GPT-2 out of those operations
 //     4. The optimiser    AdamW, clipping, learning rate
 //     5. The result       the two exact linear forms of a finished model
@@ -1439,11 +1439,9 @@ inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s,
 #ifndef LNFREE_METHOD_ONLY
 
 #include <signal.h>
-#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <charconv>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -1468,6 +1466,7 @@ inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s,
 #include "data/tokenize.h"
 #include "data/tokenizer.h"
 #include "dev/cpu/bench.h"
+#include "dev/cpu/machine.h"
 
 namespace lnfree {
 
@@ -2238,16 +2237,6 @@ struct Interrupted {
     int signal;
 };
 
-inline double seconds_now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-inline std::string format_fixed(double x, int digits) {
-    char text[64];
-    std::snprintf(text, sizeof text, "%.*f", digits, x);
-    return text;
-}
-
 inline std::string hex(uint64_t x) {
     char text[17];
     std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(x));
@@ -2783,12 +2772,6 @@ inline std::string TrainingRun::model_card() const {
         card += "\n## Sites\n\n" + sites.markdown();
     }
     return card;
-}
-
-inline int64_t peak_memory_bytes() {
-    struct rusage usage {};
-    getrusage(RUSAGE_SELF, &usage);
-    return static_cast<int64_t>(usage.ru_maxrss) * 1024;
 }
 
 // The finished model becomes the output folder itself, in Hugging Face form (folded models stay folded).

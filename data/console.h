@@ -32,14 +32,18 @@ inline std::string format_count(uint64_t count) {
     return digits;
 }
 
+// A number with so many digits behind the point.
+inline std::string format_fixed(double x, int digits) {
+    char text[64];
+    std::snprintf(text, sizeof text, "%.*f", digits, x);
+    return text;
+}
+
 namespace console_detail {
 
 // Three significant digits without an exponent, for 0 <= value < 1000: 1.23, 12.3, 123.
 inline std::string three_digits(double value) {
-    const int decimals = value < 9.995 ? 2 : value < 99.95 ? 1 : 0;
-    char text[32];
-    std::snprintf(text, sizeof text, "%.*f", decimals, value);
-    return text;
+    return format_fixed(value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0);
 }
 
 // Scales value by `base` until three digits hold it. A value that rounds up to 1000 moves on to the next unit.

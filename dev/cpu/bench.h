@@ -6,55 +6,29 @@
 #pragma once
 
 #include <dlfcn.h>
-#include <sys/resource.h>
 
 #include <algorithm>
-#include <chrono>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "data/console.h"
 #include "data/random.h"
+#include "dev/cpu/machine.h"
 
 namespace lnfree {
 namespace bench {
-
-inline int thread_count() {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-inline void set_thread_count(int threads) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
-}
-
-inline double clock_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Median seconds of `run`, repeated for `budget` seconds and at least three times, after one call that does not count.
 inline double seconds_of(const std::function<void()>& run, double budget) {
     run();
     std::vector<double> times;
-    const double begin = clock_seconds();
-    while (times.size() < 3 || clock_seconds() - begin < budget) {
-        const double before = clock_seconds();
+    const double begin = seconds_now();
+    while (times.size() < 3 || seconds_now() - begin < budget) {
+        const double before = seconds_now();
         run();
-        times.push_back(clock_seconds() - before);
+        times.push_back(seconds_now() - before);
     }
     std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
     return times[times.size() / 2];
@@ -281,12 +255,6 @@ struct StepTimes {
     double peak_bytes = 0;         // resident set of the process after the training steps
 };
 
-inline double peak_bytes() {
-    rusage used{};
-    ::getrusage(RUSAGE_SELF, &used);
-    return static_cast<double>(used.ru_maxrss) * 1024;
-}
-
 inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double budget) {
     Operands memory;
     const int32_t* tokens = memory.take_tokens(B * T + 1, c.V);
@@ -305,11 +273,11 @@ inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double bu
         finish_step(model, adam, protocol, 1);
     };
     StepTimes times;
-    const double begin = clock_seconds();
+    const double begin = seconds_now();
     step();
-    times.first = clock_seconds() - begin;
+    times.first = seconds_now() - begin;
     times.median = seconds_of(step, budget);
-    times.peak_bytes = peak_bytes();
+    times.peak_bytes = static_cast<double>(peak_memory_bytes());
     times.evaluation = seconds_of([&] { model.token_losses(tokens, tokens + 1, B, T); }, budget / 3);
     const int threads = thread_count();
     if (threads > 1) {
@@ -322,19 +290,6 @@ inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double bu
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The report
-
-inline std::string processor_name() {
-    std::ifstream file("/proc/cpuinfo");
-    for (std::string line; std::getline(file, line);)
-        if (line.compare(0, 10, "model name") == 0) return line.substr(line.find(':') + 2);
-    return "unknown processor";
-}
-
-inline std::string fixed(double x, int digits) {
-    char text[64];
-    std::snprintf(text, sizeof text, "%.*f", digits, x);
-    return text;
-}
 
 inline nlohmann::ordered_json op_json(const Op& op) {
     nlohmann::ordered_json j;
@@ -353,12 +308,13 @@ inline std::string op_table(const std::vector<Op>& ops, double step_seconds) {
     for (const Op& op : ops) {
         const double seconds = op.calls * op.seconds;
         sum += seconds;
-        table.add_row({op.name, fixed(op.calls, 1), fixed(1e3 * seconds, 2), fixed(100 * seconds / step_seconds, 1),
-                       op.flops > 0 ? fixed(op.flops / op.seconds / 1e9, 1) : "",
-                       op.yardstick_seconds > 0 ? fixed(100 * op.yardstick_seconds / op.seconds, 0) : "",
-                       fixed(op.bytes / op.seconds / 1e9, 1)});
+        table.add_row({op.name, format_fixed(op.calls, 1), format_fixed(1e3 * seconds, 2),
+                       format_fixed(100 * seconds / step_seconds, 1),
+                       op.flops > 0 ? format_fixed(op.flops / op.seconds / 1e9, 1) : "",
+                       op.yardstick_seconds > 0 ? format_fixed(100 * op.yardstick_seconds / op.seconds, 0) : "",
+                       format_fixed(op.bytes / op.seconds / 1e9, 1)});
     }
-    table.add_row({"sum of the ops", "", fixed(1e3 * sum, 2), fixed(100 * sum / step_seconds, 1)});
+    table.add_row({"sum of the ops", "", format_fixed(1e3 * sum, 2), format_fixed(100 * sum / step_seconds, 1)});
     return table.text();
 }
 
@@ -426,19 +382,20 @@ inline nlohmann::ordered_json run(const Options& o, const char* isa, std::FILE* 
                  isa, o.name.c_str(), static_cast<long long>(o.batch), static_cast<long long>(o.seq),
                  op_table(list.ops, step.median).c_str());
     const auto percent = [&](double flops_per_s) {
-        return yardstick > 0 ? fixed(100 * flops_per_s / yardstick, 0) : "no OpenBLAS";
+        return yardstick > 0 ? format_fixed(100 * flops_per_s / yardstick, 0) : "no OpenBLAS";
     };
     Table table({"", "seconds", "tokens/s", "GFLOP/s", "% of yardstick"});
-    table.add_row({"training step", fixed(step.median, 3), fixed(tokens / step.median, 0),
-                   fixed(flops / step.median / 1e9, 1), percent(flops / step.median)});
-    table.add_row({"first step", fixed(step.first, 3), fixed(tokens / step.first, 0)});
+    table.add_row({"training step", format_fixed(step.median, 3), format_fixed(tokens / step.median, 0),
+                   format_fixed(flops / step.median / 1e9, 1), percent(flops / step.median)});
+    table.add_row({"first step", format_fixed(step.first, 3), format_fixed(tokens / step.first, 0)});
     if (step.one_thread > 0)
-        table.add_row({"with one thread", fixed(step.one_thread, 3), fixed(tokens / step.one_thread, 0),
-                       fixed(flops / step.one_thread / 1e9, 1)});
-    table.add_row({"evaluation", fixed(step.evaluation, 3), fixed(tokens / step.evaluation, 0),
-                   fixed(evaluated / 1e9, 1), percent(evaluated)});
+        table.add_row({"with one thread", format_fixed(step.one_thread, 3), format_fixed(tokens / step.one_thread, 0),
+                       format_fixed(flops / step.one_thread / 1e9, 1)});
+    table.add_row({"evaluation", format_fixed(step.evaluation, 3), format_fixed(tokens / step.evaluation, 0),
+                   format_fixed(evaluated / 1e9, 1), percent(evaluated)});
     std::fprintf(screen, "%s\nyardstick (OpenBLAS, the same products): %s GFLOP/s; peak memory %s\n",
-                 table.text().c_str(), yardstick > 0 ? fixed(yardstick / 1e9, 1).c_str() : "not there (libopenblas0)",
+                 table.text().c_str(),
+                 yardstick > 0 ? format_fixed(yardstick / 1e9, 1).c_str() : "not there (libopenblas0)",
                  format_bytes(static_cast<uint64_t>(step.peak_bytes)).c_str());
     return j;
 }

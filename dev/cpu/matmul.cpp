@@ -4,7 +4,6 @@
 //
 // Exit 0 if every version is right, 1 if one is wrong (it is named), 2 for bad use.
 
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +24,7 @@
 #include "data/console.h"
 #include "data/error.h"
 #include "data/files.h"
+#include "dev/cpu/machine.h"
 #include "dev/cpu/matmul_check.h"
 #include "dev/cpu/matmul_versions.h"
 
@@ -169,14 +169,6 @@ struct Candidate {
     bool own_threads;  // not OpenMP's
 };
 
-int thread_count() {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
 #ifdef HAVE_OPENBLAS
 void openblas(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda, const float* B,
               int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* /*bias*/) {
@@ -198,10 +190,6 @@ std::vector<Candidate> candidates(const std::vector<MatmulVersion>& versions) {
     return list;
 }
 
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 // One product of GPT-2's with memory of its own.
 class Operands {
   public:
@@ -213,11 +201,11 @@ class Operands {
 
     // Seconds for one product.
     double time(MatmulFunction function) {
-        const double begin = now();
+        const double begin = seconds_now();
         function(shape_.ta, shape_.tb, shape_.M, shape_.N, shape_.K, a_.data(),
                  shape_.ta == Transpose::Yes ? shape_.M : shape_.K, b_.data(),
                  shape_.tb == Transpose::Yes ? shape_.K : shape_.N, c_.data(), shape_.N, shape_.accumulate, nullptr);
-        return now() - begin;
+        return seconds_now() - begin;
     }
 
   private:
@@ -261,14 +249,8 @@ std::vector<double> time_shape(const Shape& shape, const std::vector<Candidate>&
 // Seconds by shape, then by candidate.
 using Timings = std::vector<std::vector<double>>;
 
-std::string decimals(double value, int digits) {
-    char text[48];
-    std::snprintf(text, sizeof text, "%.*f", digits, value);
-    return text;
-}
-
 std::string gigaflops(double flop, double seconds) {
-    return decimals(flop / seconds * 1e-9, 1);
+    return format_fixed(flop / seconds * 1e-9, 1);
 }
 
 // Times everything, a line per shape as it goes.
@@ -312,16 +294,6 @@ struct Machine {
     unsigned cores;
     int threads;
 };
-
-std::string processor_name() {
-    std::ifstream file("/proc/cpuinfo");
-    for (std::string line; std::getline(file, line);) {
-        const size_t colon = line.find(": ");
-        if (line.rfind("model name", 0) == 0 && colon != std::string::npos) return line.substr(colon + 2);
-    }
-    struct utsname names {};
-    return uname(&names) == 0 ? std::string("unknown ") + names.machine : "unknown";
-}
 
 Machine this_machine() {
     Machine machine;
@@ -378,12 +350,14 @@ Table summary(const Report& report) {
     Table table(
         {"version", "GFLOP/s", "% of OpenBLAS", "times the one above", "forward", "dinp", "dweight", "the idea"});
     const std::vector<MatmulVersion>& versions = report.options.versions;
-    const auto rate = [&](size_t i, auto... orientation) { return decimals(report.of(i, orientation...).gflops(), 1); };
+    const auto rate = [&](size_t i, auto... orientation) {
+        return format_fixed(report.of(i, orientation...).gflops(), 1);
+    };
     for (size_t i = 0; i < versions.size(); ++i)
         table.add_row({"v" + std::to_string(versions[i].number) + " " + versions[i].name, rate(i),
-                       report.has_yardstick() ? decimals(report.percent(i), 1) : "n/a",
-                       i == 0 ? "-" : decimals(report.of(i).gflops() / report.of(i - 1).gflops(), 2), rate(i, FORWARD),
-                       rate(i, DINP), rate(i, DWEIGHT), versions[i].idea});
+                       report.has_yardstick() ? format_fixed(report.percent(i), 1) : "n/a",
+                       i == 0 ? "-" : format_fixed(report.of(i).gflops() / report.of(i - 1).gflops(), 2),
+                       rate(i, FORWARD), rate(i, DINP), rate(i, DWEIGHT), versions[i].idea});
     const size_t last = versions.size();
     if (report.has_yardstick())
         table.add_row({"OpenBLAS", rate(last), "100.0", "-", rate(last, FORWARD), rate(last, DINP), rate(last, DWEIGHT),
