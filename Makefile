@@ -52,7 +52,7 @@ endif
 ifneq ($(filter x86,$(FOUND)),)
     FLAGS_portable := -march=x86-64
     FLAGS_avx2     := -march=haswell
-    FLAGS_avx512   := -march=skylake-avx512
+    FLAGS_avx512   := -march=skylake-avx512 -mavx512bf16
     ALL_ISAS       := portable avx2 avx512
 else
     ALL_ISAS       := portable

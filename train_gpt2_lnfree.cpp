@@ -163,6 +163,7 @@ struct Protocol {
     bool own_position0 = false;  // the precursor's special cases
     double release_end_of_text = 0, release_position0 = 0;
     uint64_t seed = 1;
+    std::string precision = "fp32";  // of the operands of matrix products; weights, sums and the optimiser stay fp32
 
     int64_t tokens_per_step() const { return batch * seq * grad_accum; }
 };
@@ -174,6 +175,7 @@ struct ProtocolFlags {
     std::optional<double> lr, min_lr, weight_decay, aux_weight, sigma_ema;
     std::optional<double> start_mlp, start_qk, start_v, start_f, gap_mlp, gap_qk, gap_v;
     uint64_t seed = 1;
+    std::string precision = "fp32";
 };
 
 // Paper, Tables 3 and 4; the precursor's schedule from its Section on the procedure. Micro-batches are for T = 1024.
@@ -243,6 +245,7 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     p.preset = flags.preset;
     p.removes = removes;
     p.seed = flags.seed;
+    p.precision = flags.precision;
     p.seq = flags.seq.value_or(n_ctx);
     if (p.seq < 1 || p.seq > n_ctx)
         throw BadInput("--seq " + std::to_string(p.seq) + ": the model reads 1 to " + std::to_string(n_ctx) +
@@ -296,6 +299,8 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
 inline void check_protocol(const Protocol& p, int L) {
     const auto number = [](double x) { return format_general(x); };
     if (p.steps < 1) throw BadInput("--steps " + std::to_string(p.steps) + ": at least 1 step is needed");
+    if (p.precision != "fp32" && p.precision != "bf16")
+        throw BadInput("--precision " + p.precision + ": use fp32 or bf16");
     if (p.stop < 1 || p.stop > p.steps)
         throw BadInput("--stop " + std::to_string(p.stop) + ": must lie between 1 and --steps (" +
                        std::to_string(p.steps) + ")");
@@ -1715,6 +1720,7 @@ void visit_protocol(AnyProtocol& p, Visit visit) {
     visit("release_end_of_text", p.release_end_of_text);
     visit("release_position0", p.release_position0);
     visit("seed", p.seed);
+    visit("precision", p.precision);
 }
 
 inline ordered_json protocol_json(const Protocol& p) {
@@ -2278,6 +2284,18 @@ class RunLog {
     std::unique_ptr<FILE, Close> file_;
 };
 
+// Rounds the operands of all products of matrices to `precision`, fp32 or bf16. bf16 is refused where it would be slower:
+// without AVX512_BF16; LNFREE_BF16=slow takes it all the same, to see what rounding does to a loss.
+inline void use_precision(const std::string& precision) {
+    const char* wish = std::getenv("LNFREE_BF16");
+    if (precision == "bf16" && !bf16_is_fast() && (wish == nullptr || std::string(wish) != "slow"))
+        throw BadInput(
+            "--precision bf16: this processor (or LNFREE_ISA) has no AVX512_BF16, without which bf16 is slower than "
+            "fp32; "
+            "leave the flag out");
+    matmul_precision() = precision == "bf16" ? MatmulPrecision::bf16 : MatmulPrecision::fp32;
+}
+
 class TrainingRun {
   public:
     explicit TrainingRun(RunOptions options) : o_(std::move(options)), screen_(o_.json_output ? stderr : stdout) {}
@@ -2291,6 +2309,7 @@ class TrainingRun {
             load_start();
         }
         check_data();
+        use_precision(p_.precision);
         if (o_.dry_run) return dry_run();
         model_->prepare_training(p_.batch, p_.seq);
         if (!o_.resume) adam_.prepare(model_->parameters());
@@ -3394,6 +3413,9 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
     app.add_option("--warmup", f.warmup, "steps of linear warm-up [auto: steps / 20; pretrain: steps / 10]");
     app.add_option("--weight-decay", f.weight_decay, "AdamW's decay of matrices and embeddings [0.01; pretrain 0.1]");
     app.add_option("--seed", f.seed, "of the data order, and of a new model's weights")->capture_default_str();
+    app.add_option("--precision", f.precision,
+                   "fp32, or bf16: operands of matrix products rounded, all else fp32; needs AVX512_BF16")
+        ->capture_default_str();
     if (!removes) return;
     app.add_option("--aux-weight", f.aux_weight, "weight lambda of the auxiliary loss [auto: 0.1; 0.03; 0.01]");
     app.add_option("--sigma-ema", f.sigma_ema,
@@ -3619,6 +3641,9 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--seq", benching.seq, "positions per sequence")
         ->capture_default_str()
         ->check(whole_number(1, 1 << 20));
+    sub->add_option("--precision", benching.precision, "fp32, or bf16 where the processor has AVX512_BF16")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"fp32", "bf16"}));
     sub->add_option("--seconds", benching.seconds, "time for each figure of a whole step; a tenth for each operation")
         ->capture_default_str();
     sub->callback([&] {
@@ -3628,6 +3653,7 @@ inline int parse_and_run(int argc, char** argv) {
             if (benching.seq > benching.config.n_ctx)
                 throw BadInput("--seq " + std::to_string(benching.seq) + ": the model reads at most " +
                                std::to_string(benching.config.n_ctx) + " positions; choose --seq within that");
+            use_precision(benching.precision);
             print_json(json_output, bench::run(benching, LNFREE_ISA_NAME, json_output ? stderr : stdout));
             return 0;
         };

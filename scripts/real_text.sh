@@ -5,11 +5,13 @@
 #
 # CORPUS (.txt, .jsonl, .gz of both) defaults to ../shared/data/text/openwebtext_sample.jsonl.gz. Settings with their
 # defaults: OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=5000 SETTLE_STEPS=1250
-# STEPS=300 BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree. The documents held out (5 %) are never trained on. A run
-# that is there already is not made again.
+# STEPS=300 BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree ALSO="". The documents held out (5 %) are never trained
+# on. A run that is there already is not made again. ALSO adds removals done otherwise: no_aux (without the auxiliary
+# loss), at_once (all sites at the same step).
 #
 # The original is trained in two stages, the second at a twentieth of the learning rate, until it has settled: a model
-# that is still learning would gain from any further training, and hide what the removal costs.
+# that is still learning would gain from any further training, and hide what the removal costs. SETTLE_STEPS=0 leaves
+# the second stage out.
 set -eu
 
 engine=${ENGINE:-./train_gpt2_lnfree}
@@ -19,6 +21,7 @@ size=${SIZE:---n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128}
 pretrain_steps=${PRETRAIN_STEPS:-5000}
 settle_steps=${SETTLE_STEPS:-1250}
 steps=${STEPS:-300}
+also=${ALSO:-}
 seed=${SEED:-1}
 
 if [ ! -x "$engine" ]; then echo "scripts/real_text.sh: $engine is not built; run make" >&2; exit 2; fi
@@ -39,13 +42,27 @@ run() { # COMMAND NAME FLAGS...
 }
 # shellcheck disable=SC2086
 run pretrain pretrained $size --lr 2e-3 --min-lr 0 --steps "$pretrain_steps" --eval-every $((pretrain_steps / 20)) --save-every 500
-run finetune original --model "$out/pretrained" --lr 1e-4 --min-lr 1e-5 --steps "$settle_steps" --save-every 500
-run finetune control --model "$out/original" --preset auto --steps "$steps"
-run remove lnfree --model "$out/original" --preset auto --steps "$steps"
+original=original
+if [ "$settle_steps" -gt 0 ]; then
+    run finetune original --model "$out/pretrained" --lr 1e-4 --min-lr 1e-5 --steps "$settle_steps" --save-every 500
+else
+    original=pretrained
+fi
+run finetune control --model "$out/$original" --preset auto --steps "$steps"
+run remove lnfree --model "$out/$original" --preset auto --steps "$steps"
+for variant in $also; do
+    case $variant in
+        no_aux) run remove no_aux --model "$out/$original" --preset auto --steps "$steps" --aux-weight 0 ;;
+        at_once) run remove at_once --model "$out/$original" --preset auto --steps "$steps" --gap-mlp 0 --gap-qk 0 --gap-v 0 ;;
+        *) echo "scripts/real_text.sh: ALSO=$variant: there is no_aux and at_once" >&2; exit 2 ;;
+    esac
+done
 
 engine=$(realpath "$engine")
-(cd "$out" && "$engine" eval --model original control lnfree --baseline control --data "text_val_*.bin" --markdown | tee table.md)
+# shellcheck disable=SC2086
+(cd "$out" && "$engine" eval --model $original control lnfree $also --baseline control --data "text_val_*.bin" --markdown) > "$out/table.md"
+cat "$out/table.md"
 "$engine" plot --run control="$out/control" lnfree="$out/lnfree" --title "Removing every LayerNorm, real text" --out "$out/loss.svg" --force
 
 # Whether the original had settled: its validation loss before and after the second stage, a fifth of all its steps.
-grep val_loss "$out/original/log.jsonl" | sed -n '1p;$p'
+if [ "$original" = original ]; then grep val_loss "$out/original/log.jsonl" | sed -n '1p;$p'; fi

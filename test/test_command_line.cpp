@@ -319,7 +319,8 @@ TEST_CASE("every command explains itself and every flag, on standard output with
                              "--start-f",    "--gap-mlp",      "--start-qk",   "--start-v",
                              "--start-mlp",  "--gap-v",        "--sigma-ema",  "--seed",
                              "--gap-qk",     "--resume",       "--force",      "--eval-every",
-                             "--val-tokens", "--save-every",   "--dry-run",    "--keep-checkpoints"}) {
+                             "--val-tokens", "--save-every",   "--dry-run",    "--keep-checkpoints",
+                             "--precision"}) {
         CAPTURE(flag);
         CHECK(contains(remove, flag));
     }
@@ -1056,7 +1057,8 @@ const std::set<std::string> protocol_keys = {"preset",
                                              "seed",
                                              "own_position0",
                                              "release_end_of_text",
-                                             "release_position0"};
+                                             "release_position0",
+                                             "precision"};
 
 TEST_CASE("--json prints one object with the documented keys, for every command") {
     const Workbench& w = workbench();

@@ -420,3 +420,52 @@ TEST_CASE("mean_loss is the mean over all predictions, however they are batched"
     CHECK(by_one == doctest::Approx(sum / static_cast<double>(predictions)).epsilon(1e-12));
     CHECK(mean_loss(*loaded.model, shards, 19, 4, 500, false, "") == doctest::Approx(by_one).epsilon(1e-6));
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// --precision bf16
+
+static std::vector<double> logged(const std::string& out, const char* key) {
+    std::vector<double> values;
+    std::istringstream lines(read_file(out + "/log.jsonl", 1 << 30));
+    for (std::string line; std::getline(lines, line);) {
+        const json j = json::parse(line);
+        if (j.contains(key)) values.push_back(j[key]);
+    }
+    return values;
+}
+
+TEST_CASE("a removal run in bf16 stays within 0.01 nats of fp32 at every step, and is another run") {
+    TinyTask task;
+    task.options.flags.steps = 40;
+    task.options.out = task.scratch / "fp32";
+    task.run(task.options);
+    setenv("LNFREE_BF16", "slow", 1);
+    task.options.flags.precision = "bf16";
+    task.options.out = task.scratch / "bf16";
+    CHECK(task.run(task.options)["layernorm_free"] == true);
+    unsetenv("LNFREE_BF16");
+    use_precision("fp32");
+    for (const char* key : {"loss", "val_loss"}) {
+        const std::vector<double> fp32 = logged(task.scratch / "fp32", key), bf16 = logged(task.scratch / "bf16", key);
+        REQUIRE(fp32.size() == bf16.size());
+        double largest = 0;
+        for (size_t i = 0; i < fp32.size(); i++) largest = std::max(largest, std::abs(fp32[i] - bf16[i]));
+        CHECK(largest < 0.01);
+        CHECK(largest > 0);
+    }
+    CHECK(read_lnfree_json(task.scratch / "bf16")["protocol"]["precision"] == "bf16");
+}
+
+TEST_CASE("bf16 is refused where it would be slower than fp32") {
+    if (bf16_is_fast()) {
+        std::puts("SKIPPED: the refusal of bf16: this processor has AVX512_BF16");
+        return;
+    }
+    TinyTask task;
+    task.options.flags.precision = "bf16";
+    task.options.out = task.scratch / "out";
+    CHECK_THROWS_WITH_AS(task.run(task.options), doctest::Contains("AVX512_BF16"), BadInput);
+    task.options.flags.precision = "fp8";
+    CHECK_THROWS_WITH_AS(task.run(task.options), doctest::Contains("use fp32 or bf16"), BadInput);
+    CHECK_FALSE(fs::exists(task.options.out));
+}

@@ -342,6 +342,7 @@ struct Options {
     std::string name;  // of the model's size
     int64_t batch = 4, seq = 64;
     double seconds = 1;  // for every figure
+    std::string precision = "fp32";
 };
 
 // Measures, prints a table for people to `screen`, and returns everything under the names of data/README.md.
@@ -359,6 +360,7 @@ inline nlohmann::ordered_json run(const Options& o, const char* isa, std::FILE* 
 
     nlohmann::ordered_json j;
     j["machine"] = {{"processor", processor_name()}, {"threads", thread_count()}, {"isa", isa}};
+    j["precision"] = o.precision;
     j["model"] = o.name;
     j["batch"] = o.batch;
     j["seq"] = o.seq;
@@ -378,9 +380,9 @@ inline nlohmann::ordered_json run(const Options& o, const char* isa, std::FILE* 
     j["ops"] = nlohmann::ordered_json::array();
     for (const Op& op : list.ops) j["ops"].push_back(op_json(op));
 
-    std::fprintf(screen, "%s, %d threads, %s\n%s, B = %lld, T = %lld\n\n%s\n", processor_name().c_str(), thread_count(),
-                 isa, o.name.c_str(), static_cast<long long>(o.batch), static_cast<long long>(o.seq),
-                 op_table(list.ops, step.median).c_str());
+    std::fprintf(screen, "%s, %d threads, %s\n%s, %s, B = %lld, T = %lld\n\n%s\n", processor_name().c_str(),
+                 thread_count(), isa, o.name.c_str(), o.precision.c_str(), static_cast<long long>(o.batch),
+                 static_cast<long long>(o.seq), op_table(list.ops, step.median).c_str());
     const auto percent = [&](double flops_per_s) {
         return yardstick > 0 ? format_fixed(100 * flops_per_s / yardstick, 0) : "no OpenBLAS";
     };

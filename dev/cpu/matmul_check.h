@@ -105,7 +105,7 @@ struct MatmulProblem {
         return true;
     }
 
-  private:
+    // Again after a change of a or b.
     void write_out_sums() {
         sums.resize(static_cast<size_t>(M * N));
         sizes.resize(static_cast<size_t>(M * N));

@@ -114,9 +114,14 @@ struct Tile {
     bool add;           // to what C holds, which is not read otherwise
 };
 
+// What one step in k does to a vector of sums. matmul_bf16.h has another, whose 32 bits hold two numbers each.
+struct Float32 {
+    static Vec multiply_add(Vec sum, Vec b, float a) { return sum + b * a; }
+};
+
 // The kernel: ROWS x VECTORS accumulators that the unrolled loops keep in registers. The tile's fields are copied
 // first: the compiler cannot know that storing to C leaves them as they are.
-template <int ROWS, int VECTORS>
+template <class Arithmetic, int ROWS, int VECTORS>
 void multiply(const Tile& t) {
     constexpr int LINE = 16 / WIDTH;  // vectors per cache line
     float* const c = t.c;
@@ -144,7 +149,7 @@ void multiply(const Tile& t) {
         for (int r = 0; r < ROWS; ++r) {
             const float y = r < 3 ? a[r * a_row] : a3[(r - 3) * a_row];
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] += x[v] * y;
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] = Arithmetic::multiply_add(sum[r][v], x[v], y);
         }
         a += a_k;
         a3 += a_k;
@@ -161,27 +166,28 @@ void multiply(const Tile& t) {
         }
 }
 
-// multiply<rows, vectors>: picks the instance, for 1..TILE_ROWS rows and 1..TILE_VECTORS vectors.
-template <int ROWS = TILE_ROWS, int VECTORS = TILE_VECTORS>
+// multiply<Arithmetic, rows, vectors>: picks the instance, for 1..TILE_ROWS rows and 1..TILE_VECTORS vectors.
+template <class Arithmetic, int ROWS = TILE_ROWS, int VECTORS = TILE_VECTORS>
 void multiply_tile(int rows, int vectors, const Tile& t) {
     if constexpr (VECTORS > 1) {
-        if (vectors < VECTORS) return multiply_tile<ROWS, VECTORS - 1>(rows, vectors, t);
+        if (vectors < VECTORS) return multiply_tile<Arithmetic, ROWS, VECTORS - 1>(rows, vectors, t);
     }
     if constexpr (ROWS > 1) {
-        if (rows < ROWS) return multiply_tile<ROWS - 1, VECTORS>(rows, vectors, t);
+        if (rows < ROWS) return multiply_tile<Arithmetic, ROWS - 1, VECTORS>(rows, vectors, t);
     }
-    multiply<ROWS, VECTORS>(t);
+    multiply<Arithmetic, ROWS, VECTORS>(t);
 }
 
 // The same for a tile at C's right edge, which must not be written beyond: B is packed and padded to whole vectors.
-inline void multiply_edge_tile(int rows, int columns, const Tile& t) {
+template <class Arithmetic>
+void multiply_edge_tile(int rows, int columns, const Tile& t) {
     alignas(64) float sums[TILE_ROWS * TILE_COLS];
     Tile inner = t;
     inner.c = sums;
     inner.ldc = TILE_COLS;
     inner.bias = nullptr;
     inner.add = false;
-    multiply_tile(rows, static_cast<int>(divide_up(columns, WIDTH)), inner);
+    multiply_tile<Arithmetic>(rows, static_cast<int>(divide_up(columns, WIDTH)), inner);
     for (int r = 0; r < rows; ++r)
         for (int j = 0; j < columns; ++j) {
             float x = sums[r * TILE_COLS + j];
@@ -342,8 +348,9 @@ inline bool reads_b_in_place(const Operands& o) {
 
 // Tiles [tile_begin, tile_end) by columns [j_begin, j_end), at most CHUNK_PANELS panels; j_begin is a multiple of
 // TILE_COLS. b_packed: B_BUFFER floats of this thread.
-inline void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, int64_t tile_end, int64_t j_begin,
-                           int64_t j_end, float* b_packed) {
+template <class Arithmetic>
+void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, int64_t tile_end, int64_t j_begin,
+                    int64_t j_end, float* b_packed) {
     const bool in_place = reads_b_in_place(o);
     const int64_t b_p = o.tb ? 1 : o.ldb, b_j = o.tb ? o.ldb : 1;
     for (int64_t k_offset = 0; k_offset < block.k; k_offset += block.k_block) {
@@ -371,9 +378,9 @@ inline void multiply_chunk(const Operands& o, const Block& block, int64_t tile_b
                 t.c = o.C + (block.i0 + row) * o.ldc + j;
                 t.bias = o.bias && k_begin == 0 ? o.bias + j : nullptr;
                 if (columns % WIDTH == 0)
-                    multiply_tile(rows, columns / WIDTH, t);
+                    multiply_tile<Arithmetic>(rows, columns / WIDTH, t);
                 else
-                    multiply_edge_tile(rows, columns, t);
+                    multiply_edge_tile<Arithmetic>(rows, columns, t);
             }
         }
     }
@@ -408,11 +415,12 @@ inline Plan make_plan(const Operands& o, int threads) {
     return plan;
 }
 
-inline void run_task(const Operands& o, const Plan& plan, const Block& block, int64_t task, float* b_packed) {
+template <class Arithmetic>
+void run_task(const Operands& o, const Plan& plan, const Block& block, int64_t task, float* b_packed) {
     const int64_t r = task % plan.row_tasks, c = task / plan.row_tasks;
-    multiply_chunk(o, block, cut(block.tiles, r, plan.row_tasks), cut(block.tiles, r + 1, plan.row_tasks),
-                   cut(plan.panels, c, plan.column_tasks) * TILE_COLS,
-                   std::min(o.N, cut(plan.panels, c + 1, plan.column_tasks) * TILE_COLS), b_packed);
+    multiply_chunk<Arithmetic>(o, block, cut(block.tiles, r, plan.row_tasks), cut(block.tiles, r + 1, plan.row_tasks),
+                               cut(plan.panels, c, plan.column_tasks) * TILE_COLS,
+                               std::min(o.N, cut(plan.panels, c + 1, plan.column_tasks) * TILE_COLS), b_packed);
 }
 
 inline int thread_index() {
@@ -425,11 +433,12 @@ inline int thread_index() {
 
 // b_packed: B_BUFFER floats for each thread. Alone, the caller does without a parallel region: small products would
 // spend more time opening one than computing.
-inline void run_block(const Operands& o, const Plan& plan, const Block& block, int threads, float* b_packed) {
+template <class Arithmetic>
+void run_block(const Operands& o, const Plan& plan, const Block& block, int threads, float* b_packed) {
     const int64_t pieces = pack_pieces(o, block), tasks = plan.row_tasks * plan.column_tasks;
     if (threads == 1) {
         for (int64_t piece = 0; piece < pieces; ++piece) pack_a(o, block, piece);
-        for (int64_t task = 0; task < tasks; ++task) run_task(o, plan, block, task, b_packed);
+        for (int64_t task = 0; task < tasks; ++task) run_task<Arithmetic>(o, plan, block, task, b_packed);
         return;
     }
 #pragma omp parallel num_threads(threads)
@@ -440,7 +449,7 @@ inline void run_block(const Operands& o, const Plan& plan, const Block& block, i
         }
 #pragma omp for schedule(dynamic) nowait
         for (int64_t task = 0; task < tasks; ++task)
-            run_task(o, plan, block, task, b_packed + thread_index() * B_BUFFER);
+            run_task<Arithmetic>(o, plan, block, task, b_packed + thread_index() * B_BUFFER);
     }
 }
 
@@ -489,6 +498,30 @@ inline void empty_product(int64_t M, int64_t N, float* C, int64_t ldc, bool accu
         for (int64_t j = 0; j < N; ++j) C[i * ldc + j] = (accumulate ? C[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
 }
 
+// The product of o's operands in an Arithmetic. o.M, o.N, o.K > 0.
+template <class Arithmetic>
+void multiply_blocks(const Operands& o) {
+    const int threads = team_size(o.M, o.N, o.K);
+    const Plan plan = make_plan(o, threads);
+
+    static thread_local Workspace workspace;
+    const int64_t a_floats = o.ta ? (divide_up(plan.m_block, TILE_ROWS) + 1) * plan.k_outer * A_STRIDE : 0;
+    float* const a_packed = workspace.reserve(static_cast<size_t>(a_floats + threads * B_BUFFER));
+
+    for (int64_t k0 = 0; k0 < o.K; k0 += plan.k_outer)
+        for (int64_t i0 = 0; i0 < o.M; i0 += plan.m_block) {
+            Block block;
+            block.i0 = i0;
+            block.m = std::min(plan.m_block, o.M - i0);
+            block.tiles = divide_up(block.m, TILE_ROWS);
+            block.k0 = k0;
+            block.k = std::min(plan.k_outer, o.K - k0);
+            block.k_block = divide_up(divide_up(block.k, divide_up(block.k, K_BLOCK)), 4) * 4;
+            block.a_packed = a_packed;
+            run_block<Arithmetic>(o, plan, block, threads, a_packed + a_floats);
+        }
+}
+
 // C (M,N) = op(A) (M,K) op(B) (K,N) [+ bias (N) in every row] [+ C if accumulate].
 // A is stored as (M,K), with ta as (K,M), its rows lda floats apart; B as (K,N), with tb as (N,K), rows ldb apart; C's
 // rows are ldc apart. None of them needs alignment; C must not overlap the others, and is not read unless accumulate.
@@ -497,26 +530,8 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
                    const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* bias = nullptr) {
     if (M <= 0 || N <= 0) return;
     if (K <= 0) return empty_product(M, N, C, ldc, accumulate, bias);
-    const Operands o{ta == Transpose::Yes, tb == Transpose::Yes, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias};
-    const int threads = team_size(M, N, K);
-    const Plan plan = make_plan(o, threads);
-
-    static thread_local Workspace workspace;
-    const int64_t a_floats = o.ta ? (divide_up(plan.m_block, TILE_ROWS) + 1) * plan.k_outer * A_STRIDE : 0;
-    float* const a_packed = workspace.reserve(static_cast<size_t>(a_floats + threads * B_BUFFER));
-
-    for (int64_t k0 = 0; k0 < K; k0 += plan.k_outer)
-        for (int64_t i0 = 0; i0 < M; i0 += plan.m_block) {
-            Block block;
-            block.i0 = i0;
-            block.m = std::min(plan.m_block, M - i0);
-            block.tiles = divide_up(block.m, TILE_ROWS);
-            block.k0 = k0;
-            block.k = std::min(plan.k_outer, K - k0);
-            block.k_block = divide_up(divide_up(block.k, divide_up(block.k, K_BLOCK)), 4) * 4;
-            block.a_packed = a_packed;
-            run_block(o, plan, block, threads, a_packed + a_floats);
-        }
+    multiply_blocks<Float32>(
+        {ta == Transpose::Yes, tb == Transpose::Yes, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias});
 }
 
 }  // namespace matmul_v6

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -165,3 +166,82 @@ TEST_CASE("matmul without accumulation does not read C") {
         CHECK(std::all_of(out.begin(), out.end(), [](float x) { return std::isfinite(x); }));
     });
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// bf16
+
+namespace {
+
+using namespace lnfree::matmul_bf16;
+
+float from_bf16(uint32_t bits) {
+    return as_pair(0, bits);
+}
+
+// Of numbers that bf16 holds exactly, the product is that of fp32, sums in fp32 included.
+MatmulProblem<float> rounded_problem(Transpose ta, Transpose tb, const MatmulShape& shape) {
+    MatmulProblem<float> problem(ta, tb, shape);
+    for (std::vector<float>* values : {&problem.a, &problem.b})
+        for (float& x : *values) x = from_bf16(round_to_bf16(x));
+    problem.write_out_sums();
+    return problem;
+}
+
+const auto in_bf16 = [](auto... arguments) { lnfree::matmul_bf16::matmul(arguments...); };
+
+}  // namespace
+
+TEST_CASE("rounding to bf16 takes the nearest, ties to even, and keeps NaN and infinity") {
+    int wrong = 0;
+    for (uint32_t bits = 0; bits < 0x7F80; bits++) {  // every finite bf16 and its neighbour above
+        const float x = from_bf16(bits), next = from_bf16(bits + 1);
+        wrong += round_to_bf16(x) == bits && round_to_bf16(-x) == (bits | 0x8000) ? 0 : 1;
+        if (!std::isfinite(next)) continue;
+        const float middle = x + (next - x) / 2;  // exact
+        const uint32_t even = bits % 2 == 0 ? bits : bits + 1;
+        wrong += round_to_bf16(middle) == even ? 0 : 1;
+        wrong += round_to_bf16(std::nextafter(middle, 0.0f)) == bits ? 0 : 1;
+        wrong += round_to_bf16(std::nextafter(middle, INF)) == bits + 1 ? 0 : 1;
+    }
+    CHECK(wrong == 0);
+    CHECK(std::isinf(from_bf16(round_to_bf16(std::numeric_limits<float>::max()))));
+    CHECK(from_bf16(round_to_bf16(-INF)) == -INF);
+    for (const uint32_t payload : {1u, 0x7FFFFFu, 0x400000u, 0xFFFFu}) {
+        const uint32_t bits = 0x7F800000u | payload;
+        float x;
+        std::memcpy(&x, &bits, 4);
+        CHECK(std::isnan(from_bf16(round_to_bf16(x))));
+    }
+}
+
+TEST_CASE("the bf16 product of numbers that bf16 holds equals the written-out sum") {
+    for (const MatmulShape& shape : lnfree::matmul_check_shapes())
+        for (const Transpose ta : BOTH)
+            for (const Transpose tb : BOTH) CHECK(lnfree::wrong_product(in_bf16, rounded_problem(ta, tb, shape)) == "");
+}
+
+TEST_CASE("the bf16 product of any numbers is that of the numbers rounded") {
+    const MatmulProblem<float> problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
+    MatmulProblem<float> rounded = rounded_problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
+    CHECK(problem.product(in_bf16, true, true) == rounded.product(in_bf16, true, true));
+    CHECK(problem.product(in_bf16, true, true) != problem.product(engine, true, true));
+}
+
+TEST_CASE("the instruction for bf16 gives what shifts give") {
+    if (!lnfree::bf16_is_fast()) {
+        std::puts("SKIPPED: the bf16 instruction: this processor or build has no AVX512_BF16");
+        return;
+    }
+    const Vec sum = Vec{} + 0.5f, b = Vec{} + as_pair(round_to_bf16(1.5f), round_to_bf16(-3.0f));
+    const float a = as_pair(round_to_bf16(0.25f), round_to_bf16(2.0f));
+    const Vec hardware = Hardware::multiply_add(sum, b, a), shifted = Shifted::multiply_add(sum, b, a);
+    CHECK(std::memcmp(&hardware, &shifted, sizeof sum) == 0);
+}
+
+#ifdef _OPENMP
+TEST_CASE("the bf16 product gives the same bits for 1, 2, 3 and 5 threads") {
+    for (const MatmulShape& shape : lnfree::matmul_thread_shapes)
+        for_each_orientation(shape,
+                             [](const auto& problem) { CHECK(lnfree::differs_by_threads(in_bf16, problem) == ""); });
+}
+#endif
