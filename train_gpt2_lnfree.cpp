@@ -3235,7 +3235,51 @@ inline int tokenize_command(const TokenizeOptions& o, bool json_output) {
 // ---------------------------------------------------------------------------------------------------------------------
 // info
 
-inline int info_command(const std::string& folder, bool json_output) {
+struct InfoOptions {
+    std::string model;
+    std::vector<std::string> data;  // shards on which to measure sigma; empty: nothing is measured
+    int64_t seq = 0;                // 0: n_ctx
+    bool json_output = false;
+};
+
+// The sigmas of every site over the first sequences of the data, position 0 apart: where it is far above the rest, as in
+// GPT-2, one sigma_bar cannot fit both (paper, Fig. 3 and App. D).
+inline std::vector<SigmaSum> measured_sigmas(GPT2& model, const TokenShards& shards, int64_t T) {
+    const uint64_t length = static_cast<uint64_t>(T);
+    const uint64_t sequences = std::min<uint64_t>(64, shards.sequences(length));
+    if (sequences == 0)
+        throw BadInput("--data " + shards.paths()[0] + ": fewer than " + std::to_string(T + 1) +
+                       " tokens; use more text or a smaller --seq");
+    std::vector<int32_t> inputs(length), targets(length);
+    model.clear_sigma_sums();
+    for (uint64_t i = 0; i < sequences; i++) {
+        shards.read(i, length, inputs.data(), targets.data());
+        model.measure_sigmas(inputs.data(), 1, T);
+    }
+    return model.sigma_sums;
+}
+
+inline void add_measured_sigmas(ordered_json& sites, LoadedModel& loaded, const InfoOptions& o) {
+    GPT2& model = *loaded.model;
+    const int64_t T = o.seq > 0 ? o.seq : model.config.n_ctx;
+    if (T > model.config.n_ctx)
+        throw BadInput("--seq " + std::to_string(T) + ": " + o.model + " reads at most " +
+                       std::to_string(model.config.n_ctx) + " positions (n_ctx); choose --seq within that");
+    const TokenShards shards(o.data);
+    shards.check_vocabulary(static_cast<uint32_t>(model.config.V));
+    require_same_tokenizer(shards, loaded.tokenizer.get(), "--data");
+    const std::vector<SigmaSum> sums = measured_sigmas(model, shards, T);
+    for (size_t i = 0; i < sums.size(); i++) {
+        const double at_0 = sums[i].at_0 / static_cast<double>(sums[i].n_at_0);
+        const double elsewhere = sums[i].elsewhere / static_cast<double>(sums[i].n_elsewhere);  // NaN where T is 1
+        sites[i]["sigma_position0"] = at_0;
+        sites[i]["sigma_elsewhere"] = number_or_null(elsewhere);
+        sites[i]["position0_ratio"] = number_or_null(at_0 / elsewhere);
+    }
+}
+
+inline int info_command(const InfoOptions& o) {
+    const std::string& folder = o.model;
     LoadedModel loaded = load_model(folder);
     GPT2& model = *loaded.model;
     const GPT2Config& c = model.config;
@@ -3258,7 +3302,8 @@ inline int info_command(const std::string& folder, bool json_output) {
         recorded ? sites_json(sites_from_json(loaded.lnfree["sites"], static_cast<int>(c.L), folder + "/lnfree.json"))
                  : sites_json(model.sites);
     if (recorded && loaded.lnfree.contains("events")) j["events"] = loaded.lnfree["events"];
-    if (json_output) {
+    if (!o.data.empty()) add_measured_sigmas(j["sites"], loaded, o);
+    if (o.json_output) {
         print_json(true, j);
         return 0;
     }
@@ -3267,10 +3312,21 @@ inline int info_command(const std::string& folder, bool json_output) {
         if (key != "model" && !value.is_array())
             table.add_row({key, value.is_string() ? value.get<std::string>() : value.dump()});
     std::printf("%s\n", table.text().c_str());
-    Table sites({"site", "norm", "sigma_bar", "mean sigma at last step"});
-    for (const ordered_json& s : j["sites"])
-        sites.add_row({s["site"].get<std::string>(), s["norm"].get<std::string>(),
-                       format_general(number_or_nan(s, "sigma_bar")), format_general(number_or_nan(s, "sigma_avg"))});
+    std::vector<std::string> head = {"site", "norm", "sigma_bar", "mean sigma at last step"};
+    std::vector<const char*> numbers = {"sigma_bar", "sigma_avg"};
+    if (!o.data.empty()) {
+        head.insert(head.end(), {"sigma at position 0", "elsewhere", "ratio"});
+        numbers.insert(numbers.end(), {"sigma_position0", "sigma_elsewhere", "position0_ratio"});
+    }
+    Table sites(head);
+    for (const ordered_json& s : j["sites"]) {
+        std::vector<std::string> row = {s["site"].get<std::string>(), s["norm"].get<std::string>()};
+        for (const char* key : numbers) {
+            const double value = number_or_nan(s, key);
+            row.push_back(std::isnan(value) ? "" : format_general(value));
+        }
+        sites.add_row(row);
+    }
     std::printf("%s", sites.text().c_str());
     return 0;
 }
@@ -3615,10 +3671,15 @@ inline int parse_and_run(int argc, char** argv) {
         };
     });
 
-    std::string info_model;
+    InfoOptions info;
     sub = command("info", "Describe a model folder: shape, form, sigma of every site.");
-    sub->add_option("--model", info_model, "model folder")->required();
-    sub->callback([&] { action = [&] { return info_command(info_model, json_output); }; });
+    sub->add_option("--model", info.model, "model folder")->required();
+    sub->add_option("--data", info.data, "shards: also measure sigma at position 0 and elsewhere, on 64 sequences");
+    sub->add_option("--seq", info.seq, "positions per sequence [n_ctx]")->check(whole_number(1));
+    sub->callback([&] {
+        info.json_output = json_output;
+        action = [&] { return info_command(info); };
+    });
 
     std::string stories_out;
     uint64_t stories_count = 1000, stories_seed = 1;

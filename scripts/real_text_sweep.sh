@@ -41,12 +41,27 @@ train() { # TEXT SIZE SEED
         { echo "scripts/real_text_sweep.sh: $folder failed; see output.txt there" >&2; return 1; }
 }
 
+# How far sigma at position 0 lies above sigma elsewhere in the model that the removals start from: the site where it is
+# furthest. `info` measures it once.
+position0_ratio() { # FOLDER
+    if [ ! -e "$1/position0.txt" ]; then
+        "${ENGINE:-./train_gpt2_lnfree}" info --model "$1/pretrained" --data "$1/text_val_000000.bin" |
+            awk '$NF + 0 > largest && /layernorm/ { largest = $NF; site = $1 } END { print largest, site }' > "$1/position0.txt"
+    fi
+    cat "$1/position0.txt"
+}
+
 # Mean over seeds and, behind it, the spread: largest minus smallest.
 table() {
-    echo "| text | size | seeds | original | control | LN-free minus control | without aux loss | all sites at once |"
-    echo "|---|---|---:|---:|---:|---:|---:|---:|"
+    echo "| text | size | seeds | original | control | LN-free minus control | without aux loss | all sites at once | sigma at position 0 / elsewhere |"
+    echo "|---|---|---:|---:|---:|---:|---:|---:|---:|"
     for text in $texts; do for size in $sizes; do
-        cat "$out/$(basename "$text")/$size"/seed*/table.md 2> /dev/null | awk -v text="$(basename "$text")" -v size="$size" '
+        for folder in "$out/$(basename "$text")/$size"/seed*; do
+            if [ -e "$folder/table.md" ]; then
+                echo "position0 $(position0_ratio "$folder")"
+                cat "$folder/table.md"
+            fi
+        done | awk -v text="$(basename "$text")" -v size="$size" '
             function note(column, value) {
                 if (!(column in count) || value < low[column]) low[column] = value
                 if (!(column in count) || value > high[column]) high[column] = value
@@ -56,13 +71,14 @@ table() {
             function with_spread(column) {
                 return sprintf("%+.4f (%.4f)", mean(column), high[column] - low[column])
             }
+            $1 == "position0" { note("ratio", $2) }
             $2 == "original" || $2 == "pretrained" { note("original", $4) }
             $2 == "control" { note("control", $4) }
             $2 == "lnfree" || $2 == "no_aux" || $2 == "at_once" { note($2, $6) }
             END {
                 if (!("at_once" in count)) exit
-                printf "| %s | %s | %d | %.4f | %.4f | %s | %s | %s |\n", text, size, count["at_once"], mean("original"), \
-                    mean("control"), with_spread("lnfree"), with_spread("no_aux"), with_spread("at_once")
+                printf "| %s | %s | %d | %.4f | %.4f | %s | %s | %s | %.2f |\n", text, size, count["at_once"], mean("original"), \
+                    mean("control"), with_spread("lnfree"), with_spread("no_aux"), with_spread("at_once"), mean("ratio")
             }'
     done; done
 }

@@ -1104,6 +1104,20 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
         json_of({"info", "--model", w.folder / "free"},
                 {"version", "model", "form", "layernorm_free", "parameters", "n_layer", "n_head", "n_embd", "n_ctx",
                  "n_inner", "vocab_size", "eos_token_id", "tokenizer", "sites_removed", "sites", "events"});
+    CHECK_FALSE(info["sites"][0].contains("sigma_position0"));
+    const std::string shard = w.folder / "data/s_val_000000.bin";
+    const json measured = json::parse(succeed({"info", "--json", "--model", w.folder / "base", "--data", shard}).out);
+    for (const json& site : measured["sites"]) {
+        const double at_0 = site["sigma_position0"], elsewhere = site["sigma_elsewhere"];
+        CHECK(at_0 > 0);
+        CHECK(elsewhere > 0);
+        CHECK(site["position0_ratio"].get<double>() == doctest::Approx(at_0 / elsewhere));
+    }
+    CHECK(contains(succeed({"info", "--model", w.folder / "base", "--data", shard}).out, "sigma at position 0"));
+    const json short_ones =
+        json::parse(succeed({"info", "--json", "--model", w.folder / "base", "--data", shard, "--seq", "1"}).out);
+    CHECK(short_ones["sites"][0]["sigma_elsewhere"].is_null());
+    check_refused({"info", "--model", w.folder / "base", "--data", shard, "--seq", "17"}, {"--seq 17", "16"});
     CHECK(info["parameters"] == 7680);
     CHECK(info["sites"].size() == 4);
     CHECK(info["tokenizer"] == "byte");
@@ -1115,10 +1129,10 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     CHECK(tokenized["documents"]["train"].get<int>() + tokenized["documents"]["val"].get<int>() == 60);
     CHECK(tokenized["files"].size() == 3);
 
-    const json bench = json_of(
-        {"bench", "--size", "tiny", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--batch", "2", "--seq", "9",
-         "--seconds", "0.01", "--threads", "2"},
-        {"version", "machine", "model", "batch", "seq", "yardstick_gflops", "step", "evaluation", "one_thread", "ops"});
+    const json bench = json_of({"bench", "--size", "tiny", "--n-layer", "1", "--n-head", "2", "--n-embd", "16",
+                                "--batch", "2", "--seq", "9", "--seconds", "0.01", "--threads", "2"},
+                               {"version", "machine", "precision", "model", "batch", "seq", "yardstick_gflops", "step",
+                                "evaluation", "one_thread", "ops"});
     CHECK(bench["step"]["seconds"] > 0);
     CHECK(bench["step"]["gflop"].get<double>() * 1e9 > 6.0 * 2 * 9 * (12 * 16 * 16 + 257 * 16));
     CHECK(bench["ops"].size() > 20);
