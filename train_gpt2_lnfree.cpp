@@ -175,7 +175,7 @@ struct ProtocolFlags {
     std::optional<double> lr, min_lr, weight_decay, aux_weight, sigma_ema;
     std::optional<double> start_mlp, start_qk, start_v, start_f, gap_mlp, gap_qk, gap_v;
     uint64_t seed = 1;
-    std::string precision = "fp32";
+    std::string precision;  // empty: the engine's choice
 };
 
 // Paper, Tables 3 and 4; the precursor's schedule from its Section on the procedure. Micro-batches are for T = 1024.
@@ -245,7 +245,7 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     p.preset = flags.preset;
     p.removes = removes;
     p.seed = flags.seed;
-    p.precision = flags.precision;
+    if (!flags.precision.empty()) p.precision = flags.precision;
     p.seq = flags.seq.value_or(n_ctx);
     if (p.seq < 1 || p.seq > n_ctx)
         throw BadInput("--seq " + std::to_string(p.seq) + ": the model reads 1 to " + std::to_string(n_ctx) +
@@ -903,22 +903,23 @@ inline int64_t parameter_count(const std::vector<Tensor>& table) {
 
 // Pointers into a flat buffer of parameters, or of their gradients. Norm pointers are null in the folded form, whose
 // unembedding is its own tensor with a bias; otherwise the unembedding is wte (V,C) and has none.
-struct Weights {
+template <class Number>
+struct WeightsOf {
     struct Layer {
-        real *ln1_gamma, *ln1_beta;  // (C), (C)
-        real *qkv, *qkv_bias;        // (C,3C), (3C)
-        real *proj, *proj_bias;      // (C,C), (C)
-        real *ln2_gamma, *ln2_beta;  // (C), (C)
-        real *fc, *fc_bias;          // (C,n_inner), (n_inner)
-        real *fcproj, *fcproj_bias;  // (n_inner,C), (C)
+        Number *ln1_gamma, *ln1_beta;  // (C), (C)
+        Number *qkv, *qkv_bias;        // (C,3C), (3C)
+        Number *proj, *proj_bias;      // (C,C), (C)
+        Number *ln2_gamma, *ln2_beta;  // (C), (C)
+        Number *fc, *fc_bias;          // (C,n_inner), (n_inner)
+        Number *fcproj, *fcproj_bias;  // (n_inner,C), (C)
     };
-    real *wte, *wpe;  // (V,C), (n_ctx,C)
+    Number *wte, *wpe;  // (V,C), (n_ctx,C)
     std::vector<Layer> layers;
-    real *lnf_gamma = nullptr, *lnf_beta = nullptr;  // (C), (C)
-    real *head, *head_bias = nullptr;                // (V,C), (V)
+    Number *lnf_gamma = nullptr, *lnf_beta = nullptr;  // (C), (C)
+    Number *head, *head_bias = nullptr;                // (V,C), (V)
 
-    Weights() = default;
-    Weights(real* base, const std::vector<Tensor>& table, const GPT2Config& c) {
+    WeightsOf() = default;
+    WeightsOf(Number* base, const std::vector<Tensor>& table, const GPT2Config& c) {
         size_t next = 0;
         const auto take = [&] { return base + table[next++].offset; };
         const bool norms = c.form != ModelForm::folded;
@@ -946,6 +947,7 @@ struct Weights {
         if (!norms) head_bias = take();
     }
 };
+using Weights = WeightsOf<real>;
 
 // Rows of logits that are made at a time: at most 2^24 values, so that a vocabulary of 50,257 gets 333 rows in 64 MiB. With
 // fewer, the gradient of the whole unembedding matrix would be read and written again for too little work.
@@ -1048,6 +1050,8 @@ struct BatchLoss {
     double aux = 0;   // auxiliary loss, lambda included
 };
 
+// The model: parameters, and the passes over a micro-batch. What is virtual another engine does its own way, with its own
+// copy of the parameters (train_gpt2_lnfree.cu).
 class GPT2 {
   public:
     GPT2Config config;
@@ -1063,6 +1067,8 @@ class GPT2 {
             for (Site& site : sites.all) site.norm = Norm::folded;
         clear_sigma_sums();
     }
+    virtual ~GPT2() = default;
+    GPT2(GPT2&&) = default;
     int64_t parameters() const { return params.size(); }
     real* tensor(const std::string& name) {
         for (const Tensor& t : tensors)
@@ -1071,17 +1077,22 @@ class GPT2 {
     }
     // Memory for gradients and, if B and T are given, for the activations of such micro-batches, so that the first step is
     // no slower than the others.
-    void prepare_training(int64_t B = 0, int64_t T = 0) {
+    virtual void prepare_training(int64_t B = 0, int64_t T = 0) {
         if (grads.size() == 0) grads.allocate(params.size());
         dw_ = Weights(grads.data(), tensors, config);
         if (B * T > 0) act_.reserve(B, T, true, config);
     }
+    virtual void zero_gradients() { grads.zero(); }
+    // Euclidean norm of the whole gradient (section 4).
+    virtual double gradient_norm();
+    // Brings `params` up to date where training works on another copy.
+    virtual void fetch_parameters() {}
     void clear_sigma_sums() { sigma_sums.assign(sites.all.size(), SigmaSum()); }
 
     // One micro-batch of training: adds the gradients of (cross-entropy + auxiliary loss) / grad_accum to `grads` and
     // this micro-batch's sigmas to `sigma_sums`. inputs, targets (B,T)
-    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
-                               int64_t grad_accum) {
+    virtual BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
+                                       double aux_weight, int64_t grad_accum) {
         act_.reserve(B, T, true, config);
         run_blocks(inputs);
         collect_sigma_sums();
@@ -1104,14 +1115,14 @@ class GPT2 {
     }
 
     // Only the statistics: sigmas of every site on this micro-batch, nothing trained.
-    void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) {
+    virtual void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) {
         act_.reserve(B, T, true, config);
         run_blocks(inputs);
         collect_sigma_sums();
     }
 
     // Cross-entropy of every prediction, (B,T), valid until the next call. Trains nothing, counts no sigma.
-    const real* token_losses(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) {
+    virtual const real* token_losses(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) {
         act_.reserve(B, T, false, config);
         run_blocks(inputs);
         classify(inputs, targets, 0);
@@ -1119,7 +1130,7 @@ class GPT2 {
     }
 
     // Logits of positions t >= from, out (B, T - from, V).
-    void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from = 0) {
+    virtual void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from = 0) {
         act_.reserve(B, T, false, config);
         run_blocks(inputs);
         final_norm(inputs);
@@ -1140,12 +1151,21 @@ class GPT2 {
     const real* final_sigmas() const { return act_.sigmaf; }
 
     // Bytes of the activation arena for B sequences of T positions.
-    int64_t activation_bytes(int64_t B, int64_t T, bool training) const {
+    virtual int64_t activation_bytes(int64_t B, int64_t T, bool training) const {
         Activations a;
         a.B = B;
         a.T = T;
         a.training = training;
         return a.lay_out(nullptr, config) * static_cast<int64_t>(sizeof(real));
+    }
+
+    // While qk and v of a layer divide by the same numbers, one product makes queries, keys and values.
+    bool qk_and_v_agree(int64_t l) {
+        const Site &qk = sites.qk(static_cast<int>(l)), &v = sites.v(static_cast<int>(l));
+        if (qk.norm != v.norm) return false;
+        if (qk.norm != Norm::fake_ln) return true;
+        return qk.sigma_bar == v.sigma_bar && qk.own_end_of_text == v.own_end_of_text &&
+               qk.own_position0 == v.own_position0 && (!qk.own_position0 || qk.sigma_bar_0 == v.sigma_bar_0);
     }
 
   private:
@@ -1181,15 +1201,6 @@ class GPT2 {
         if (site.norm == Norm::layer_norm) return sigma;
         fakeln_divisors(act_.divisor, site, tokens, config.end_of_text, act_.B, act_.T);
         return act_.divisor;
-    }
-
-    // While qk and v of a layer divide by the same numbers, one product makes queries, keys and values.
-    bool qk_and_v_agree(int64_t l) {
-        const Site &qk = sites.qk(static_cast<int>(l)), &v = sites.v(static_cast<int>(l));
-        if (qk.norm != v.norm) return false;
-        if (qk.norm != Norm::fake_ln) return true;
-        return qk.sigma_bar == v.sigma_bar && qk.own_end_of_text == v.own_end_of_text &&
-               qk.own_position0 == v.own_position0 && (!qk.own_position0 || qk.sigma_bar_0 == v.sigma_bar_0);
     }
 
     // The products that read a block's first norm: (site, first column of c_attn, columns)
@@ -1352,19 +1363,26 @@ inline double gradient_norm(const Buffer& grads) {
     return std::sqrt(total);
 }
 
+inline double GPT2::gradient_norm() {
+    return lnfree::gradient_norm(grads);
+}
+
 // AdamW as PyTorch computes it: decoupled decay before the update, bias-corrected moments (protocol.md 5).
 class AdamW {
   public:
     Buffer m, v;
     int64_t updates = 0;
 
+    virtual ~AdamW() = default;
+    // Brings m and v up to date where another engine keeps its own.
+    virtual void fetch_moments() {}
     void prepare(int64_t n) {
         m.allocate(n);
         v.allocate(n);
         updates = 0;
     }
     // One update with gradients multiplied by `gradient_scale` (clipping).
-    void update(GPT2& model, const Protocol& p, double lr, double gradient_scale) {
+    virtual void update(GPT2& model, const Protocol& p, double lr, double gradient_scale) {
         updates++;
         const double t = static_cast<double>(updates);
         const double correction1 = 1 - std::pow(p.beta1, t), correction2 = 1 - std::pow(p.beta2, t);
@@ -1400,7 +1418,7 @@ inline double clip_scale(double norm, double clip) {
 inline double finish_step(GPT2& model, AdamW& adam, const Protocol& p, int64_t s) {
     for (size_t i = 0; i < model.sites.all.size(); i++)
         update_running_sigma(model.sites.all[i], model.sigma_sums[i].mean(), p.sigma_ema);
-    const double norm = gradient_norm(model.grads);
+    const double norm = model.gradient_norm();
     adam.update(model, p, learning_rate(p, s), clip_scale(norm, p.clip));
     return norm;
 }
@@ -1434,8 +1452,47 @@ inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s,
     if (s == 0)
         for (Site& site : model.sites.all) site.running = NAN;  // the running value starts with step 0's training
     model.clear_sigma_sums();
-    model.grads.zero();
+    model.zero_gradients();
     return events;
+}
+
+// Rounds the operands of all products of matrices to `precision`, fp32 or bf16. bf16 is refused where it would be slower:
+// without AVX512_BF16; LNFREE_BF16=slow takes it all the same, to see what rounding does to a loss.
+inline void use_precision(const std::string& precision) {
+    const char* wish = std::getenv("LNFREE_BF16");
+    if (precision == "bf16" && !bf16_is_fast() && (wish == nullptr || std::string(wish) != "slow"))
+        throw BadInput(
+            "--precision bf16: this processor (or LNFREE_ISA) has no AVX512_BF16, without which bf16 is slower than "
+            "fp32; "
+            "leave the flag out");
+    matmul_precision() = precision == "bf16" ? MatmulPrecision::bf16 : MatmulPrecision::fp32;
+}
+
+// Who does the arithmetic: this file, unless a program that includes it puts another engine in its place.
+struct Engine {
+    struct Report {  // a table, and whether all that it says is as it should be
+        std::vector<std::string> columns;
+        std::vector<std::vector<std::string>> rows;
+        bool passed = true;
+    };
+    const char* training_precision = "fp32";  // unless --precision says otherwise
+    std::unique_ptr<GPT2> (*make_model)(const GPT2Config&) = [](const GPT2Config& c) {
+        return std::make_unique<GPT2>(c);
+    };
+    std::unique_ptr<AdamW> (*make_optimiser)() = [] { return std::make_unique<AdamW>(); };
+    void (*use_precision)(const std::string&) = lnfree::use_precision;
+    void (*use_recompute)(int) = nullptr;  // --recompute; null: the engine has no choice
+
+    // `check` and `bench` of another engine; they print their tables to `screen`.
+    Report (*check)(FILE* screen) = nullptr;
+    Report (*bench)(const GPT2Config& config, int64_t B, int64_t T, double seconds, FILE* screen) = nullptr;
+    // Bytes on the device for micro-batches of B sequences of T positions.
+    int64_t (*device_bytes)(const GPT2Config& config, int64_t B, int64_t T, bool training, bool in_bf16,
+                            int recompute) = nullptr;
+};
+inline Engine& engine() {
+    static Engine the_engine;
+    return the_engine;
 }
 
 }  // namespace lnfree
@@ -1471,6 +1528,7 @@ inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s,
 #include "data/tokenize.h"
 #include "data/tokenizer.h"
 #include "dev/cpu/bench.h"
+#include "dev/cpu/growth.h"
 #include "dev/cpu/machine.h"
 
 namespace lnfree {
@@ -1938,7 +1996,7 @@ inline LoadedModel load_model(const std::string& folder) {
 
     LoadedModel loaded;
     loaded.lnfree = read_lnfree_json(folder);
-    loaded.model = std::make_unique<GPT2>(config);
+    loaded.model = engine().make_model(config);
     GPT2& model = *loaded.model;
     copy_tensors(model.params, table, views, folder);
     const bool recorded = loaded.lnfree.is_object() && loaded.lnfree.contains("sites");
@@ -2220,6 +2278,7 @@ struct RunOptions {
     int64_t val_tokens = -1;  // -1: eight steps' worth, 16,384 to 131,072; 0: all
     int64_t save_every = 50;
     int64_t keep_checkpoints = 0;  // after a finished run
+    int recompute = -1;            // what an engine that can choose remakes in backward; -1: its choice
     bool resume = false, force = false, dry_run = false, json_output = false;
     ProtocolFlags flags;
     std::string tokenizer;                     // pretrain: byte or a folder
@@ -2284,18 +2343,6 @@ class RunLog {
     std::unique_ptr<FILE, Close> file_;
 };
 
-// Rounds the operands of all products of matrices to `precision`, fp32 or bf16. bf16 is refused where it would be slower:
-// without AVX512_BF16; LNFREE_BF16=slow takes it all the same, to see what rounding does to a loss.
-inline void use_precision(const std::string& precision) {
-    const char* wish = std::getenv("LNFREE_BF16");
-    if (precision == "bf16" && !bf16_is_fast() && (wish == nullptr || std::string(wish) != "slow"))
-        throw BadInput(
-            "--precision bf16: this processor (or LNFREE_ISA) has no AVX512_BF16, without which bf16 is slower than "
-            "fp32; "
-            "leave the flag out");
-    matmul_precision() = precision == "bf16" ? MatmulPrecision::bf16 : MatmulPrecision::fp32;
-}
-
 class TrainingRun {
   public:
     explicit TrainingRun(RunOptions options) : o_(std::move(options)), screen_(o_.json_output ? stderr : stdout) {}
@@ -2309,10 +2356,11 @@ class TrainingRun {
             load_start();
         }
         check_data();
-        use_precision(p_.precision);
+        engine().use_precision(p_.precision);
+        if (engine().use_recompute != nullptr) engine().use_recompute(o_.recompute);
         if (o_.dry_run) return dry_run();
         model_->prepare_training(p_.batch, p_.seq);
-        if (!o_.resume) adam_.prepare(model_->parameters());
+        if (!o_.resume) adam_->prepare(model_->parameters());
         stop_on_signals();
         if (o_.resume) {
             remove_leftovers(o_.out);
@@ -2339,7 +2387,7 @@ class TrainingRun {
     std::unique_ptr<Tokenizer> tokenizer_;
     std::unique_ptr<TokenShards> train_, val_;
     std::unique_ptr<SequenceOrder> order_;
-    AdamW adam_;
+    std::unique_ptr<AdamW> adam_ = engine().make_optimiser();
     RunLog log_;
     std::vector<Event> events_;
     ordered_json based_on_;  // lnfree.json of the model that the run started from
@@ -2372,6 +2420,7 @@ class TrainingRun {
                                ": the removal of its LayerNorms is not finished, and finetune would leave it so; let "
                                "`remove` go to its end first");
         }
+        if (o_.flags.precision.empty()) o_.flags.precision = engine().training_precision;
         p_ = resolve_protocol(o_.flags, o_.command == "remove", static_cast<int>(model_->config.L),
                               model_->config.n_ctx, model_->parameters());
         if (o_.command == "pretrain") set_pretraining_defaults();
@@ -2407,7 +2456,7 @@ class TrainingRun {
                            " tokens; give at least that, or leave the flag out");
         if (tokenizer_) config.end_of_text = tokenizer_->end_of_text();
         parse_config(config_json(config, "float32").dump(), "the new model");  // refuses what could not be read again
-        model_ = std::make_unique<GPT2>(config);
+        model_ = engine().make_model(config);
         initialise(*model_, o_.flags.seed);
     }
 
@@ -2458,7 +2507,7 @@ class TrainingRun {
         j["val_tokens"] = o_.val_tokens;
         j["save_every"] = o_.save_every;
         j["keep_checkpoints"] = o_.keep_checkpoints;
-        j["adam_updates"] = adam_.updates;
+        j["adam_updates"] = adam_->updates;
         j["first_val_loss"] = number_or_null(first_val_);
         j["data_fingerprint"] = hex(train_->fingerprint());
         return j;
@@ -2506,10 +2555,10 @@ class TrainingRun {
             model_ = std::move(loaded.model);
             tokenizer_ = std::move(loaded.tokenizer);
             if (model_->config.form == ModelForm::checkpoint) model_->config.form = ModelForm::hugging_face;
-            adam_.prepare(model_->parameters());
-            r.at("adam_updates").get_to(adam_.updates);
-            read_moments(adam_.m, *model_, folder + "/adam_m.safetensors");
-            read_moments(adam_.v, *model_, folder + "/adam_v.safetensors");
+            adam_->prepare(model_->parameters());
+            r.at("adam_updates").get_to(adam_->updates);
+            read_moments(adam_->m, *model_, folder + "/adam_m.safetensors");
+            read_moments(adam_->v, *model_, folder + "/adam_v.safetensors");
             require_usable_record(folder);
             open_shards();
             if (r.at("data_fingerprint") != hex(train_->fingerprint()))
@@ -2524,7 +2573,7 @@ class TrainingRun {
     void require_usable_record(const std::string& folder) const {
         check_protocol(p_, static_cast<int>(model_->config.L));
         const bool sizes = p_.batch >= 1 && p_.grad_accum >= 1 && p_.seq >= 1 && p_.seq <= model_->config.n_ctx;
-        const bool place = step_ >= 0 && step_ <= p_.stop && adam_.updates >= 0;
+        const bool place = step_ >= 0 && step_ <= p_.stop && adam_->updates >= 0;
         if (!sizes || !place || o_.eval_every < 1)
             throw BadInput(folder +
                            "/lnfree.json: cannot be resumed from: its step, sizes or eval_every are out of range");
@@ -2577,7 +2626,7 @@ class TrainingRun {
             }
         }
         if (checkpoint_is_due()) save_checkpoint_before_step(sites_before, events_before);
-        const double norm = finish_step(*model_, adam_, p_, step_);
+        const double norm = finish_step(*model_, *adam_, p_, step_);
         if (!std::isfinite(norm)) stop_for_divergence("gradient");
         report_step(mean, norm, events, static_cast<double>(p_.tokens_per_step()) / (seconds_now() - begin));
         if (step_ == 0 && o_.command != "pretrain") warn_if_untrained(mean.loss);
@@ -2647,7 +2696,7 @@ class TrainingRun {
     // Saves the state before the step in progress once its loss and gradient have turned out finite: a checkpoint of
     // weights that are about to diverge would push the good ones out.
     void save_checkpoint_before_step(const Sites& sites_before, const std::vector<Event>& events_before) {
-        if (!std::isfinite(gradient_norm(model_->grads))) stop_for_divergence("gradient");
+        if (!std::isfinite(model_->gradient_norm())) stop_for_divergence("gradient");
         const Sites sites = std::exchange(model_->sites, sites_before);
         const std::vector<Event> events = std::exchange(events_, events_before);
         save_checkpoint();
@@ -2656,9 +2705,11 @@ class TrainingRun {
     }
 
     void save_checkpoint() {
+        model_->fetch_parameters();
+        adam_->fetch_moments();
         ordered_json record = lnfree_json(ModelForm::checkpoint, false);
         record["resume"] = resume_json();
-        write_checkpoint(o_.out, *model_, adam_, record, step_, tokenizer_.get());
+        write_checkpoint(o_.out, *model_, *adam_, record, step_, tokenizer_.get());
         prune_checkpoints(o_.out, 2);
     }
 
@@ -2725,6 +2776,9 @@ class TrainingRun {
     std::string model_card() const;
     void print_summary(const ordered_json& summary) const;
     int64_t training_bytes() const {
+        if (engine().device_bytes != nullptr)
+            return engine().device_bytes(model_->config, p_.batch, p_.seq, true, p_.precision == "bf16",
+                                         std::max(0, o_.recompute));
         return 4 * model_->parameters() * static_cast<int64_t>(sizeof(real)) +
                model_->activation_bytes(p_.batch, p_.seq, true);
     }
@@ -2796,6 +2850,7 @@ inline std::string TrainingRun::model_card() const {
 // The finished model becomes the output folder itself, in Hugging Face form (folded models stay folded).
 inline ordered_json TrainingRun::finish() {
     GPT2Config config;
+    model_->fetch_parameters();
     const bool folded = model_->config.form == ModelForm::folded;
     const TensorRecipes recipes = folded ? folded_recipes(*model_, config) : hugging_face_recipes(*model_, config);
     write_file_atomically(o_.out + "/loss.svg",
@@ -3239,6 +3294,8 @@ struct InfoOptions {
     std::string model;
     std::vector<std::string> data;  // shards on which to measure sigma; empty: nothing is measured
     int64_t seq = 0;                // 0: n_ctx
+    std::string size;               // instead of a model, for --memory
+    bool memory = false;
     bool json_output = false;
 };
 
@@ -3276,6 +3333,46 @@ inline void add_measured_sigmas(ordered_json& sites, LoadedModel& loaded, const 
         sites[i]["sigma_elsewhere"] = number_or_null(elsewhere);
         sites[i]["position0_ratio"] = number_or_null(at_0 / elsewhere);
     }
+}
+
+// The largest micro-batch, in sequences of n_ctx tokens, that trains within `bytes` of device memory; 0: none does.
+inline int64_t largest_batch(const GPT2Config& c, bool in_bf16, int recompute, double bytes) {
+    int64_t batch = 0;
+    while (batch < 4096 && static_cast<double>(engine().device_bytes(c, batch + 1, c.n_ctx, true, in_bf16,
+                                                                     recompute)) <= bytes)
+        batch++;
+    return batch;
+}
+
+// What fits into which GPU, from the same layout that allocates. A twentieth of a card is left to others.
+inline int memory_command(const GPT2Config& c, const std::string& name, bool json_output) {
+    if (engine().device_bytes == nullptr)
+        throw BadInput(
+            "--memory: the table is that of train_gpt2_lnfree_cuda; on the CPU `remove --dry-run` says what a run needs");
+    Table table({"precision", "recompute", "24 GB", "80 GB", "141 GB", "one sequence needs"});
+    ordered_json j;
+    j["model"] = name;
+    j["rows"] = ordered_json::array();
+    for (const bool in_bf16 : {true, false})
+        for (const int recompute : {0, 1, 2}) {
+            const int64_t one = engine().device_bytes(c, 1, c.n_ctx, true, in_bf16, recompute);
+            ordered_json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
+            std::vector<std::string> cells = {row["precision"], std::to_string(recompute)};
+            for (const int gigabytes : {24, 80, 141}) {
+                const int64_t batch = largest_batch(c, in_bf16, recompute, 0.95e9 * gigabytes);
+                row["batch_" + std::to_string(gigabytes)] = batch;
+                cells.push_back(batch > 0 ? std::to_string(batch) : "none");
+            }
+            row["bytes_of_one"] = one;
+            cells.push_back(format_bytes(static_cast<uint64_t>(one)));
+            j["rows"].push_back(row);
+            table.add_row(cells);
+        }
+    if (!json_output)
+        std::printf("%s: largest micro-batch, in sequences of %lld tokens, that trains on a card\n\n%s", name.c_str(),
+                    static_cast<long long>(c.n_ctx), table.text().c_str());
+    print_json(json_output, j);
+    return 0;
 }
 
 inline int info_command(const InfoOptions& o) {
@@ -3470,8 +3567,8 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
     app.add_option("--weight-decay", f.weight_decay, "AdamW's decay of matrices and embeddings [0.01; pretrain 0.1]");
     app.add_option("--seed", f.seed, "of the data order, and of a new model's weights")->capture_default_str();
     app.add_option("--precision", f.precision,
-                   "fp32, or bf16: operands of matrix products rounded, all else fp32; needs AVX512_BF16")
-        ->capture_default_str();
+                   std::string("fp32, or bf16: operands of matrix products rounded, weights and sums fp32 [") +
+                       engine().training_precision + "]");
     if (!removes) return;
     app.add_option("--aux-weight", f.aux_weight, "weight lambda of the auxiliary loss [auto: 0.1; 0.03; 0.01]");
     app.add_option("--sigma-ema", f.sigma_ema,
@@ -3501,6 +3598,10 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
     app.add_option("--keep-checkpoints", o.keep_checkpoints, "checkpoints to keep after a finished run")
         ->capture_default_str()
         ->check(whole_number(0));
+    if (engine().use_recompute != nullptr)
+        app.add_option("--recompute", o.recompute,
+                       "what backward remakes: 0 nothing, 1 GELU, 2 the norms too [the least that fits]")
+            ->check(whole_number(0, 2));
     app.add_flag("--resume", o.resume, "go on from the last checkpoint in --out, with the values saved there");
     app.add_flag("--force", o.force, "replace an earlier run in --out");
     app.add_flag("--dry-run", o.dry_run, "print schedule, memory and estimated time; write nothing");
@@ -3508,8 +3609,9 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
 
 // On --resume only flags that leave the trajectory alone may be given.
 inline void require_resumable_flags(const CLI::App& app) {
-    static const std::vector<std::string> allowed = {"--out",        "--resume",     "--threads",          "--json",
-                                                     "--eval-every", "--save-every", "--keep-checkpoints", "--help"};
+    static const std::vector<std::string> allowed = {
+        "--out",        "--resume",           "--threads",   "--json", "--eval-every",
+        "--save-every", "--keep-checkpoints", "--recompute", "--help"};
     for (const CLI::Option* option : app.get_options())
         if (option->count() > 0 && std::find(allowed.begin(), allowed.end(), option->get_name()) == allowed.end())
             throw BadInput(option->get_name() +
@@ -3541,6 +3643,46 @@ inline void add_shape_flags(CLI::App& sub, ShapeFlags& shape, const std::string&
     sub.add_option("--n-embd", shape.C, "width of the residual stream [from --size]");
     sub.add_option("--n-ctx", shape.n_ctx, "longest sequence [from --size]");
     sub.add_option("--vocab-size", shape.V, "vocabulary " + default_V);
+}
+
+// What another engine's check or bench found, as JSON if that is asked for: "passed", and "rows" of "columns". Exit 1
+// unless it passed.
+inline int report(const Engine::Report& r, bool json_output) {
+    ordered_json rows = ordered_json::array();
+    for (const std::vector<std::string>& row : r.rows) rows.push_back(row);
+    print_json(json_output, {{"passed", r.passed}, {"columns", r.columns}, {"rows", rows}});
+    return r.passed ? 0 : 1;
+}
+
+inline int check_command(bool json_output) {
+    if (engine().check == nullptr)
+        throw BadInput(
+            "check: this program is the reference itself, which `make test` checks; train_gpt2_lnfree_cuda check holds "
+            "a "
+            "GPU against it");
+    return report(engine().check(json_output ? stderr : stdout), json_output);
+}
+
+inline int bench_command(bench::Options o, const ShapeFlags& shape, bool json_output) {
+    o.name = shape.size;
+    o.config = shape.config(shape.size == "tiny" ? 257 : 50257);
+    if (o.seq > o.config.n_ctx)
+        throw BadInput("--seq " + std::to_string(o.seq) + ": the model reads at most " +
+                       std::to_string(o.config.n_ctx) + " positions; choose --seq within that");
+    if (engine().bench != nullptr)
+        return report(engine().bench(o.config, o.batch, o.seq, o.seconds, json_output ? stderr : stdout), json_output);
+    engine().use_precision(o.precision);
+    print_json(json_output, bench::run(o, LNFREE_ISA_NAME, json_output ? stderr : stdout));
+    return 0;
+}
+
+inline int growth_command(const std::string& out, const bench::Options& o, bool json_output) {
+    engine().use_precision(o.precision);
+    Chart chart;
+    const ordered_json j = bench::run_growth(o.seconds, LNFREE_ISA_NAME, json_output ? stderr : stdout, chart);
+    write_file_atomically(out, render_svg(chart));
+    print_json(json_output, j);
+    return 0;
 }
 
 // What went wrong, on one line whatever a file name or flag may hold.
@@ -3673,12 +3815,25 @@ inline int parse_and_run(int argc, char** argv) {
 
     InfoOptions info;
     sub = command("info", "Describe a model folder: shape, form, sigma of every site.");
-    sub->add_option("--model", info.model, "model folder")->required();
+    sub->add_option("--model", info.model, "model folder");
+    sub->add_option("--size", info.size, "instead of a folder, with --memory: tiny, small, medium, large, xl");
+    sub->add_flag("--memory", info.memory, "what fits into GPUs of 24, 80 and 141 GB (CUDA engine)");
     sub->add_option("--data", info.data, "shards: also measure sigma at position 0 and elsewhere, on 64 sequences");
     sub->add_option("--seq", info.seq, "positions per sequence [n_ctx]")->check(whole_number(1));
     sub->callback([&] {
         info.json_output = json_output;
-        action = [&] { return info_command(info); };
+        action = [&] {
+            if (info.model.empty() == info.size.empty())
+                throw BadInput("info wants --model FOLDER, or --memory with --size; see --help");
+            if (!info.memory && !info.size.empty()) throw BadInput("--size goes with --memory; give --model FOLDER");
+            if (!info.memory) return info_command(info);
+            if (!info.size.empty()) {
+                ShapeFlags shape;
+                shape.size = info.size;
+                return memory_command(shape.config(info.size == "tiny" ? 257 : 50257), info.size, json_output);
+            }
+            return memory_command(read_config(info.model), info.model, json_output);
+        };
     });
 
     std::string stories_out;
@@ -3692,6 +3847,9 @@ inline int parse_and_run(int argc, char** argv) {
     sub->callback([&] {
         action = [&] { return stories_command(stories_out, stories_count, stories_seed, force, json_output); };
     });
+
+    sub = command("check", "Hold the GPU's operations and whole steps against the reference (CUDA engine).");
+    sub->callback([&] { action = [&] { return check_command(json_output); }; });
 
     ShapeFlags bench_shape;
     bench_shape.size = "small";
@@ -3707,16 +3865,13 @@ inline int parse_and_run(int argc, char** argv) {
         ->check(CLI::IsMember({"fp32", "bf16"}));
     sub->add_option("--seconds", benching.seconds, "time for each figure of a whole step; a tenth for each operation")
         ->capture_default_str();
+    std::string growth;
+    sub->add_option("--growth", growth,
+                    "instead: tokens/s over widths and lengths beside the roofline, as this SVG file");
     sub->callback([&] {
         action = [&] {
-            benching.name = bench_shape.size;
-            benching.config = bench_shape.config(bench_shape.size == "tiny" ? 257 : 50257);
-            if (benching.seq > benching.config.n_ctx)
-                throw BadInput("--seq " + std::to_string(benching.seq) + ": the model reads at most " +
-                               std::to_string(benching.config.n_ctx) + " positions; choose --seq within that");
-            use_precision(benching.precision);
-            print_json(json_output, bench::run(benching, LNFREE_ISA_NAME, json_output ? stderr : stdout));
-            return 0;
+            return growth.empty() ? bench_command(benching, bench_shape, json_output)
+                                  : growth_command(growth, benching, json_output);
         };
     });
 

@@ -255,7 +255,7 @@ struct StepTimes {
     double peak_bytes = 0;         // resident set of the process after the training steps
 };
 
-inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double budget) {
+inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double budget, bool all = true) {
     Operands memory;
     const int32_t* tokens = memory.take_tokens(B * T + 1, c.V);
     GPT2 model(c);
@@ -278,6 +278,7 @@ inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double bu
     times.first = seconds_now() - begin;
     times.median = seconds_of(step, budget);
     times.peak_bytes = static_cast<double>(peak_memory_bytes());
+    if (!all) return times;
     times.evaluation = seconds_of([&] { model.token_losses(tokens, tokens + 1, B, T); }, budget / 3);
     const int threads = thread_count();
     if (threads > 1) {
