@@ -1,6 +1,6 @@
 # Builds, tests and checks gpt2-lnfree. `make help` lists what can be asked for.
 
-#: make                  show what was found on this machine, then build ./train_gpt2_lnfree
+#: make                  show what was found on this machine, then build ./train_gpt2_lnfree; with nvcc also ./train_gpt2_lnfree_cuda
 #: make demo             the paper's main result on this CPU, in minutes; TEXT=FILE: on your own text
 #: make test             every test; ONLY=PART: only the test programs whose name contains PART
 #: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
@@ -8,6 +8,7 @@
 #: make test-long        what takes an hour: ten minutes of fuzzing per reader, 50 kills, 10 GB of text
 #: make deps             install the packages that are needed and missing (scripts/packages.txt); deps-all: also the optional ones
 #: make dev/cpu/NAME     a program of the kernel laboratory, for this processor only
+#: make dev/cuda/NAME    one for the GPU; without nvcc, or with EMULATE=1, in emulation. lab_cuda: all of them
 #: make format           lay the sources out in the house style (clang-format)
 #: make lint             check style (clang-format) and habits (clang-tidy)
 #: make clean            remove everything that was built
@@ -15,6 +16,7 @@
 #: CXX=clang++           another compiler                  ISA=native|portable|avx2|avx512  one instruction set only, builds faster
 #: SAN=1                 with Address- and UndefinedBehaviorSanitizer    WERROR=1  warnings are errors    V=1  show the commands
 #: CXXFLAGS=...          instead of -O2                    make -j1          one job at a time (default: one per core)
+#: CUDA=0                leave the CUDA engine out          CUDA_ARCHS=...    nvcc's -gencode flags (scripts/cuda_archs.sh)
 #:
 #: At run time LNFREE_ISA=portable|avx2|avx512 makes the program use that instruction set instead of the best one.
 
@@ -96,9 +98,13 @@ BUILD := build/$(notdir $(lastword $(CXX)))$(if $(SAN),-san)$(if $(ISA),-$(ISA))
 # Sanitised programs stay in their folder, so that nobody times one by accident.
 PROGRAM := $(if $(SAN),$(BUILD)/)train_gpt2_lnfree
 
+# nvcc compiles for g++ only, and the sanitizers do not know the GPU: other builds are of the CPU engine alone.
+CUDA_PROGRAM := $(if $(filter 0,$(CUDA))$(SAN)$(ISA)$(findstring clang,$(CXX)),,$(if $(filter cuda,$(FOUND)),train_gpt2_lnfree_cuda))
+
 .PHONY: all help clean detect ready FORCE
-all: detect $(PROGRAM)
+all: detect $(PROGRAM) $(CUDA_PROGRAM)
 	@echo "Built ./$(PROGRAM) ($(VARIANTS))$(if $(filter openmp,$(FOUND)),, without OpenMP: it will use one thread)"
+	@$(if $(CUDA_PROGRAM),echo "Built ./$(CUDA_PROGRAM) ($(foreach code,$(filter code=%,$(subst $(comma), ,$(CUDA_ARCHS))),$(code:code=%=%)))",:)
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
@@ -148,6 +154,33 @@ train_gpt2_lnfree: $(BUILD)/train_gpt2_lnfree FORCE
 	@cmp -s $< $@ || { cp $< $@.new && mv $@.new $@; }
 endif
 
+# ---- the CUDA engine -------------------------------------------------------------------------------------------------
+
+# nvcc gets the kernels and the model; folders, training run and commands are compiled by g++, which is much faster with
+# them. Warning 1675 is about GCC's unroll pragmas in the reference.
+comma := ,
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),/usr/local/cuda/bin/nvcc)
+ifneq ($(filter cuda,$(FOUND)),)
+    CUDA_ARCHS ?= $(shell scripts/cuda_archs.sh '$(NVCC)')
+endif
+NVCCFLAGS := -std=c++17 -O3 --threads 0 -I. -diag-suppress 1675 \
+             -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas$(if $(filter openmp,$(FOUND)),$(comma)-fopenmp)
+CUDA_ROOT = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+
+$(BUILD)/cuda_engine.o: train_gpt2_lnfree.cu $(BUILD)/flags | ready
+	@echo "compile  $< (nvcc)"
+	$(Q)$(NVCC) $(NVCCFLAGS) $(CUDA_ARCHS) -MMD -MP -c $< -o $@
+
+$(BUILD)/unit_cuda.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
+	@echo "compile  $< (for CUDA)"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_portable) -DLNFREE_ENTRY=lnfree_main_cuda -DLNFREE_ISA_NAME='"portable"' \
+	    -MMD -MP -c $< -o $@
+
+train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(BUILD)/unit_cuda.o
+	@echo "link     $@"
+	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static \
+	    -lpthread -lrt -o $@
+
 # ---- packages, demo --------------------------------------------------------------------------------------------------
 
 .PHONY: deps deps-all demo run-demo
@@ -169,12 +202,13 @@ run-demo: all
 # test/*.cpp          once, with the best instruction set of this processor
 # test/isa/*.cpp      once per instruction set that this processor has (the ops)
 # test/double/*.cpp   in double precision (gradients, the oracle)
+# test/cuda/*.cpp     the CUDA engine's kernels and the engine itself, in emulation
 # test/long/*.cpp     only in `make test-long`
 # Every file is a program of its own with the main() of test/main.cpp; one that crashes takes no other with it.
 TEST_ISAS := $(if $(SAN)$(ISA),$(VARIANTS),$(filter $(RUNNABLE_ISAS),$(ALL_ISAS)))
 test_programs = $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/%,$(filter-out test/main.cpp,$(wildcard $(2)/*.cpp)))
 
-# 1 folder of the programs, 2 folder of the sources, 3 extra flags
+# 1 folder of the programs, 2 folder of the sources, 3 extra flags, 4 extra libraries
 define test_kind
 $(BUILD)/test/$(1)/%.o: $(2)/%.cpp $(BUILD)/flags | ready
 	@mkdir -p $$(@D)
@@ -182,7 +216,7 @@ $(BUILD)/test/$(1)/%.o: $(2)/%.cpp $(BUILD)/flags | ready
 	$$(Q)$$(CXX) $$(LANGUAGE) $$(TESTFLAGS) $(3) -DLNFREE_NO_MAIN -MMD -MP -c $$< -o $$@
 
 $(BUILD)/test/$(1)/%: $(BUILD)/test/$(1)/%.o $(BUILD)/test/main.o
-	$$(Q)$$(CXX) $$(LANGUAGE) $$^ $$(LIBS) -o $$@
+	$$(Q)$$(CXX) $$(LANGUAGE) $$^ $$(LIBS) $(4) -o $$@
 
 PROGRAMS_$(1) := $(call test_programs,$(1),$(2))
 endef
@@ -193,12 +227,17 @@ $(eval $(call test_kind,double,test/double,$(FLAGS_$(LAST_ISA)) -DLNFREE_REAL=do
 $(foreach isa,$(TEST_ISAS),\
     $(eval $(call test_kind,isa-$(isa),test/isa,$(FLAGS_$(isa)) -DLNFREE_ISA_NAME='"$(isa)"')))
 
+# Clang does not know the emulation's CUDA files as C++ by their names; -O1: they are large and mostly compiled once.
+$(eval $(call test_kind,cuda,test/cuda,-O1 -Wno-unknown-pragmas $(FLAGS_$(LAST_ISA)) -DLNFREE_ISA_NAME='"$(LAST_ISA)"',-lboost_context))
+
 $(BUILD)/test/main.o: test/main.cpp $(BUILD)/flags | ready
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(LANGUAGE) -O1 -MMD -MP -c $< -o $@
 
 $(eval $(call test_kind,long,test/long,))
-TEST_PROGRAMS := $(PROGRAMS_float) $(PROGRAMS_double) $(foreach isa,$(TEST_ISAS),$(PROGRAMS_isa-$(isa)))
+# Sanitised, the whole program takes minutes to compile; test_engine has it already, and test_cuda_engine the CUDA engine.
+PROGRAMS_cuda := $(if $(SAN),$(filter-out %/test_cuda_files %/test_nvcc,$(PROGRAMS_cuda)),$(PROGRAMS_cuda))
+TEST_PROGRAMS := $(PROGRAMS_float) $(PROGRAMS_double) $(PROGRAMS_cuda) $(foreach isa,$(TEST_ISAS),$(PROGRAMS_isa-$(isa)))
 
 .PHONY: test run-test
 CHOSEN_TESTS := $(strip $(if $(ONLY),$(foreach program,$(TEST_PROGRAMS),\
@@ -242,9 +281,20 @@ $(LAB): %: %.cpp $(BUILD)/flags | ready
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_native) $(if $(filter openblas,$(FOUND)),-DHAVE_OPENBLAS) \
 	    -MMD -MP -MF $(BUILD)/$(@F).lab.d $< $(if $(filter openblas,$(FOUND)),-lopenblas) -o $@
 
+# By nvcc for the GPU, or for this processor in emulation, which needs no toolkit.
+CUDA_LAB := $(patsubst %.cu,%,$(wildcard dev/cuda/*.cu))
+CUDA_LAB_BY := $(if $(or $(EMULATE),$(if $(CUDA_PROGRAM),,no nvcc)),emulation,nvcc)
+.PHONY: lab_cuda
+lab_cuda: $(CUDA_LAB)
+$(CUDA_LAB): %: %.cu $(BUILD)/flags | ready
+	@echo "compile  $< ($(CUDA_LAB_BY))"
+	$(Q)$(CUDA_LAB_$(CUDA_LAB_BY))
+CUDA_LAB_nvcc = $(NVCC) $(NVCCFLAGS) $(CUDA_ARCHS) -DLNFREE_LIBRARY_ONLY $< -lcublasLt -o $@
+CUDA_LAB_emulation = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas -DLNFREE_LIBRARY_ONLY -x c++ $< -x none $(LIBS) -lboost_context -o $@
+
 # ---- style -----------------------------------------------------------------------------------------------------------
 
-SOURCES := $(wildcard train_gpt2_lnfree.cpp data/*.h dev/cpu/*.h dev/cpu/*.cpp test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
+SOURCES := $(wildcard train_gpt2_lnfree.cpp train_gpt2_lnfree.cu data/*.h dev/*/*.h dev/cpu/*.cpp dev/cuda/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
 .PHONY: format lint lint-tools lint-format
 format:
 	clang-format -i $(SOURCES)
@@ -272,7 +322,7 @@ build/lint/%.ok: % .clang-tidy $(filter %.h,$(SOURCES)) | lint-tools
 	@touch $@
 
 clean:
-	rm -rf build train_gpt2_lnfree train_gpt2_lnfree.new $(LAB)
+	rm -rf build train_gpt2_lnfree train_gpt2_lnfree.new train_gpt2_lnfree_cuda $(LAB) $(CUDA_LAB)
 
 FORCE:
 

@@ -5,6 +5,7 @@
 #   scripts/detect.sh --words    prints what the Makefile acts on, as words in one line:
 #                                openmp    programs with -fopenmp build
 #                                openblas  the yardstick of dev/cpu/ is there
+#                                cuda      nvcc and cuBLASLt are there
 #                                x86       the compiler builds for x86-64
 #                                split     ld and objcopy can make an object self-contained (see the Makefile)
 #                                avx2, avx512   the processor runs the instruction set
@@ -29,10 +30,17 @@ can_split() {
     ${LD:-ld} --help 2>/dev/null | grep -q -- --force-group-allocation && command -v "${OBJCOPY:-objcopy}" >/dev/null 2>&1
 }
 
+nvcc_path() { command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; }; }
+
+has_cuda() {
+    nvcc=$(nvcc_path) && test -e "$(dirname "$(dirname "$(realpath "$nvcc")")")/include/cublasLt.h"
+}
+
 words() {
     has_openmp && echo openmp
     has_openblas && echo openblas
     can_split && echo split
+    has_cuda && echo cuda
     # -march=native defines the macros of what the processor offers; elsewhere than on x86 nothing is printed.
     compile -march=native -E -P - <<'END' | grep -v '^#'
 #ifdef __x86_64__
@@ -78,9 +86,10 @@ table() {
     row CLI11 "$(version_of CLI/Version.hpp CLI11_VERSION)" "make deps"
     row PCRE2 "$(version_of pcre2.h PCRE2_MAJOR,PCRE2_MINOR)" "make deps"
     row zlib "$(version_of zlib.h ZLIB_VERSION)" "make deps"
-    row nvcc "$(program_version "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")" "not used yet"
-    row "cuDNN frontend" "$(version_of cudnn_frontend_version.h \
-        CUDNN_FRONTEND_MAJOR_VERSION,CUDNN_FRONTEND_MINOR_VERSION,CUDNN_FRONTEND_PATCH_VERSION)" "not used yet"
+    row Boost.Context "$(version_of boost/version.hpp BOOST_LIB_VERSION | tr _ .)" "tests of the CUDA engine need it: make deps"
+    row nvcc "$(program_version "$(nvcc_path || echo none)")" "no CUDA engine"
+    row cuBLASLt "$(has_cuda && echo yes)" "no CUDA engine"
+    row GPU "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)" "the CUDA engine will build and not run"
     row OpenBLAS "$(has_openblas && version_of openblas_config.h OPENBLAS_VERSION | grep -Eo '[0-9]+\.[0-9.]+[0-9]')" \
         "only a yardstick for dev/cpu/"
     row clang-format "$(program_version clang-format)" "only for make format, make lint"

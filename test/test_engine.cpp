@@ -4,19 +4,10 @@
 
 #include "train_gpt2_lnfree.cpp"
 
-using namespace lnfree;
+// after the program that it is about
+#include "test/tiny_task.h"
 
-// A folder of its own for a test, removed afterwards.
-struct ScratchFolder {
-    fs::path path;
-    ScratchFolder() {
-        std::string name = (fs::temp_directory_path() / "lnfree-engine-XXXXXX").string();
-        REQUIRE(mkdtemp(name.data()) != nullptr);
-        path = name;
-    }
-    ~ScratchFolder() { fs::remove_all(path); }
-    std::string operator/(const std::string& name) const { return (path / name).string(); }
-};
+using namespace lnfree;
 
 static GPT2Config small_config() {
     GPT2Config c;
@@ -238,67 +229,8 @@ TEST_CASE("an unfinished model has no exported form, and a folded one no hf form
 // the training run
 
 // Shards of the story world and a pretrained-looking model, small enough for runs of a second.
-struct TinyTask {
-    ScratchFolder scratch;
-    RunOptions options;
-
-    TinyTask() {
-        StoryWorld world(7);
-        std::string text;
-        for (int i = 0; i < 30; i++) text += ordered_json{{"text", world.next_story()}}.dump() + "\n";
-        write_file_atomically(scratch / "stories.jsonl", text);
-        TokenizeOptions tokenize;
-        tokenize.inputs = {scratch / "stories.jsonl"};
-        tokenize.out = scratch / "stories";
-        tokenize.val_fraction = 0.1;
-        tokenize_files(tokenize);
-        GPT2 model(small_config());
-        initialise(model, 1);
-        GPT2Config config;
-        write_model_folder(scratch / "base", config = model.config, plain_recipes(model, "transformer."), DType::F32,
-                           {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
-        options.command = "remove";
-        options.model = scratch / "base";
-        options.data = {scratch / "stories_train_*.bin"};
-        options.val = {scratch / "stories_val_*.bin"};
-        options.val_tokens = 200;
-        options.eval_every = 5;
-        options.json_output = true;  // keeps standard output clean
-        options.flags.steps = 12;
-        options.flags.batch = 3;
-        options.flags.seq = 17;
-        options.flags.grad_accum = 2;
-        options.flags.gap_mlp = options.flags.gap_qk = options.flags.gap_v = 1;
-        options.flags.warmup = 1;
-        options.flags.start_mlp = 1;
-        options.flags.sigma_ema = 0.3;
-    }
-    // Runs quietly; the run's lines would drown the tests' output.
-    ordered_json run(const RunOptions& o) {
-        std::fflush(stderr);
-        const int kept = dup(2), null = open("/dev/null", O_WRONLY);
-        dup2(null, 2);
-        ordered_json summary;
-        try {
-            summary = TrainingRun(o).execute();
-        } catch (...) {
-            std::fflush(stderr);
-            dup2(kept, 2);
-            close(kept);
-            close(null);
-            throw;
-        }
-        std::fflush(stderr);
-        dup2(kept, 2);
-        close(kept);
-        close(null);
-        return summary;
-    }
-    std::string weights(const std::string& out) { return read_file(out + "/model.safetensors", 1 << 30); }
-};
-
 TEST_CASE("remove ends LayerNorm-free, whatever the number of threads with the same bits") {
-    TinyTask task;
+    TinyTask task(small_config());
     std::string expected;
     for (const int threads : {1, 2, 3, 5}) {
 #ifdef _OPENMP
@@ -315,7 +247,7 @@ TEST_CASE("remove ends LayerNorm-free, whatever the number of threads with the s
 }
 
 TEST_CASE("a run resumed from any step ends with the weights of one that was never stopped") {
-    TinyTask task;
+    TinyTask task(small_config());
     RunOptions o = task.options;
     o.out = task.scratch / "whole";
     o.save_every = 1;
@@ -349,7 +281,7 @@ TEST_CASE("a run resumed from any step ends with the weights of one that was nev
 }
 
 TEST_CASE("the control sees the same data, removes nothing and has no auxiliary loss") {
-    TinyTask task;
+    TinyTask task(small_config());
     RunOptions o = task.options;
     o.command = "finetune";
     o.out = task.scratch / "control";
@@ -375,7 +307,7 @@ TEST_CASE("the control sees the same data, removes nothing and has no auxiliary 
 }
 
 TEST_CASE("a run that diverges stops, says where, and keeps its last good checkpoint") {
-    TinyTask task;
+    TinyTask task(small_config());
     RunOptions o = task.options;
     o.out = task.scratch / "diverges";
     o.flags.lr = 1e30;
@@ -388,7 +320,7 @@ TEST_CASE("a run that diverges stops, says where, and keeps its last good checkp
 }
 
 TEST_CASE("a finished model is fine-tuned further without getting its LayerNorms back") {
-    TinyTask task;
+    TinyTask task(small_config());
     RunOptions o = task.options;
     o.out = task.scratch / "free";
     task.run(o);
@@ -406,7 +338,7 @@ TEST_CASE("a finished model is fine-tuned further without getting its LayerNorms
 }
 
 TEST_CASE("mean_loss is the mean over all predictions, however they are batched") {
-    TinyTask task;
+    TinyTask task(small_config());
     LoadedModel loaded = load_model(task.options.model);
     const TokenShards shards(task.options.val);
     double sum = 0;
@@ -435,7 +367,7 @@ static std::vector<double> logged(const std::string& out, const char* key) {
 }
 
 TEST_CASE("a removal run in bf16 stays within 0.01 nats of fp32 at every step, and is another run") {
-    TinyTask task;
+    TinyTask task(small_config());
     task.options.flags.steps = 40;
     task.options.out = task.scratch / "fp32";
     task.run(task.options);
@@ -461,7 +393,7 @@ TEST_CASE("bf16 is refused where it would be slower than fp32") {
         std::puts("SKIPPED: the refusal of bf16: this processor has AVX512_BF16");
         return;
     }
-    TinyTask task;
+    TinyTask task(small_config());
     task.options.flags.precision = "bf16";
     task.options.out = task.scratch / "out";
     CHECK_THROWS_WITH_AS(task.run(task.options), doctest::Contains("AVX512_BF16"), BadInput);

@@ -1,0 +1,98 @@
+// The laboratory of AdamW:  make dev/cuda/adamw && dev/cuda/adamw [VERSION]
+#include "dev/cuda/adamw.h"
+
+namespace lnfree::cuda::lab {
+
+struct AdamWProblem {
+    typedef GPT2Config Shape;
+    static auto versions() { return adamw_versions<bf16>(); }
+    static GPT2Config config(int64_t L, int64_t C, int64_t V, int64_t n_ctx) {
+        GPT2Config c;
+        c.L = L;
+        c.NH = 1;
+        c.C = C;
+        c.V = V;
+        c.n_ctx = n_ctx;
+        c.n_inner = 4 * C;
+        return c;
+    }
+    static std::vector<GPT2Config> small() { return {config(1, 3, 7, 5), config(2, 16, 257, 9)}; }
+    static GPT2Config large() { return config(12, 768, 50257, 1024); }
+
+    GPT2Config shape;
+    std::vector<Tensor> tensors;
+    int64_t n;
+    std::vector<TensorRange> ranges;
+    DeviceArray<float> master, grad, m, v;
+    DeviceArray<bf16> copy;
+    DeviceArray<TensorRange> device_ranges;
+    DeviceArray<GradientNorm> norm;
+
+    explicit AdamWProblem(const GPT2Config& c)
+        : shape(c),
+          tensors(tensor_table(c)),
+          n(parameter_count(tensors)),
+          ranges(ranges_of(tensors)),
+          master(n),
+          grad(n),
+          m(n),
+          v(n),
+          copy(n),
+          device_ranges(ranges),
+          norm(std::vector<GradientNorm>{{2, 0.5f}}) {}
+    static std::vector<TensorRange> ranges_of(const std::vector<Tensor>& tensors) {
+        std::vector<TensorRange> ranges;
+        for (const Tensor& t : tensors) ranges.push_back({t.offset, t.size, t.decay});
+        return ranges;
+    }
+    std::string name() const { return label<bf16>(n); }
+    // Weights, gradients and both moments read and written, the copy written.
+    double bytes() const { return (8 * sizeof(float) + sizeof(bf16)) * static_cast<double>(n); }
+    void prepare() const {
+        master.set(normal_values(n, 1));
+        grad.set(normal_values(n, 2));
+        m.set(normal_values(n, 3, 0.1));
+        v.set(positive_values());
+    }
+    std::vector<float> positive_values() const {
+        std::vector<float> values = normal_values(n, 4, 0.1);
+        for (float& value : values) value *= value;
+        return values;
+    }
+    static constexpr double kLearningRate = 1e-2;
+    static constexpr int64_t kUpdates = 3;
+    void run(AdamWFunction<bf16> f) const {
+        const Protocol p;
+        const AdamWStep step = adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, kLearningRate, kUpdates);
+        f({master.data(), grad.data(), m.data(), v.data(), copy.data(), norm.data(), device_ranges.data(), &ranges, n,
+           step},
+          nullptr);
+    }
+    double worst() const {
+        GPT2 model(shape);
+        model.prepare_training();
+        AdamW adam;
+        adam.prepare(n);
+        const auto fill = [](Buffer& buffer, const std::vector<float>& values) {
+            std::copy(values.begin(), values.end(), buffer.data());
+        };
+        fill(model.params, normal_values(n, 1));
+        fill(model.grads, normal_values(n, 2));
+        fill(adam.m, normal_values(n, 3, 0.1));
+        fill(adam.v, positive_values());
+        adam.updates = kUpdates - 1;
+        adam.update(model, Protocol(), kLearningRate, 0.5);
+        const auto off = [&](const DeviceArray<float>& got, const Buffer& expected) {
+            return worst_error(got.host(), std::vector<float>(expected.data(), expected.data() + n), 1e-6);
+        };
+        return std::max({off(master, model.params), off(m, adam.m), off(v, adam.v),
+                         worst_error(floats(copy.host()), floats(rounded<bf16>(master.host())), 1e-30),
+                         worst_error(grad.host(), std::vector<float>(static_cast<size_t>(n), 0.0f), 1e-30)});
+    }
+};
+
+}  // namespace lnfree::cuda::lab
+
+int main(int argc, char** argv) {
+    return lnfree::cuda::lab::laboratory_main<lnfree::cuda::lab::AdamWProblem>(argc, argv, "adamw");
+}

@@ -1,0 +1,39 @@
+// The auxiliary loss: sigma_hat over the positions that count, then lambda times the mean of (sigma - sigma_hat)^2 over all.
+// out (1); sigma, tokens (B,T)
+#pragma once
+
+#include "dev/cuda/lab.h"
+
+namespace lnfree::cuda::lab {
+
+using AuxLossFunction = void (*)(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text,
+                                 double lambda, double scale, int64_t B, int64_t T, cudaStream_t stream);
+
+// v1: one thread.
+static __global__ void aux_loss_v1_kernel(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text,
+                                          double lambda, double scale, int64_t N, int64_t T) {
+    double sigma_hat = 0, squares = 0;
+    int64_t counted = 0;
+    for (int64_t n = 0; n < N; n++) {
+        if (n % T == 0 || tokens[n] == end_of_text) continue;
+        sigma_hat += static_cast<double>(sigma[n]);
+        counted++;
+    }
+    const bool active = lambda != 0 && counted > 0;
+    sigma_hat = active ? sigma_hat / static_cast<double>(counted) : 0;
+    for (int64_t n = 0; n < N; n++) squares += (sigma[n] - sigma_hat) * (sigma[n] - sigma_hat);
+    out->sigma_hat = static_cast<float>(sigma_hat);
+    out->factor = static_cast<float>(scale * lambda * 2.0 / static_cast<double>(N));
+    out->loss = active ? lambda / static_cast<double>(N) * squares : 0;
+    out->active = active;
+}
+inline void aux_loss_v1(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
+                        double scale, int64_t B, int64_t T, cudaStream_t stream) {
+    launch(aux_loss_v1_kernel, blocks(1), dim3(1), 0, stream, out, sigma, tokens, end_of_text, lambda, scale, B * T, T);
+}
+
+inline std::vector<Version<AuxLossFunction>> aux_loss_versions() {
+    return {{1, "plain", "one thread", aux_loss_v1}, {2, "engine", "one block of 1024 threads", aux_loss}};
+}
+
+}  // namespace lnfree::cuda::lab

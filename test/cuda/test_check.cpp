@@ -1,0 +1,221 @@
+// `check` and `bench` of the CUDA engine, in emulation: that check passes and can fail, that bench runs and reports, and
+// that the memory it says is needed follows the sizes. The emulation's own checks of shared memory are off: the other
+// tests in this folder run every kernel with them.
+#include <doctest/doctest.h>
+
+#define LNFREE_METHOD_ONLY
+#define LNFREE_LIBRARY_ONLY
+#define LNFREE_NO_MAIN
+#include "train_gpt2_lnfree.cu"
+
+using namespace lnfree;
+
+namespace {
+
+struct WithoutShadowMemory {
+    WithoutShadowMemory() { cuda::emulation_options().checks = false; }
+    ~WithoutShadowMemory() { cuda::emulation_options().checks = true; }
+};
+
+// What `run` prints.
+template <class Run>
+std::string printed(Run run) {
+    std::FILE* file = std::tmpfile();
+    REQUIRE(file != nullptr);
+    run(file);
+    std::string text(static_cast<size_t>(std::ftell(file)), '\0');
+    std::rewind(file);
+    REQUIRE(std::fread(text.data(), 1, text.size(), file) == text.size());
+    std::fclose(file);
+    return text;
+}
+
+// An engine whose gradient of one weight is off by a tenth of the gradient's norm.
+class WrongGradient : public GPT2 {
+  public:
+    using GPT2::GPT2;
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
+                               int64_t grad_accum) override {
+        const BatchLoss loss = GPT2::forward_backward(inputs, targets, B, T, aux_weight, grad_accum);
+        grads.data()[parameters() - 1] += static_cast<real>(0.1 * gradient_norm());
+        return loss;
+    }
+};
+
+// One that forgets the auxiliary loss.
+class NoAuxiliaryLoss : public GPT2 {
+  public:
+    using GPT2::GPT2;
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double,
+                               int64_t grad_accum) override {
+        return GPT2::forward_backward(inputs, targets, B, T, 0, grad_accum);
+    }
+};
+
+template <class Model>
+Engine::Report checked() {
+    Model model(cuda::small_removal_config());
+    lnfree::AdamW adam;
+    Protocol p = cuda::small_removal(false);
+    p.stop = 2;
+    p.start_f = 1;
+    cuda::Check check;
+    cuda::check_removal(check, "removal", model, adam, p, cuda::step_tolerances<float>());
+    return check.report();
+}
+
+}  // namespace
+
+TEST_CASE("check passes, and says so in a table with a row for every comparison") {
+    const WithoutShadowMemory fast;
+    Engine::Report report;
+    const std::string text = printed([&](std::FILE* screen) { report = cuda::check_engine(screen); });
+    CHECK(report.passed);
+    for (const std::vector<std::string>& row : report.rows) {
+        CAPTURE(row[0]);
+        CHECK(row.size() == report.columns.size());
+        CHECK(row.back() == "ok");
+    }
+    CHECK(report.rows.size() > 200);
+    CHECK(text.find("all within tolerance") != std::string::npos);
+    CHECK(text.find("FAILED") == std::string::npos);
+}
+
+TEST_CASE("a comparison fails where a value is off, is NaN, or is missing") {
+    const cuda::Floats right = {1, -2, 0.5f, 0};
+    CHECK(cuda::largest_error(right, right) == 0);
+    CHECK(cuda::largest_error({1, -2, 0.5f, 0.01f}, right) == doctest::Approx(0.01 / 1.1456).epsilon(1e-3));
+    CHECK(std::isinf(cuda::largest_error({1, -2, NAN, 0}, right)));
+    CHECK(std::isinf(cuda::largest_error(right, {1, -2, NAN, 0})));
+    CHECK(std::isinf(cuda::largest_error({1, -2}, right)));
+    CHECK(std::isinf(cuda::largest_error({}, {})));
+    // By rows, a row of large values allows itself more.
+    CHECK(cuda::largest_error({10, 11, 1, 1}, {10, 10, 1, 1}, 2) == doctest::Approx(1 / 20.0));
+
+    cuda::Check check;
+    check.set_type("bf16");
+    check.compare("right", right, right, 1e-5);
+    CHECK(check.report().passed);
+    check.compare("wrong", {1, -2, 0.5f, 0.01f}, right, 1e-5);
+    CHECK_FALSE(check.report().passed);
+    CHECK(check.report().rows[1] ==
+          std::vector<std::string>{"wrong", "bf16", check.report().rows[1][2], "1e-05", "FAILED"});
+}
+
+TEST_CASE("an operation that can not be run is a failure, and the ones after it are still checked") {
+    cuda::Check check;
+    check.part("attention", [] { throw RunFailure("a launch was refused"); });
+    check.part("encoder", [&] { check.add("encoder", 0, 1e-5); });
+    const Engine::Report report = check.report();
+    CHECK_FALSE(report.passed);
+    REQUIRE(report.rows.size() == 2);
+    CHECK(report.rows[0][0] == "attention: a launch was refused");
+    CHECK(report.rows[0].back() == "FAILED");
+    CHECK(report.rows[1].back() == "ok");
+}
+
+TEST_CASE("a wrong kernel is reported: attention that swaps keys and values") {
+    const WithoutShadowMemory fast;
+    cuda::AttentionKernels<float> wrong = cuda::attention_kernels<float>()[0];
+    wrong.forward = [](float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+                       cudaStream_t stream) {
+        std::vector<float> swapped(qkv, qkv + 3 * B * T * C);
+        for (int64_t n = 0; n < B * T; n++)
+            std::swap_ranges(swapped.begin() + (3 * n + 1) * C, swapped.begin() + (3 * n + 2) * C,
+                             swapped.begin() + (3 * n + 2) * C);
+        cuda::attention_forward_plain(out, lse, swapped.data(), B, T, C, NH, stream);
+    };
+    cuda::Check check;
+    cuda::check_attention(check, cuda::check_sizes(), wrong);
+    CHECK_FALSE(check.report().passed);
+}
+
+TEST_CASE("whole steps: the reference agrees with itself; a wrong gradient or a forgotten loss does not pass") {
+    CHECK(checked<GPT2>().passed);
+    CHECK_FALSE(checked<WrongGradient>().passed);
+    CHECK_FALSE(checked<NoAuxiliaryLoss>().passed);
+}
+
+TEST_CASE("bench runs in emulation, says so, and reports every kernel and every stage") {
+    const WithoutShadowMemory fast;
+    GPT2Config c;
+    c.L = 2;
+    c.NH = 2;
+    c.C = 32;
+    c.V = 67;
+    c.n_ctx = 17;
+    c.n_inner = 128;
+    c.end_of_text = 66;
+    cuda::device_options().recompute = 1;
+    Engine::Report report;
+    const std::string text = printed([&](std::FILE* screen) { report = cuda::bench_engine(c, 2, 17, 0.001, screen); });
+    CHECK(cuda::device_options().recompute == 1);
+    CHECK_FALSE(cuda::device_options().in_bf16);  // as it was
+    cuda::device_options() = {};
+    CHECK(text.find("emulated: times mean nothing") != std::string::npos);
+    const auto value_of = [&](const std::string& what, const std::string& figure) {
+        for (const std::vector<std::string>& row : report.rows)
+            if (row[0] == what && row[1] == figure) return row[2];
+        return std::string("missing");
+    };
+    for (const char* kernel : {"encoder, backward", "LayerNorm, backward", "FakeLN, backward", "attention, forward",
+                               "MLP up + GELU, forward", "softmax, cross-entropy", "AdamW"}) {
+        CAPTURE(kernel);
+        CHECK(std::atof(value_of(kernel, "time").c_str()) > 0);
+        CHECK(std::atof(value_of(kernel, "of ceiling").c_str()) >= 0);
+    }
+    CHECK(value_of("GELU, remade", "calls") == "2.0");
+    CHECK(value_of("attention, forward", "calls") == "2.0");
+    for (const char* stage : {"all LayerNorm", "one layer's qk removed, v not", "all removed"})
+        CHECK(std::atof(value_of(stage, "tokens").c_str()) > 0);
+    CHECK(value_of("vendor", "bf16 peak") == "n/a");
+    CHECK(value_of("all removed", "MFU of vendor's") == "n/a");
+    for (const std::vector<std::string>& row : report.rows) CHECK(row.size() == report.columns.size());
+}
+
+TEST_CASE("FLOPs of a training step are those of the sizes: GPT-2 Small at T = 1024 takes 0.80 GFLOP per token") {
+    GPT2Config c;
+    c.L = 12;
+    c.NH = 12;
+    c.C = 768;
+    c.V = 50257;
+    c.n_ctx = 1024;
+    c.n_inner = 3072;
+    const double per_token = cuda::training_flops(c, 2, 1024) / 2048;
+    // Six per weight of a product, and 6 L C (T + 1) in attention.
+    CHECK(per_token == doctest::Approx(6.0 * (12 * 12 * 768.0 * 768 + 50257.0 * 768) + 6.0 * 12 * 768 * 1025));
+    CHECK(per_token == doctest::Approx(0.80e9).epsilon(0.01));
+}
+
+TEST_CASE("the vendor's figure is found by the name of a GPU, and n/a is n/a") {
+    CHECK(cuda::vendor_peak_tflops("NVIDIA H200") == 989.5);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA H200 NVL") == 835.5);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA H100 80GB HBM3") == 989.5);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA H100 PCIe") == 756.5);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA A100-SXM4-80GB") == 312);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA GeForce RTX 4090") == 165.2);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA GeForce RTX 4090 D") == 0);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA GeForce RTX 4090 Laptop GPU") == 0);
+    CHECK(cuda::vendor_peak_tflops("NVIDIA GH200 480GB") == 0);
+    CHECK(cuda::vendor_peak_tflops("Tesla T4") == 0);
+}
+
+TEST_CASE("device_bytes grows with the batch and falls with recomputation") {
+    GPT2Config c;
+    c.L = 12;
+    c.NH = 12;
+    c.C = 768;
+    c.V = 50257;
+    c.n_ctx = 1024;
+    c.n_inner = 3072;
+    for (const bool in_bf16 : {false, true}) {
+        CAPTURE(in_bf16);
+        for (int64_t B = 1; B < 64; B *= 2)
+            CHECK(cuda::device_bytes(c, 2 * B, 1024, true, in_bf16, 0) >
+                  cuda::device_bytes(c, B, 1024, true, in_bf16, 0));
+        CHECK(cuda::device_bytes(c, 8, 1024, true, in_bf16, 1) < cuda::device_bytes(c, 8, 1024, true, in_bf16, 0));
+        CHECK(cuda::device_bytes(c, 8, 1024, true, in_bf16, 2) < cuda::device_bytes(c, 8, 1024, true, in_bf16, 1));
+        CHECK(cuda::device_bytes(c, 8, 1024, false, in_bf16, 0) < cuda::device_bytes(c, 8, 1024, true, in_bf16, 2));
+    }
+    CHECK(cuda::device_bytes(c, 8, 1024, true, true, 0) < cuda::device_bytes(c, 8, 1024, true, false, 0));
+}

@@ -1,0 +1,288 @@
+// The CUDA engine as a whole, in emulation, against the reference: losses, gradients and weights of a removal, step by step.
+#include <doctest/doctest.h>
+
+#define LNFREE_METHOD_ONLY
+#define LNFREE_LIBRARY_ONLY
+#include "data/random.h"
+#include "train_gpt2_lnfree.cu"
+
+using namespace lnfree;
+
+namespace {
+
+GPT2Config small_config() {
+    GPT2Config c;
+    c.L = 2;
+    c.NH = 2;
+    c.C = 24;
+    c.V = 67;
+    c.n_ctx = 13;
+    c.n_inner = 56;  // not 4 C
+    c.end_of_text = 66;
+    return c;
+}
+
+// Weights far from their initial values, so that no term of a formula is close to zero by chance.
+void randomise(GPT2& model, uint64_t seed) {
+    SplitMix64 random(seed);
+    for (const Tensor& t : model.tensors) {
+        const bool gamma = t.name.find("ln_") != std::string::npos && t.name.back() == 't';
+        for (int64_t i = 0; i < t.size; i++)
+            model.params.data()[t.offset + i] = static_cast<real>((gamma ? 1.0 : 0.0) + 0.15 * random.normal());
+    }
+}
+
+// The tokens of every micro-batch follow from the step alone: a few of them often, so that there is something to learn.
+std::vector<int32_t> tokens_of(int64_t step, int64_t micro_batch, int64_t n, int64_t V) {
+    SplitMix64 random(static_cast<uint64_t>(1000 * step + micro_batch));
+    std::vector<int32_t> tokens(static_cast<size_t>(n + 1));
+    for (int32_t& t : tokens)
+        t = static_cast<int32_t>(random.below(random.below(3) == 0 ? static_cast<uint64_t>(V) : 5));
+    return tokens;
+}
+
+Protocol schedule() {
+    Protocol p;
+    p.steps = p.stop = 40;
+    p.batch = 3;
+    p.seq = 11;
+    p.grad_accum = 2;
+    p.lr = 5e-3;
+    p.min_lr = 1e-3;
+    p.warmup = 3;
+    p.sigma_ema = 0.3;
+    p.start_mlp = 4;
+    p.gap_mlp = p.gap_qk = p.gap_v = 5;
+    p.start_qk = 14;
+    p.start_v = 24;
+    p.start_f = 34;
+    return p;
+}
+
+struct Run {
+    std::vector<double> losses, aux, norms;
+    std::vector<double> sigma_bars;
+    std::vector<float> weights;
+};
+
+// begin_step .. finish_step for steps [from, to); the last call leaves everything in the host's memory.
+void train(Run& run, GPT2& model, AdamW& adam, const Protocol& p, int64_t from, int64_t to) {
+    for (int64_t s = from; s < to; s++) {
+        std::vector<std::vector<int32_t>> inputs, targets;
+        for (int64_t a = 0; a < p.grad_accum; a++) {
+            const std::vector<int32_t> tokens = tokens_of(s, a, p.batch * p.seq, model.config.V);
+            inputs.emplace_back(tokens.begin(), tokens.end() - 1);
+            targets.emplace_back(tokens.begin() + 1, tokens.end());
+        }
+        begin_step(model, p, s, inputs);
+        BatchLoss mean;
+        for (size_t a = 0; a < inputs.size(); a++) {
+            const BatchLoss l =
+                model.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux_weight, p.grad_accum);
+            mean.loss += l.loss / static_cast<double>(p.grad_accum);
+            mean.aux += l.aux / static_cast<double>(p.grad_accum);
+        }
+        run.losses.push_back(mean.loss);
+        run.aux.push_back(mean.aux);
+        run.norms.push_back(finish_step(model, adam, p, s));
+    }
+    model.fetch_parameters();
+    adam.fetch_moments();
+    run.weights.assign(model.params.data(), model.params.data() + model.parameters());
+    run.sigma_bars.clear();
+    for (const Site& site : model.sites.all) run.sigma_bars.push_back(site.sigma_bar);
+}
+
+template <class Model, class Optimiser>
+Run run_from_start(const Protocol& p, const GPT2Config& config) {
+    Model model(config);
+    randomise(model, 3);
+    Optimiser adam;
+    model.prepare_training(p.batch, p.seq);
+    adam.prepare(model.parameters());
+    Run run;
+    train(run, model, adam, p, 0, p.stop);
+    return run;
+}
+
+Run reference_run(const Protocol& p, const GPT2Config& config = small_config()) {
+    return run_from_start<GPT2, AdamW>(p, config);
+}
+
+Run cuda_run(const Protocol& p, bool in_bf16, int recompute = -1, bool stochastic = false,
+             const GPT2Config& config = small_config()) {
+    cuda::device_options() = {in_bf16, recompute, stochastic};
+    const Run run = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, config);
+    cuda::device_options() = {};
+    return run;
+}
+
+// Half of a run on one engine; the other half on another, which takes over what a checkpoint holds: weights, moments,
+// sites.
+template <class FirstModel, class FirstOptimiser, class SecondModel, class SecondOptimiser>
+Run run_in_two_halves(const Protocol& p) {
+    Run run;
+    FirstModel first(small_config());
+    randomise(first, 3);
+    FirstOptimiser adam;
+    first.prepare_training(p.batch, p.seq);
+    adam.prepare(first.parameters());
+    train(run, first, adam, p, 0, p.stop / 2);
+    SecondModel second(small_config());
+    std::copy(first.params.data(), first.params.data() + first.parameters(), second.params.data());
+    second.sites = first.sites;
+    SecondOptimiser taken_over;
+    taken_over.prepare(second.parameters());
+    std::copy(adam.m.data(), adam.m.data() + adam.m.size(), taken_over.m.data());
+    std::copy(adam.v.data(), adam.v.data() + adam.v.size(), taken_over.v.data());
+    taken_over.updates = adam.updates;
+    second.prepare_training(p.batch, p.seq);
+    train(run, second, taken_over, p, p.stop / 2, p.stop);
+    return run;
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+    REQUIRE(a.size() == b.size());
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); i++)
+        if (!(std::abs(a[i] - b[i]) <= largest)) largest = std::abs(a[i] - b[i]);  // a NaN is a difference
+    return largest;
+}
+
+// |a - b| / |b| of every tensor but the key biases, which do not act on the loss and drift with rounding; the largest.
+double largest_weight_difference(const std::vector<float>& a, const std::vector<float>& b) {
+    const GPT2Config c = small_config();
+    double largest = 0;
+    for (const Tensor& t : tensor_table(c)) {
+        double off = 0, size = 0;
+        for (int64_t i = 0; i < t.size; i++) {
+            const bool key_bias = t.name.find("c_attn.bias") != std::string::npos && i >= c.C && i < 2 * c.C;
+            if (key_bias) continue;
+            const double x = a[static_cast<size_t>(t.offset + i)], y = b[static_cast<size_t>(t.offset + i)];
+            off += (x - y) * (x - y);
+            size += y * y;
+        }
+        largest = std::max(largest, std::sqrt(off / size));
+    }
+    return largest;
+}
+
+}  // namespace
+
+TEST_CASE("40 steps through a whole removal in fp32: the reference's losses to 1e-5, weights to 1e-4") {
+    const Protocol p = schedule();
+    const Run cpu = reference_run(p), gpu = cuda_run(p, false);
+    CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
+    CHECK(largest_difference(gpu.aux, cpu.aux) < 1e-5);
+    CHECK(largest_difference(gpu.sigma_bars, cpu.sigma_bars) < 1e-5);
+    CHECK(largest_difference(gpu.norms, cpu.norms) < 1e-4);
+    CHECK(largest_weight_difference(gpu.weights, cpu.weights) < 1e-4);
+    CHECK(cpu.losses.back() < cpu.losses.front() - 1);  // something was learnt, so that agreeing means something
+}
+
+TEST_CASE("40 steps in bf16 stay within 2 % of the reference's losses, and lose what it loses") {
+    const Protocol p = schedule();
+    const Run cpu = reference_run(p), gpu = cuda_run(p, true);
+    for (size_t s = 0; s < cpu.losses.size(); s++) {
+        CAPTURE(s);
+        CHECK(gpu.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(0.02));
+    }
+    CHECK(largest_difference(gpu.losses, cpu.losses) > 1e-6);  // it is bf16
+    CHECK(largest_weight_difference(gpu.weights, cpu.weights) < 0.1);
+}
+
+TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
+    GPT2Config c = small_config();
+    c.C = 64;  // two heads of 32
+    c.n_inner = 128;
+    Protocol p = schedule();
+    p.grad_accum = 1;
+    const Run cpu = reference_run(p, c), gpu = cuda_run(p, true, -1, false, c);
+    for (size_t s = 0; s < cpu.losses.size(); s++) {
+        CAPTURE(s);
+        CHECK(gpu.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(0.03));
+    }
+}
+
+TEST_CASE("what backward remakes instead of keeping changes no bit") {
+    Protocol p = schedule();
+    p.stop = 28;  // until qk and v of the first layer differ
+    const Run kept = cuda_run(p, true, 0);
+    for (const int level : {1, 2}) {
+        const Run remade = cuda_run(p, true, level);
+        CHECK(remade.losses == kept.losses);
+        CHECK(remade.weights == kept.weights);
+    }
+}
+
+TEST_CASE("a run changes engines half-way and ends where one engine ends") {
+    const Protocol p = schedule();
+    const Run cpu = reference_run(p);
+    const Run onto_cpu = run_in_two_halves<cuda::CudaGPT2, cuda::CudaAdamW, GPT2, AdamW>(p);
+    const Run onto_gpu = run_in_two_halves<GPT2, AdamW, cuda::CudaGPT2, cuda::CudaAdamW>(p);
+    for (const Run* run : {&onto_cpu, &onto_gpu}) {
+        CHECK(largest_difference(run->losses, cpu.losses) < 1e-5);
+        CHECK(largest_weight_difference(run->weights, cpu.weights) < 1e-4);
+    }
+}
+
+TEST_CASE("the precursor's special cases: own sigma for position 0 and end-of-text, and their release") {
+    Protocol p = schedule();
+    p.preset = "precursor";
+    p.lr = 2e-3;
+    p.own_position0 = true;
+    p.aux_weight = 0;
+    p.start_mlp = 1;
+    p.start_qk = 5;
+    p.start_v = 9;
+    p.start_f = 14;
+    p.gap_mlp = p.gap_qk = p.gap_v = 2;
+    p.release_end_of_text = 18;
+    p.release_position0 = 22;
+    p.stop = 26;
+    const Run cpu = reference_run(p), gpu = cuda_run(p, false);
+    CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
+    CHECK(largest_weight_difference(gpu.weights, cpu.weights) < 1e-4);
+}
+
+TEST_CASE("with stochastic rounding the model learns what it learns without") {
+    const Protocol p = schedule();
+    const Run nearest = cuda_run(p, true), stochastic = cuda_run(p, true, -1, true);
+    CHECK(stochastic.losses != nearest.losses);
+    CHECK(stochastic.losses.back() == doctest::Approx(nearest.losses.back()).epsilon(0.03));
+}
+
+TEST_CASE("evaluation and logits are the reference's, for any batch and length") {
+    GPT2 cpu(small_config());
+    cuda::CudaGPT2 gpu(small_config());
+    randomise(cpu, 3);
+    randomise(gpu, 3);
+    const int64_t V = cpu.config.V;
+    for (const auto& [B, T] : {std::pair<int64_t, int64_t>{3, 11}, {1, 1}, {5, 7}, {2, 13}}) {
+        const std::vector<int32_t> tokens = tokens_of(7, 0, B * T, V);
+        const real* expected = cpu.token_losses(tokens.data(), tokens.data() + 1, B, T);
+        const std::vector<real> losses(expected, expected + B * T);
+        const real* found = gpu.token_losses(tokens.data(), tokens.data() + 1, B, T);
+        for (size_t i = 0; i < losses.size(); i++) CHECK(found[i] == doctest::Approx(losses[i]).epsilon(1e-5));
+        const int64_t from = T / 2;
+        std::vector<real> a(static_cast<size_t>(B * (T - from) * V)), b(a.size());
+        cpu.logits(a.data(), tokens.data(), B, T, from);
+        gpu.logits(b.data(), tokens.data(), B, T, from);
+        double off = 0;
+        for (size_t i = 0; i < a.size(); i++) off = std::max(off, static_cast<double>(std::abs(a[i] - b[i])));
+        CHECK(off < 1e-4);
+    }
+}
+
+TEST_CASE("the table of memory knows what the engine will ask for") {
+    const GPT2Config c = small_config();
+    int64_t before = 0;
+    for (const int64_t B : {1, 2, 7, 64}) {
+        const int64_t bytes = cuda::device_bytes(c, B, c.n_ctx, true, true, 0);
+        CHECK(bytes > before);
+        CHECK(bytes >= cuda::device_bytes(c, B, c.n_ctx, true, true, 1));
+        CHECK(cuda::device_bytes(c, B, c.n_ctx, true, true, 1) >= cuda::device_bytes(c, B, c.n_ctx, true, true, 2));
+        CHECK(bytes > cuda::device_bytes(c, B, c.n_ctx, false, true, 0));
+        before = bytes;
+    }
+}

@@ -1,0 +1,91 @@
+// The CUDA engine behind the commands, in emulation: a run saved by one engine is resumed by the other.
+#include <doctest/doctest.h>
+
+#define LNFREE_LIBRARY_ONLY
+#include "train_gpt2_lnfree.cu"
+
+// after the program that it is about
+#include "test/tiny_task.h"
+
+using namespace lnfree;
+
+namespace {
+
+void use_cpu_engine() {
+    engine() = Engine();
+}
+
+GPT2Config one_layer() {
+    GPT2Config c;
+    c.L = 1;
+    c.NH = 2;
+    c.C = 16;
+    c.V = 257;
+    c.n_ctx = 17;
+    c.n_inner = 40;
+    c.end_of_text = 256;
+    return c;
+}
+
+struct Task : TinyTask {
+    Task() : TinyTask(one_layer()) {
+        options.flags.precision = "fp32";
+        options.save_every = 6;
+    }
+
+    // The first seven steps with one engine, which stops there without a word; the others with the other.
+    void run_in_two_parts(const std::string& out, void (*first)(), void (*second)()) {
+        options.out = out;
+        RunOptions part = options;
+        struct Stop {};
+        part.on_step = [](int64_t step) {
+            if (step == 7) throw Stop();
+        };
+        first();
+        CHECK_THROWS_AS(run(part), Stop);
+        second();
+        RunOptions rest = options;
+        rest.resume = true;
+        rest.eval_every = 0;
+        rest.save_every = -1;
+        rest.keep_checkpoints = -1;
+        run(rest);
+        use_cpu_engine();
+    }
+
+    std::vector<double> losses(const std::string& out) const {
+        std::vector<double> values;
+        std::istringstream lines(read_file(out + "/log.jsonl", 1 << 30));
+        for (std::string line; std::getline(lines, line);) {
+            const json j = json::parse(line);
+            if (j.contains("loss")) values.push_back(j["loss"]);
+        }
+        return values;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("a removal saved by one engine and resumed by the other is the run of one engine") {
+    Task task;
+    task.options.out = task.scratch / "cpu";
+    task.run(task.options);
+    task.run_in_two_parts(task.scratch / "onto_cpu", cuda::use_cuda_engine, use_cpu_engine);
+    task.run_in_two_parts(task.scratch / "onto_gpu", use_cpu_engine, cuda::use_cuda_engine);
+    const std::vector<double> expected = task.losses(task.scratch / "cpu");
+    REQUIRE(expected.size() == 12);
+    const auto reference = load_model(task.scratch / "cpu");
+    for (const char* name : {"onto_cpu", "onto_gpu"}) {
+        CAPTURE(name);
+        const std::vector<double> found = task.losses(task.scratch / name);
+        REQUIRE(found.size() == 12);
+        for (size_t s = 0; s < 12; s++) CHECK(found[s] == doctest::Approx(expected[s]).epsilon(1e-6));
+        const auto loaded = load_model(task.scratch / name);
+        CHECK(loaded.model->sites.all_linear_everywhere());
+        double largest = 0;
+        for (int64_t i = 0; i < loaded.model->parameters(); i++)
+            largest = std::max(largest, static_cast<double>(std::abs(loaded.model->params.data()[i] -
+                                                                     reference.model->params.data()[i])));
+        CHECK(largest < 1e-4);
+    }
+}

@@ -1,0 +1,3614 @@
+// train_gpt2_lnfree.cu: the CUDA engine.
+//
+// Takes the LayerNorms out of a trained GPT-2, as train_gpt2_lnfree.cpp does and explains, at the speed of a GPU. This file
+// includes that one: protocol, schedule, folders, training run and command line are the same, and so are the files. What
+// is here is the arithmetic, every operation's forward and backward as a kernel of ours, matrix products by cuBLASLt:
+//
+//     1. Streaming kernels       encoder, norms, statistics, GELU, classifier, optimiser: bound by memory
+//     2. Attention               flash attention, forward and backward, with and without tensor cores
+//     3. Matrix products         cuBLASLt, with bias and GELU on the way out
+//     4. The model on the device what is kept, what is remade, the passes over a micro-batch
+//     5. The engine              what the reference's commands see
+//     6. Check                   every step of a removal against the reference, on your own GPU
+//
+// Activations and products are bf16 (--precision fp32: float); master weights, gradients, moments and statistics are
+// float. Everything is deterministic: no float atomics, every sum in an order that depends on sizes alone.
+//
+// Without nvcc the same source compiles against dev/cuda_on_cpu, an emulation of the CUDA execution model, in which the
+// tests run every kernel on any processor.
+#ifndef LNFREE_TRAIN_GPT2_LNFREE_CU
+#define LNFREE_TRAIN_GPT2_LNFREE_CU
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#ifdef __CUDACC__
+#include <cublasLt.h>
+#endif
+
+#include "data/random.h"
+#include "dev/cuda_on_cpu/cuda.h"
+
+// The method. Folders, training run and commands are compiled once more on their own, by the C++ compiler, which is many
+// times as fast with them as nvcc; main() below calls them. LNFREE_LIBRARY_ONLY keeps main() out, for tests and the
+// laboratory.
+#if !defined(LNFREE_LIBRARY_ONLY) && !defined(LNFREE_METHOD_ONLY)
+#define LNFREE_METHOD_ONLY
+#endif
+#ifndef LNFREE_NO_MAIN
+#define LNFREE_NO_MAIN
+#endif
+#include "train_gpt2_lnfree.cpp"
+
+// Loops over registers: a GPU can not index those, so nvcc must write such loops out. Other compilers need not.
+#ifdef __CUDACC__
+#define LNFREE_PRAGMA(text) _Pragma(#text)
+#define LNFREE_UNROLL _Pragma("unroll")
+#define LNFREE_UNROLL_BY(n) LNFREE_PRAGMA(unroll n)
+#else
+#define LNFREE_UNROLL
+#define LNFREE_UNROLL_BY(n)
+#endif
+
+namespace lnfree {
+namespace cuda {
+
+// =====================================================================================================================
+// Streaming kernels
+// =====================================================================================================================
+//
+// None of these operations computes much: each is as fast as its bytes travel, so each reads what it needs once, writes
+// what it makes once, in accesses of 16 bytes, and keeps a row in registers or shared memory where it is needed twice.
+// A GPU hides the time of an access behind other accesses: an H200 needs some 30 KiB on the way per multiprocessor, which
+// is why threads load everything that they can before they compute.
+//
+// X is the type of activations and of the weights that the products read, float or bf16; arithmetic is in float, sums over
+// a whole batch in double. Gradients of parameters are float and ADDED to what is there. Sums are taken in an order that
+// depends on the sizes alone, neither on the GPU nor on timing: the same bits from every run, and no float atomics.
+//
+// Every launcher takes any C, V and any pointer: where a row does not begin on 16 bytes, one element at a time. Launchers
+// return at once; the work is done in the order of `stream`.
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Elements of one 16-byte access.
+template <class X>
+constexpr int kVector = static_cast<int>(16 / sizeof(X));
+
+inline bool is_aligned(const void* p) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+// Whether rows of `row` elements at all of these places (null counts as aligned) can be read 16 bytes at a time.
+template <class X, class... P>
+bool rows_are_aligned(int64_t row, const P*... p) {
+    return row % kVector<X> == 0 && (is_aligned(p) && ...);
+}
+
+// f(width), where the type of `width` says how many elements of X an access takes: 16 bytes' worth, or 1.
+template <class X, class F>
+void with_width(bool aligned, F f) {
+    if (aligned)
+        f(std::integral_constant<int, kVector<X>>());
+    else
+        f(std::integral_constant<int, 1>());
+}
+
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+inline dim3 blocks(int64_t count) {
+    return dim3(static_cast<unsigned>(count));
+}
+
+// Bytes of shared memory that a block may have on the current device.
+inline int64_t largest_shared_memory() {
+    static const int64_t bytes = [] {
+        int device = 0, value = 0;
+        if (cudaGetDevice(&device) != cudaSuccess ||
+            cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+            value = 48 * 1024;  // every device has that much
+        return int64_t{value};
+    }();
+    return bytes;
+}
+
+// What every kernel does first: the launch may have come before the kernel in front of it was done.
+__device__ __forceinline__ void begin_kernel() {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+}
+
+__device__ __forceinline__ int lane_index() {
+    return static_cast<int>(threadIdx.x) % kWarp;
+}
+
+// Where every warp takes a row: which one. Blocks are one-dimensional.
+__device__ __forceinline__ int64_t row_of_warp() {
+    return static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+}
+
+// The sum over a warp, in every lane the same bits.
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+    LNFREE_UNROLL
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
+    return x;
+}
+
+// The sum over a block, in every thread the same bits. `partial` holds a value per warp.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, Shared<T> partial) {
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    x = warp_sum(x);
+    if (lane_index() == 0) partial[static_cast<int>(threadIdx.x) / kWarp] = x;
+    __syncthreads();
+    T sum = 0;
+    for (int w = 0; w < warps; w++) sum += partial[w];
+    __syncthreads();  // `partial` may be used again
+    return sum;
+}
+
+// Parameters are float beside activations of 2 bytes, so `width` of them may take two accesses.
+template <int width>
+__device__ __forceinline__ void load_floats(float (&out)[width], const float* p) {
+    constexpr int step = width < 4 ? width : 4;
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i += step) {
+        const Vec<float, step> piece = load_vec<step>(p + i);
+        LNFREE_UNROLL
+        for (int j = 0; j < step; j++) out[i + j] = piece.v[j];
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sums over rows, in two stages: blocks leave rows of partial sums in scratch memory, add_partial_sums adds those up.
+
+// The number of blocks that share out the rows: four for each of an H200's 132 multiprocessors. A constant, because the
+// order of the sums follows from it: asked of the device, every kind of GPU would train to other bits.
+constexpr int64_t kSummingBlocks = 528;
+
+// A block sums 32 columns of partial (rows, columns_a + columns_b); warp w takes rows w, w + 16, ...
+constexpr int kPartialWarps = 16;
+template <int warps>
+__global__ void add_partial_sums_kernel(float* out_a, int64_t columns_a, float* out_b, int64_t columns_b,
+                                        const float* partial, int64_t rows) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<float> sums = shared.take<float>(warps * kWarp);
+    const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int64_t columns = columns_a + columns_b, column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
+    float sum = 0;
+    if (column < columns) {
+        LNFREE_UNROLL_BY(8)
+        for (int64_t row = warp; row < rows; row += warps) sum += partial[row * columns + column];
+    }
+    sums[warp * kWarp + lane] = sum;
+    __syncthreads();
+    if (warp != 0 || column >= columns) return;
+    float total = 0;
+    for (int w = 0; w < warps; w++) total += sums[w * kWarp + lane];
+    if (column < columns_a)
+        out_a[column] += total;
+    else
+        out_b[column - columns_a] += total;
+}
+
+// partial (rows, columns_a + columns_b) is added, row by row, to out_a (columns_a) and out_b (columns_b).
+inline void add_partial_sums(float* out_a, int64_t columns_a, float* out_b, int64_t columns_b, const float* partial,
+                             int64_t rows, cudaStream_t stream) {
+    const size_t bytes = shared_bytes_of<float>(kPartialWarps * kWarp);
+    launch_dependent(add_partial_sums_kernel<kPartialWarps>, blocks(ceil_div(columns_a + columns_b, kWarp)),
+                     dim3(kPartialWarps * kWarp), bytes, stream, out_a, columns_a, out_b, columns_b, partial, rows);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Encoder: token embedding plus position embedding,  out[n] = wte[tokens[n]] + wpe[n % T]
+
+constexpr int kRowsPerBlock = 4;  // where every warp takes a row
+
+template <class X, int width>
+__global__ void encoder_forward_kernel(X* out, const int32_t* tokens, const X* wte, const X* wpe, int64_t N, int64_t T,
+                                       int64_t C) {
+    begin_kernel();
+    const int64_t n = row_of_warp();
+    if (n >= N) return;
+    const X* token = wte + static_cast<int64_t>(tokens[n]) * C;
+    const X* position = wpe + n % T * C;
+    for (int64_t c = lane_index() * width; c < C; c += kWarp * width) {
+        const Vec<X, width> a = load_vec<width>(token + c), b = load_vec<width>(position + c);
+        Vec<X, width> sum;
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) sum.v[i] = from_float<X>(to_float(a.v[i]) + to_float(b.v[i]));
+        store_vec(out + n * C + c, sum);
+    }
+}
+
+// out (B,T,C), tokens (B,T), wte (V,C), wpe (at least T,C)
+template <class X>
+void encoder_forward(X* out, const int32_t* tokens, const X* wte, const X* wpe, int64_t B, int64_t T, int64_t C,
+                     cudaStream_t stream) {
+    with_width<X>(rows_are_aligned<X>(C, out, wte, wpe), [&](auto width) {
+        launch_dependent(encoder_forward_kernel<X, decltype(width)::value>, blocks(ceil_div(B * T, kRowsPerBlock)),
+                         dim3(kRowsPerBlock * kWarp), 0, stream, out, tokens, wte, wpe, B * T, T, C);
+    });
+}
+
+// Backward adds row n of dout to row tokens[n] of dwte and to row n % T of dwpe. Rows of one token meet in one row of dwte
+// and must be added in a fixed order. So the host, which has the tokens first and time to spare, sorts the positions by
+// token; a run of positions with one token is then summed by one warp. Runs can be long (a comma, or a vocabulary of
+// bytes): they are cut into pieces, whose sums a second kernel adds.
+
+// Positions that one warp sums: short enough not to be waited for.
+constexpr int32_t kPositionsPerPiece = 64;
+
+// Positions sorted by token, as one array of int32 that travels to the device in one copy:
+//   header   number of pieces, number of long runs, 0, 0
+//   (N)      positions, by token, ascending within a token; padded to a multiple of 4
+//   (N,4)    pieces: first and last + 1 of the sorted positions, token, -1 if the piece is a run by itself and else the
+//            row of `partial` that takes its sum
+//   (,4)     runs of more than one piece: token, first row and last row + 1 of `partial`, 0
+struct SortedPositions {
+    int64_t N;
+
+    __device__ __host__ int64_t positions() const { return 4; }
+    __device__ __host__ int64_t pieces() const { return 4 + (N + 3) / 4 * 4; }
+    __device__ __host__ int64_t runs() const { return pieces() + 4 * N; }
+    // A run of more than one piece has more than 64 positions.
+    int64_t max_runs() const { return N / kPositionsPerPiece + 1; }
+    int64_t size() const { return runs() + 4 * max_runs(); }
+    // Every run of more than one piece has at least one that is full, and at most one that is not.
+    int64_t max_partial_rows() const { return 2 * (N / kPositionsPerPiece) + 1; }
+};
+
+// Number of int32 that sort_positions writes for N positions.
+inline int64_t sorted_positions_size(int64_t N) {
+    return SortedPositions{N}.size();
+}
+
+// Sorts the positions of tokens (N), each in [0,V), into sorted (sorted_positions_size(N)), in N + V operations. N is
+// below 2^31.
+inline void sort_positions(int32_t* sorted, const int32_t* tokens, int64_t N, int64_t V) {
+    const SortedPositions layout{N};
+    std::vector<int32_t> next(static_cast<size_t>(V + 1), 0);  // where the next position of each token goes
+    for (int64_t n = 0; n < N; n++) next[static_cast<size_t>(tokens[n]) + 1]++;
+    for (int64_t v = 0; v < V; v++) next[static_cast<size_t>(v) + 1] += next[static_cast<size_t>(v)];
+    int32_t* positions = sorted + layout.positions();
+    for (int64_t n = 0; n < N; n++) positions[next[static_cast<size_t>(tokens[n])]++] = static_cast<int32_t>(n);
+
+    int32_t *piece = sorted + layout.pieces(), *run = sorted + layout.runs(), partial_rows = 0, begin = 0;
+    for (int64_t v = 0; v < V; v++) {
+        const int32_t end = next[static_cast<size_t>(v)], token = static_cast<int32_t>(v);
+        const bool is_long = end - begin > kPositionsPerPiece;
+        const int32_t first_row = partial_rows;
+        for (int32_t i = begin; i < end; i += kPositionsPerPiece) {
+            *piece++ = i;
+            *piece++ = std::min(end, i + kPositionsPerPiece);
+            *piece++ = token;
+            *piece++ = is_long ? partial_rows++ : -1;
+        }
+        if (is_long)
+            for (const int32_t value : {token, first_row, partial_rows, 0}) *run++ = value;
+        begin = end;
+    }
+    sorted[0] = static_cast<int32_t>((piece - sorted - layout.pieces()) / 4);
+    sorted[1] = static_cast<int32_t>((run - sorted - layout.runs()) / 4);
+    sorted[2] = sorted[3] = 0;
+}
+
+// sum[i] += the elements c to c + width of row rows(i), for i in [begin,end)
+template <int width, class X, class Rows>
+__device__ __forceinline__ void sum_rows(float (&sum)[width], const X* values, int64_t C, int64_t c, int32_t begin,
+                                         int32_t end, Rows rows) {
+    LNFREE_UNROLL_BY(8)
+    for (int32_t i = begin; i < end; i++) {
+        const Vec<X, width> row = load_vec<width>(values + rows(i) * C + c);
+        LNFREE_UNROLL
+        for (int j = 0; j < width; j++) sum[j] += to_float(row.v[j]);
+    }
+}
+
+template <int width>
+__device__ __forceinline__ void add_floats(float* out, const float (&sum)[width]) {
+    float before[width];
+    load_floats<width>(before, out);
+    constexpr int step = width < 4 ? width : 4;
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i += step) {
+        Vec<float, step> piece;
+        LNFREE_UNROLL
+        for (int j = 0; j < step; j++) piece.v[j] = before[i + j] + sum[i + j];
+        store_vec(out + i, piece);
+    }
+}
+
+// A warp takes a piece and 32 * width channels of it. The number of pieces is known to the device only, so that a captured
+// launch serves every batch: a fixed number of warps shares them out.
+template <class X, int width>
+__global__ void sum_pieces_kernel(float* dwte, float* partial, const X* dout, const int32_t* sorted,
+                                  SortedPositions layout, int64_t C) {
+    begin_kernel();
+    const int64_t c = (static_cast<int64_t>(blockIdx.y) * kWarp + lane_index()) * width;
+    if (c >= C) return;
+    const int32_t* positions = sorted + layout.positions();
+    const int64_t pieces = sorted[0], step = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
+    for (int64_t p = row_of_warp(); p < pieces; p += step) {
+        const Vec<int32_t, 4> piece = load_vec<4>(sorted + layout.pieces() + 4 * p);
+        const int32_t begin = piece.v[0], end = piece.v[1], token = piece.v[2], row = piece.v[3];
+        float sum[width] = {};
+        sum_rows<width>(sum, dout, C, c, begin, end, [&](int32_t i) { return static_cast<int64_t>(positions[i]); });
+        if (row < 0) {
+            add_floats<width>(dwte + static_cast<int64_t>(token) * C + c, sum);
+        } else {
+            for (int i = 0; i < width; i++) partial[static_cast<int64_t>(row) * C + c + i] = sum[i];
+        }
+    }
+}
+
+// Adds up the pieces of long runs, a warp per run and 32 * width channels.
+template <int width>
+__global__ void sum_runs_kernel(float* dwte, const float* partial, const int32_t* sorted, SortedPositions layout,
+                                int64_t C) {
+    begin_kernel();
+    const int64_t c = (static_cast<int64_t>(blockIdx.y) * kWarp + lane_index()) * width;
+    if (c >= C) return;
+    const int64_t runs = sorted[1], step = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
+    for (int64_t r = row_of_warp(); r < runs; r += step) {
+        const Vec<int32_t, 4> run = load_vec<4>(sorted + layout.runs() + 4 * r);
+        const int32_t token = run.v[0], begin = run.v[1], end = run.v[2];
+        float sum[width] = {};
+        sum_rows<width>(sum, partial, C, c, begin, end, [](int32_t row) { return static_cast<int64_t>(row); });
+        add_floats<width>(dwte + static_cast<int64_t>(token) * C + c, sum);
+    }
+}
+
+// A warp takes 32 * width channels of position t of every sequence.
+template <class X, int width>
+__global__ void sum_sequences_kernel(float* dwpe, const X* dout, int64_t B, int64_t T, int64_t C) {
+    begin_kernel();
+    const int64_t t = row_of_warp(), c = (static_cast<int64_t>(blockIdx.y) * kWarp + lane_index()) * width;
+    if (t >= T || c >= C) return;
+    float sum[width] = {};
+    sum_rows<width>(sum, dout, C, c, 0, static_cast<int32_t>(B), [&](int32_t b) { return b * T + t; });
+    add_floats<width>(dwpe + t * C + c, sum);
+}
+
+// Number of floats of `scratch` for encoder_backward.
+inline int64_t encoder_backward_scratch(int64_t N, int64_t C) {
+    return SortedPositions{N}.max_partial_rows() * C;
+}
+
+// dwte (V,C) and dwpe (at least T,C) are added to. dout (B,T,C); sorted: the device's copy of what sort_positions made of
+// the tokens (B,T), which begins on 16 bytes.
+template <class X>
+void encoder_backward(float* dwte, float* dwpe, float* scratch, const X* dout, const int32_t* sorted, int64_t B,
+                      int64_t T, int64_t C, cudaStream_t stream) {
+    const SortedPositions layout{B * T};
+    const dim3 threads(kRowsPerBlock * kWarp);
+    with_width<X>(rows_are_aligned<X>(C, dwte, dwpe, scratch, dout), [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        const unsigned slices = static_cast<unsigned>(ceil_div(C, kWarp * width));
+        const unsigned warps = static_cast<unsigned>(std::min(ceil_div(B * T, kRowsPerBlock), 4 * kSummingBlocks));
+        launch_dependent(sum_pieces_kernel<X, width>, dim3(warps, slices), threads, 0, stream, dwte, scratch, dout,
+                         sorted, layout, C);
+        launch_dependent(sum_sequences_kernel<X, width>,
+                         dim3(static_cast<unsigned>(ceil_div(T, kRowsPerBlock)), slices), threads, 0, stream, dwpe,
+                         dout, B, T, C);
+        launch_dependent(sum_runs_kernel<width>,
+                         dim3(static_cast<unsigned>(ceil_div(layout.max_runs(), kRowsPerBlock)), slices), threads, 0,
+                         stream, dwte, scratch, sorted, layout, C);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Norms. LayerNorm and FakeLN are one kernel: they differ in what they divide by.
+
+// The longest row that the norms keep in registers; half of it with fewer of them, so that more warps fit. GPT-2 Small and
+// Medium have 768 and 1024 channels, Large and XL 1280 and 1600.
+constexpr int kHeldChannels = 2048;
+
+// What a norm site divides by: LayerNorm by the position's own sigma; FakeLN by sigma_bar, except for the precursor's two
+// special cases, which divide by sigma_bar_0 (fakeln_divisors in train_gpt2_lnfree.cpp). The backward pass follows from it
+// too: a position's own sigma depends on x, the others are constants.
+struct Divisor {
+    bool own_sigma = true;
+    float sigma_bar = 1, sigma_bar_0 = 1;
+    bool own_position0 = false, own_end_of_text = false;
+    int32_t end_of_text = -1;
+    int64_t T = 1;                    // positions of a sequence; read if own_position0
+    const int32_t* tokens = nullptr;  // (B,T) on the device; read if own_end_of_text
+};
+
+inline Divisor divisor_of(const Site& site, const int32_t* tokens, int32_t end_of_text, int64_t T) {
+    Divisor d;
+    d.own_sigma = site.norm == Norm::layer_norm;
+    d.sigma_bar = static_cast<float>(site.sigma_bar);
+    d.sigma_bar_0 = static_cast<float>(site.sigma_bar_0);
+    d.own_position0 = site.own_position0;
+    d.own_end_of_text = site.own_end_of_text;
+    d.end_of_text = end_of_text;
+    d.T = T;
+    d.tokens = tokens;
+    return d;
+}
+
+// 1 / what position n is divided by; sigma is its own.
+__device__ __forceinline__ float norm_scale(const Divisor& d, float sigma, int64_t n) {
+    if (d.own_sigma) return 1.0f / sigma;
+    const bool special = (d.own_position0 && n % d.T == 0) || (d.own_end_of_text && d.tokens[n] == d.end_of_text);
+    return 1.0f / (special ? d.sigma_bar_0 : d.sigma_bar);
+}
+
+// Residual addition, mean, sigma and norm in one pass over memory:
+//     sum = x + y;   mean, sigma of every row of sum;   normed = (sum - mean) / divisor * gamma + beta
+// In bf16 the sum is rounded first: mean and sigma are those of the values that backward will read.
+template <class X>
+struct ResidualNorm {
+    X *sum, *normed_a, *normed_b;
+    float *mean, *sigma;
+    const float *known_mean, *known_sigma;  // where a row has been measured before; else null
+    const X *x, *y;
+    const float *gamma, *beta;
+    Divisor a, b;
+    float eps;
+    int64_t N, C;
+};
+
+// A row of x + y (x alone if y is null) as one warp sees it: lane i has elements i * width, (i + 32) * width, ... The
+// vectors lie in registers, at most `held` per lane. Rows longer than that (held = 0) are made from memory each time.
+template <class X, int width, int held>
+class WarpRow {
+  public:
+    __device__ __forceinline__ WarpRow(const X* x, const X* y, int64_t C) : x_(x), y_(y), C_(C) {
+        if constexpr (held > 0) {
+            Vec<X, width> y_kept[held];
+            LNFREE_UNROLL
+            for (int k = 0; k < held; k++)
+                if (column(k) < C) kept_[k] = load_vec_streaming<width>(x + column(k));
+            if (y == nullptr) return;
+            LNFREE_UNROLL
+            for (int k = 0; k < held; k++)
+                if (column(k) < C) y_kept[k] = load_vec_streaming<width>(y + column(k));
+            LNFREE_UNROLL
+            for (int k = 0; k < held; k++)
+                if (column(k) < C) kept_[k] = sum_of(kept_[k], y_kept[k]);
+        }
+    }
+    // f(column of its first element, vector) for every vector of this lane
+    template <class F>
+    __device__ __forceinline__ void for_each(F f) const {
+        if constexpr (held > 0) {
+            LNFREE_UNROLL
+            for (int k = 0; k < held; k++)
+                if (column(k) < C_) f(column(k), kept_[k]);
+        } else {
+            for (int k = 0; column(k) < C_; k++) {
+                const Vec<X, width> x = load_vec<width>(x_ + column(k));
+                f(column(k), y_ == nullptr ? x : sum_of(x, load_vec<width>(y_ + column(k))));
+            }
+        }
+    }
+
+  private:
+    static __device__ __forceinline__ int64_t column(int k) {
+        return (static_cast<int64_t>(k) * kWarp + lane_index()) * width;
+    }
+    static __device__ __forceinline__ Vec<X, width> sum_of(const Vec<X, width>& a, const Vec<X, width>& b) {
+        Vec<X, width> sum;
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) sum.v[i] = from_float<X>(to_float(a.v[i]) + to_float(b.v[i]));
+        return sum;
+    }
+
+    const X *x_, *y_;
+    int64_t C_;
+    Vec<X, width> kept_[held > 0 ? held : 1];
+};
+
+template <class X, int width>
+__device__ __forceinline__ void store_normed(X* out, const Vec<X, width>& x, float mean, float scale,
+                                             const float (&gamma)[width], const float (&beta)[width]) {
+    Vec<X, width> normed;
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i++) normed.v[i] = from_float<X>((to_float(x.v[i]) - mean) * scale * gamma[i] + beta[i]);
+    store_vec(out, normed);
+}
+
+struct RowMoments {
+    float mean, sigma;
+};
+
+// Of a row that a warp holds. The mean comes first and the squares are of what is left: no cancellation.
+template <class X, int width, int held>
+__device__ __forceinline__ RowMoments measure(const WarpRow<X, width, held>& row, float eps, int64_t C) {
+    float sum = 0, squares = 0;
+    row.for_each([&](int64_t, const Vec<X, width>& x) {
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) sum += to_float(x.v[i]);
+    });
+    const float mean = warp_sum(sum) / static_cast<float>(C);
+    row.for_each([&](int64_t, const Vec<X, width>& x) {
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) {
+            const float off = to_float(x.v[i]) - mean;
+            squares += off * off;
+        }
+    });
+    return {mean, sqrtf(warp_sum(squares) / static_cast<float>(C) + eps)};
+}
+
+template <class X, int width, int held>
+__global__ void __launch_bounds__(kRowsPerBlock* kWarp) residual_norm_kernel(ResidualNorm<X> p) {
+    begin_kernel();
+    const int64_t n = row_of_warp(), C = p.C;
+    if (n >= p.N) return;
+    const WarpRow<X, width, held> row(p.x + n * C, p.y == nullptr ? nullptr : p.y + n * C, C);
+    RowMoments moments;
+    if (p.known_mean != nullptr) {
+        moments = {p.known_mean[n], p.known_sigma[n]};
+    } else {
+        moments = measure(row, p.eps, C);
+        if (lane_index() == 0) {
+            p.mean[n] = moments.mean;
+            p.sigma[n] = moments.sigma;
+        }
+    }
+    const float scale_a = norm_scale(p.a, moments.sigma, n);
+    const float scale_b = p.normed_b == nullptr ? 0.0f : norm_scale(p.b, moments.sigma, n);
+    row.for_each([&](int64_t c, const Vec<X, width>& x) {
+        float gamma[width], beta[width];
+        load_floats<width>(gamma, p.gamma + c);
+        load_floats<width>(beta, p.beta + c);
+        if (p.sum != nullptr) store_vec(p.sum + n * C + c, x);
+        store_normed(p.normed_a + n * C + c, x, moments.mean, scale_a, gamma, beta);
+        if (p.normed_b != nullptr) store_normed(p.normed_b + n * C + c, x, moments.mean, scale_b, gamma, beta);
+    });
+}
+
+template <class X>
+void launch_residual_norm(const ResidualNorm<X>& p, cudaStream_t stream) {
+    const dim3 grid = blocks(ceil_div(p.N, kRowsPerBlock)), threads(kRowsPerBlock * kWarp);
+    constexpr int width = kVector<X>, most = kHeldChannels / (kWarp * width);
+    const bool aligned = rows_are_aligned<X>(p.C, p.sum, p.normed_a, p.normed_b, p.x, p.y, p.gamma, p.beta);
+    const auto kernel = !aligned                   ? residual_norm_kernel<X, 1, 0>
+                        : p.C <= kHeldChannels / 2 ? residual_norm_kernel<X, width, most / 2>
+                        : p.C <= kHeldChannels     ? residual_norm_kernel<X, width, most>
+                                                   : residual_norm_kernel<X, width, 0>;
+    launch_dependent(kernel, grid, threads, 0, stream, p);
+}
+
+// sum, normed_a, normed_b, x, y (N,C); mean, sigma (N); gamma, beta (C). y null: nothing is added. sum null: the sum is not
+// kept; it may be x or y itself. normed_b, the same norm with divisor b, may be null: it is wanted only while a layer's qk
+// and v divide by different numbers.
+template <class X>
+void residual_norm_forward(X* sum, X* normed_a, X* normed_b, float* mean, float* sigma, const X* x, const X* y,
+                           const float* gamma, const float* beta, const Divisor& a, const Divisor& b, float eps,
+                           int64_t N, int64_t C, cudaStream_t stream) {
+    launch_residual_norm<X>(
+        {sum, normed_a, normed_b, mean, sigma, nullptr, nullptr, x, y, gamma, beta, a, b, eps, N, C}, stream);
+}
+
+// Remakes what residual_norm_forward made of x = its sum, (N,C), for a backward pass that did not keep it. normed_b may be
+// null.
+template <class X>
+void norm_forward(X* normed_a, X* normed_b, const X* x, const float* mean, const float* sigma, const float* gamma,
+                  const float* beta, const Divisor& a, const Divisor& b, int64_t N, int64_t C, cudaStream_t stream) {
+    launch_residual_norm<X>(
+        {nullptr, normed_a, normed_b, nullptr, nullptr, mean, sigma, x, nullptr, gamma, beta, a, b, 0.0f, N, C},
+        stream);
+}
+
+// The auxiliary loss as the device keeps it (aux_loss, below): what norm_backward needs of it, and what a step reports.
+struct AuxTerm {
+    float sigma_hat;  // mean of sigma over all positions but t = 0 and end-of-text
+    float factor;     // lambda * 2 / (B * T) * scale, for the gradient
+    double loss;      // lambda included
+    int active;       // 0: lambda is 0 or every position is excluded; then there is neither loss nor gradient
+};
+
+// Norm backward. With g = dout * gamma and xhat = (x - mean) / divisor,
+//     LayerNorm:  dx = (g - mean(g) - xhat * mean(g * xhat)) / sigma
+//     FakeLN:     dx = (g - mean(g)) / divisor
+//     dgamma = sum over n of dout * xhat,   dbeta = sum over n of dout
+// Written for both at once, and for two branches a and b that read one x through the same gamma with divisors of their own
+// (s = 1 / divisor):
+//     e  = dout_a * s_a + dout_b * s_b
+//     l  = dout of the LayerNorm branches alone
+//     dx = gamma * e - mean(gamma * e) + slope * (x - mean)
+//     slope = -mean(gamma * l * (x - mean)) / sigma^3 + the auxiliary loss's, factor * (sigma - sigma_hat) / (C * sigma)
+//     dgamma = sum over n of e * (x - mean),   dbeta = sum over n of dout_a + dout_b
+// so that FakeLN, a second branch and the auxiliary loss cost no more than reading what is theirs.
+template <class X>
+struct NormBackward {
+    X* dresidual;
+    float* partial;  // (blocks,2C): each block's sums for dgamma, then for dbeta
+    const X *dout_a, *dout_b, *x;
+    const float *gamma, *mean, *sigma;
+    Divisor a, b;
+    const AuxTerm* aux;
+    bool overwrite;
+    int64_t N, C, rows_per_block;
+};
+
+// The numbers of one row that every thread needs.
+struct NormRow {
+    float mean, inverse_sigma, scale_a, scale_b, aux_slope;
+};
+
+template <class X>
+__device__ __forceinline__ NormRow norm_row(const NormBackward<X>& p, int64_t n, float mean, float sigma) {
+    NormRow row;
+    row.mean = mean;
+    row.inverse_sigma = 1.0f / sigma;
+    row.scale_a = norm_scale(p.a, sigma, n);
+    row.scale_b = p.dout_b == nullptr ? 0.0f : norm_scale(p.b, sigma, n);
+    const bool with_aux = p.aux != nullptr && p.aux->active != 0;
+    row.aux_slope = with_aux ? p.aux->factor * (sigma - p.aux->sigma_hat) / (static_cast<float>(p.C) * sigma) : 0.0f;
+    return row;
+}
+
+// The factor of (x - mean) in dx, once the sum over the row of gamma * l * (x - mean) is known.
+__device__ __forceinline__ float norm_slope(const NormRow& row, float sum_gx, int64_t C) {
+    const float mean_gx = sum_gx / static_cast<float>(C) * row.inverse_sigma;
+    return row.aux_slope - mean_gx * row.inverse_sigma * row.inverse_sigma;
+}
+
+// dout of an element, in the combinations that backward needs.
+struct NormGradient {
+    float e, l, sum;
+};
+
+__device__ __forceinline__ NormGradient norm_gradient(const NormRow& row, const Divisor& a, const Divisor& b, float da,
+                                                      float db) {
+    return {da * row.scale_a + db * row.scale_b, (a.own_sigma ? da : 0.0f) + (b.own_sigma ? db : 0.0f), da + db};
+}
+
+// What a round of norm_backward_kernel works on: R rows, on their way from memory while the round before is computed. Every
+// thread copies and reads its own channels alone, so that nobody waits for anybody else's copies.
+template <class X, int width, int R, bool two_branches>
+class NormRounds {
+  public:
+    enum Array { kX, kDoutA, kDresidual, kDoutB };
+    static constexpr int kArrays = two_branches ? 4 : 3, kStages = 2;
+
+    __device__ __forceinline__ NormRounds(const NormBackward<X>& p, SharedMemory& shared, int64_t end)
+        : p_(p),
+          tile_(shared.take<X>(kStages * R * kArrays * static_cast<int64_t>(blockDim.x) * width)),
+          channel_(static_cast<int64_t>(threadIdx.x) * width),
+          end_(end) {}
+    static size_t shared_bytes(unsigned threads) {
+        return shared_bytes_of<X>(kStages * R * kArrays * static_cast<int64_t>(threads) * width);
+    }
+
+    __device__ __forceinline__ bool is_ours(int64_t n) const { return n < end_ && channel_ < p_.C; }
+
+    // Sends for rows n0 to n0 + R - 1.
+    __device__ __forceinline__ void fetch(int stage, int64_t n0) const {
+        LNFREE_UNROLL
+        for (int r = 0; r < R; r++) {
+            const int64_t at = (n0 + r) * p_.C + channel_;
+            if (!is_ours(n0 + r)) continue;
+            copy_async_16(slot(stage, r, kX), p_.x + at);
+            copy_async_16(slot(stage, r, kDoutA), p_.dout_a + at);
+            if (!p_.overwrite) copy_async_16(slot(stage, r, kDresidual), p_.dresidual + at);
+            if (two_branches) copy_async_16(slot(stage, r, kDoutB), p_.dout_b + at);
+        }
+        copy_async_commit();
+    }
+    __device__ __forceinline__ Vec<X, width> load(int stage, int r, Array array) const {
+        return slot(stage, r, array).template load_vec<width>(0);
+    }
+
+  private:
+    __device__ __forceinline__ Shared<X> slot(int stage, int r, int array) const {
+        const int64_t index = (stage * R + r) * kArrays + array;
+        return tile_ + (index * blockDim.x + threadIdx.x) * width;
+    }
+    const NormBackward<X>& p_;
+    Shared<X> tile_;
+    int64_t channel_, end_;
+};
+
+// A thread owns `width` channels, keeps their sums in registers and walks down the block's rows with them, R at a time,
+// which share a barrier.
+template <class X, int width, int R, bool two_branches>
+__global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(NormBackward<X> p) {
+    begin_kernel();
+    typedef NormRounds<X, width, R, two_branches> Rounds;
+    SharedMemory shared;
+    const int warps = static_cast<int>(blockDim.x) / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const Shared<float> sums = shared.take<float>(2 * warps * 2 * R);  // twice, so that one barrier per round is enough
+    const int64_t C = p.C, c = static_cast<int64_t>(threadIdx.x) * width;
+    const int64_t begin = static_cast<int64_t>(blockIdx.x) * p.rows_per_block;
+    const int64_t end = begin + p.rows_per_block < p.N ? begin + p.rows_per_block : p.N;
+    const Rounds rounds(p, shared, end);
+    float gamma[width] = {}, dgamma[width] = {}, dbeta[width] = {}, next_mean[R] = {}, next_sigma[R] = {};
+    const auto fetch = [&](int stage, int64_t n0) {
+        rounds.fetch(stage, n0);
+        LNFREE_UNROLL
+        for (int r = 0; r < R; r++) {
+            if (n0 + r >= end) continue;
+            next_mean[r] = p.mean[n0 + r];
+            next_sigma[r] = p.sigma[n0 + r];
+        }
+    };
+    fetch(0, begin);
+    if (c < C) load_floats<width>(gamma, p.gamma + c);
+
+    int stage = 0;
+    for (int64_t n0 = begin; n0 < end; n0 += R, stage ^= 1) {
+        NormRow row[R];
+        LNFREE_UNROLL
+        for (int r = 0; r < R; r++) row[r] = norm_row(p, n0 + r < end ? n0 + r : n0, next_mean[r], next_sigma[r]);
+        fetch(stage ^ 1, n0 + R);
+        copy_async_wait<1>();
+        const auto gradient_of = [&](int r, const Vec<X, width>& da, const Vec<X, width>& db, int i) {
+            return norm_gradient(row[r], p.a, p.b, to_float(da.v[i]), two_branches ? to_float(db.v[i]) : 0.0f);
+        };
+        float partial[2 * R] = {};
+        LNFREE_UNROLL
+        for (int r = 0; r < R; r++) {
+            if (rounds.is_ours(n0 + r)) {
+                const Vec<X, width> x = rounds.load(stage, r, Rounds::kX), da = rounds.load(stage, r, Rounds::kDoutA);
+                const Vec<X, width> db = two_branches ? rounds.load(stage, r, Rounds::kDoutB) : da;
+                LNFREE_UNROLL
+                for (int i = 0; i < width; i++) {
+                    const NormGradient d = gradient_of(r, da, db, i);
+                    const float centred = to_float(x.v[i]) - row[r].mean;
+                    partial[2 * r] += gamma[i] * d.e;
+                    partial[2 * r + 1] += gamma[i] * d.l * centred;
+                    dgamma[i] += d.e * centred;
+                    dbeta[i] += d.sum;
+                }
+            }
+            partial[2 * r] = warp_sum(partial[2 * r]);
+            partial[2 * r + 1] = warp_sum(partial[2 * r + 1]);
+        }
+        const Shared<float> round_sums = sums + stage * warps * 2 * R;
+        if (lane_index() == 0) {
+            LNFREE_UNROLL
+            for (int j = 0; j < 2 * R; j++) round_sums[warp * 2 * R + j] = partial[j];
+        }
+        __syncthreads();
+        float total[2 * R] = {};
+        for (int w = 0; w < warps; w++) {
+            LNFREE_UNROLL
+            for (int j = 0; j < 2 * R; j += 4) {
+                const Vec<float, 4> four = round_sums.template load_vec<4>(w * 2 * R + j);
+                LNFREE_UNROLL
+                for (int k = 0; k < 4; k++) total[j + k] += four.v[k];
+            }
+        }
+        LNFREE_UNROLL
+        for (int r = 0; r < R; r++) {
+            if (!rounds.is_ours(n0 + r)) continue;
+            const float mean_g = total[2 * r] / static_cast<float>(C), slope = norm_slope(row[r], total[2 * r + 1], C);
+            const Vec<X, width> x = rounds.load(stage, r, Rounds::kX), da = rounds.load(stage, r, Rounds::kDoutA);
+            const Vec<X, width> db = two_branches ? rounds.load(stage, r, Rounds::kDoutB) : da;
+            Vec<X, width> dx = {};
+            if (!p.overwrite) dx = rounds.load(stage, r, Rounds::kDresidual);
+            LNFREE_UNROLL
+            for (int i = 0; i < width; i++) {
+                const float centred = to_float(x.v[i]) - row[r].mean;
+                const float here = gamma[i] * gradient_of(r, da, db, i).e - mean_g + slope * centred;
+                dx.v[i] = from_float<X>(to_float(dx.v[i]) + here);
+            }
+            store_vec(p.dresidual + (n0 + r) * C + c, dx);
+        }
+    }
+    copy_async_wait<0>();
+    if (c >= C) return;
+    float* partial = p.partial + static_cast<int64_t>(blockIdx.x) * 2 * C + c;
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i++) {
+        partial[i] = dgamma[i];
+        partial[C + i] = dbeta[i];
+    }
+}
+
+// The same for any C: one element at a time, the sums kept in the block's own row of `partial`.
+template <class X>
+__global__ void norm_backward_plain_kernel(NormBackward<X> p) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<float> sums = shared.take<float>(kWarp);
+    const int64_t C = p.C, begin = static_cast<int64_t>(blockIdx.x) * p.rows_per_block;
+    const int64_t end = begin + p.rows_per_block < p.N ? begin + p.rows_per_block : p.N;
+    float* dgamma = p.partial + static_cast<int64_t>(blockIdx.x) * 2 * C;
+    float* dbeta = dgamma + C;
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) dgamma[c] = dbeta[c] = 0;
+    for (int64_t n = begin; n < end; n++) {
+        const NormRow row = norm_row(p, n, p.mean[n], p.sigma[n]);
+        const auto gradient_at = [&](int64_t at) {
+            const float da = to_float(p.dout_a[at]), db = p.dout_b == nullptr ? 0.0f : to_float(p.dout_b[at]);
+            return norm_gradient(row, p.a, p.b, da, db);
+        };
+        float sum_g = 0, sum_gx = 0;
+        for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
+            const NormGradient d = gradient_at(n * C + c);
+            const float centred = to_float(p.x[n * C + c]) - row.mean;
+            sum_g += p.gamma[c] * d.e;
+            sum_gx += p.gamma[c] * d.l * centred;
+            dgamma[c] += d.e * centred;
+            dbeta[c] += d.sum;
+        }
+        const float mean_g = block_sum(sum_g, sums) / static_cast<float>(C);
+        const float slope = norm_slope(row, block_sum(sum_gx, sums), C);
+        for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
+            const int64_t at = n * C + c;
+            const float before = p.overwrite ? 0.0f : to_float(p.dresidual[at]);
+            const float centred = to_float(p.x[at]) - row.mean;
+            p.dresidual[at] = from_float<X>(before + (p.gamma[c] * gradient_at(at).e - mean_g + slope * centred));
+        }
+    }
+}
+
+// Launches norm_backward_kernel if its rounds of R rows fit the device's shared memory.
+template <int R, bool two_branches, class X>
+bool launch_norm_backward(const NormBackward<X>& p, int64_t blocks_of_rows, cudaStream_t stream) {
+    constexpr int width = kVector<X>;
+    const unsigned threads = static_cast<unsigned>(ceil_div(p.C / width, kWarp) * kWarp);
+    const size_t bytes = shared_bytes_of<float>(2 * static_cast<int64_t>(threads / kWarp) * 2 * R) +
+                         NormRounds<X, width, R, two_branches>::shared_bytes(threads);
+    if (static_cast<int64_t>(bytes) > largest_shared_memory()) return false;
+    launch_dependent(norm_backward_kernel<X, width, R, two_branches>, blocks(blocks_of_rows), dim3(threads), bytes,
+                     stream, p);
+    return true;
+}
+
+// Rows of each block of norm_backward, whole rounds of four.
+inline int64_t norm_backward_rows_per_block(int64_t N) {
+    return ceil_div(ceil_div(N, kSummingBlocks), 4) * 4;
+}
+
+// Number of floats of `scratch` for norm_backward.
+inline int64_t norm_backward_scratch(int64_t N, int64_t C) {
+    return ceil_div(N, norm_backward_rows_per_block(N)) * 2 * C;
+}
+
+// dresidual (N,C), dgamma (C), dbeta (C) are added to; with `overwrite` dresidual is set instead, and need not be zeroed
+// before. dout_a, dout_b, x (N,C); gamma (C); mean, sigma (N). dout_b is the gradient of the second branch's normed_b, null
+// where there is none. aux (on the device) adds the gradient of the auxiliary loss at this input, null where there is none.
+template <class X>
+void norm_backward(X* dresidual, bool overwrite, float* dgamma, float* dbeta, float* scratch, const X* dout_a,
+                   const X* dout_b, const X* x, const float* gamma, const float* mean, const float* sigma,
+                   const Divisor& a, const Divisor& b, const AuxTerm* aux, int64_t N, int64_t C, cudaStream_t stream) {
+    const int64_t rows_per_block = norm_backward_rows_per_block(N), count = ceil_div(N, rows_per_block);
+    const NormBackward<X> p{dresidual, scratch, dout_a, dout_b,    x, gamma, mean,          sigma,
+                            a,         b,       aux,    overwrite, N, C,     rows_per_block};
+    constexpr int R = sizeof(X) == 2 ? 4 : 2;  // as many bytes in float
+    const bool in_rounds = rows_are_aligned<X>(C, dresidual, dout_a, dout_b, x, gamma) && C <= kHeldChannels &&
+                           (dout_b == nullptr ? launch_norm_backward<R, false>(p, count, stream)
+                                              : launch_norm_backward<R, true>(p, count, stream) ||
+                                                    launch_norm_backward<2, true>(p, count, stream));
+    if (!in_rounds)
+        launch_dependent(norm_backward_plain_kernel<X>, blocks(count), dim3(256), shared_bytes_of<float>(kWarp), stream,
+                         p);
+    add_partial_sums(dgamma, C, dbeta, C, scratch, count, stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sigma statistics (protocol.md 3): the sum of sigma over a micro-batch for each of S arrays, position 0 apart.
+
+constexpr int kStatisticsThreads = 1024;
+
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    sigma_statistics_kernel(double* sums, const float* sigma, int64_t stride, int64_t N, unsigned T) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<double> partial = shared.take<double>(kWarp);
+    const float* s = sigma + static_cast<int64_t>(blockIdx.x) * stride;
+    double at_0 = 0, elsewhere = 0;
+    LNFREE_UNROLL_BY(8)
+    for (unsigned n = threadIdx.x; n < N; n += threads) {
+        const double value = s[n];
+        if (n % T == 0)
+            at_0 += value;
+        else
+            elsewhere += value;
+    }
+    at_0 = block_sum(at_0, partial);
+    elsewhere = block_sum(elsewhere, partial);
+    if (threadIdx.x != 0) return;
+    sums[2 * static_cast<int64_t>(blockIdx.x)] += at_0;
+    sums[2 * static_cast<int64_t>(blockIdx.x) + 1] += elsewhere;
+}
+
+// sums (S,2), added to: at position 0, elsewhere. sigma: S arrays (B,T), `stride` floats from one to the next.
+inline void sigma_statistics(double* sums, const float* sigma, int64_t stride, int64_t S, int64_t B, int64_t T,
+                             cudaStream_t stream) {
+    launch_dependent(sigma_statistics_kernel<kStatisticsThreads>, blocks(S), dim3(kStatisticsThreads),
+                     shared_bytes_of<double>(kWarp), stream, sums, sigma, stride, B * T, static_cast<unsigned>(T));
+}
+
+// The auxiliary loss (paper, eq. 3; protocol.md 6): lambda * mean over all positions of (sigma - sigma_hat)^2. One block:
+// there are B * T numbers to read, a few hundred KiB.
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    aux_loss_kernel(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
+                    double scale, int64_t N, unsigned T) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<double> partial = shared.take<double>(kWarp);
+    double sum = 0, counted = 0;
+    LNFREE_UNROLL_BY(8)
+    for (unsigned n = threadIdx.x; n < N; n += threads) {
+        const float value = sigma[n];
+        if (n % T == 0 || tokens[n] == end_of_text) continue;
+        sum += value;
+        counted += 1;
+    }
+    sum = block_sum(sum, partial);
+    counted = block_sum(counted, partial);
+    const bool active = lambda != 0 && counted > 0;
+    const double sigma_hat = active ? sum / counted : 0;
+    double squares = 0;
+    LNFREE_UNROLL_BY(8)
+    for (unsigned n = threadIdx.x; n < N; n += threads) {
+        const double off = sigma[n] - sigma_hat;
+        squares += off * off;
+    }
+    squares = block_sum(squares, partial);
+    if (threadIdx.x != 0) return;
+    out->sigma_hat = static_cast<float>(sigma_hat);
+    out->factor = static_cast<float>(scale * lambda * 2.0 / static_cast<double>(N));
+    out->loss = active ? lambda / static_cast<double>(N) * squares : 0.0;
+    out->active = active;
+}
+
+// sigma, tokens (B,T). `scale` is 1 / accumulation steps, for the gradient alone.
+inline void aux_loss(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
+                     double scale, int64_t B, int64_t T, cudaStream_t stream) {
+    launch_dependent(aux_loss_kernel<kStatisticsThreads>, blocks(1), dim3(kStatisticsThreads),
+                     shared_bytes_of<double>(kWarp), stream, out, sigma, tokens, end_of_text, lambda, scale, B * T,
+                     static_cast<unsigned>(T));
+}
+
+// sum += values (n) in double precision and a fixed order: the losses of a micro-batch.
+template <int threads>
+__global__ void __launch_bounds__(threads) add_sum_kernel(double* sum, const float* values, int64_t n) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<double> partial = shared.take<double>(kWarp);
+    double mine = 0;
+    LNFREE_UNROLL_BY(8)
+    for (int64_t i = threadIdx.x; i < n; i += threads) mine += values[i];
+    mine = block_sum(mine, partial);
+    if (threadIdx.x == 0) *sum += mine;
+}
+
+inline void add_sum(double* sum, const float* values, int64_t n, cudaStream_t stream) {
+    launch_dependent(add_sum_kernel<kStatisticsThreads>, blocks(1), dim3(kStatisticsThreads),
+                     shared_bytes_of<double>(kWarp), stream, sum, values, n);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Element by element: out[i] = f(a[i]), or f(a[i], b[i]).
+
+constexpr int kMapThreads = 256, kMapVectors = 2;  // vectors that a thread loads before it computes
+
+// An access of `width` elements takes 16 bytes of the wider of the two types.
+template <class Out, class In, int width, class F>
+__global__ void __launch_bounds__(kMapThreads) map_kernel(Out* out, const In* a, const In* b, int64_t n, F f) {
+    begin_kernel();
+    const int64_t first = (static_cast<int64_t>(blockIdx.x) * kMapThreads * kMapVectors + threadIdx.x) * width;
+    constexpr int64_t step = kMapThreads * width;
+    Vec<In, width> va[kMapVectors], vb[kMapVectors];
+    LNFREE_UNROLL
+    for (int k = 0; k < kMapVectors; k++) {
+        const int64_t i = first + k * step;
+        if (i + width > n) continue;
+        va[k] = load_vec_streaming<width>(a + i);
+        if (F::reads_b) vb[k] = load_vec_streaming<width>(b + i);
+    }
+    LNFREE_UNROLL
+    for (int k = 0; k < kMapVectors; k++) {
+        const int64_t i = first + k * step;
+        if (i + width > n) {  // the last elements, fewer than a vector
+            for (int64_t j = i; j < n; j++)
+                out[j] = from_float<Out>(f(to_float(a[j]), F::reads_b ? to_float(b[j]) : 0.0f));
+            continue;
+        }
+        Vec<Out, width> result;
+        LNFREE_UNROLL
+        for (int j = 0; j < width; j++)
+            result.v[j] = from_float<Out>(f(to_float(va[k].v[j]), F::reads_b ? to_float(vb[k].v[j]) : 0.0f));
+        store_vec(out + i, result);
+    }
+}
+
+template <class F, class Out, class In>
+void map(Out* out, const In* a, const In* b, int64_t n, F f, cudaStream_t stream) {
+    typedef std::conditional_t<(sizeof(Out) > sizeof(In)), Out, In> Wider;
+    with_width<Wider>(is_aligned(out) && is_aligned(a) && is_aligned(b), [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        launch_dependent(map_kernel<Out, In, width, F>, blocks(ceil_div(n, int64_t{kMapThreads} * kMapVectors * width)),
+                         dim3(kMapThreads), 0, stream, out, a, b, n, f);
+    });
+}
+
+struct Copy {
+    static constexpr bool reads_b = false;
+    __device__ float operator()(float a, float) const { return a; }
+};
+struct Add {
+    static constexpr bool reads_b = true;
+    __device__ float operator()(float a, float b) const { return a + b; }
+};
+
+// out (n) = in (n) in another type, rounded to nearest even.
+template <class Out, class In>
+void convert(Out* out, const In* in, int64_t n, cudaStream_t stream) {
+    map(out, in, static_cast<const In*>(nullptr), n, Copy(), stream);
+}
+
+// out (n) = stream (n) + branch (n); out may be either of them.
+template <class X>
+void residual_add(X* out, const X* a, const X* b, int64_t n, cudaStream_t stream) {
+    map(out, a, b, n, Add(), stream);
+}
+
+// GELU in GPT-2's tanh form. (1 + tanh u) / 2 = 1 / (1 + e^-2u) = s, which takes one exponential and one division and keeps
+// its relative accuracy where tanh is close to -1:
+//     u = sqrt(2/pi) * (x + 0.044715 x^3),   gelu(x) = x * s,   gelu'(x) = s + x * s * (1 - s) * 2 u'
+__device__ __forceinline__ float gelu_share(float x) {
+    const float u = static_cast<float>(kGeluScale) * x * (1.0f + 0.044715f * x * x);
+    return __fdividef(1.0f, 1.0f + __expf(-2.0f * u));
+}
+
+struct Gelu {
+    static constexpr bool reads_b = false;
+    __device__ float operator()(float x, float) const { return x * gelu_share(x); }
+};
+struct GeluBackward {
+    static constexpr bool reads_b = true;
+    __device__ float operator()(float dout, float x) const {
+        const float s = gelu_share(x);
+        const float twice_du = 2.0f * static_cast<float>(kGeluScale) * (1.0f + 3 * 0.044715f * x * x);
+        return dout * (s + x * s * (1.0f - s) * twice_du);
+    }
+};
+
+// out, inp (n)
+template <class X>
+void gelu_forward(X* out, const X* inp, int64_t n, cudaStream_t stream) {
+    map(out, inp, static_cast<const X*>(nullptr), n, Gelu(), stream);
+}
+
+// dinp (n), overwritten, may be dout itself; dout, inp (n)
+template <class X>
+void gelu_backward(X* dinp, const X* dout, const X* inp, int64_t n, cudaStream_t stream) {
+    map(dinp, dout, inp, n, GeluBackward(), stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Column by column: biases and their gradients. A lane owns `width` columns, the eight warps of a block take turns at the
+// block's rows.
+
+constexpr int kColumnWarps = 8, kColumnRows = 4;  // rows of a warp that are on their way together
+
+// How a kernel over the columns of (N,M) is shared out: the tiles of 32 * width columns, and the parts of the rows.
+struct ColumnGrid {
+    int64_t tiles, rows_per_block, parts;
+
+    ColumnGrid(int64_t N, int64_t M, int width) : tiles(ceil_div(M, int64_t{kWarp} * width)) {
+        const int64_t wanted = std::max<int64_t>(1, 2 * kSummingBlocks / tiles);
+        rows_per_block = ceil_div(ceil_div(N, wanted), kColumnWarps) * kColumnWarps;
+        parts = ceil_div(N, rows_per_block);
+    }
+    dim3 grid() const { return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(parts)); }
+};
+
+// What a thread of such a kernel works on.
+struct ColumnWalk {
+    int64_t column, row, end;  // its first column; its rows: row, row + 8, ... below end
+
+    __device__ ColumnWalk(int64_t N, int64_t rows_per_block, int width) {
+        column = (static_cast<int64_t>(blockIdx.x) * kWarp + lane_index()) * width;
+        const int64_t begin = static_cast<int64_t>(blockIdx.y) * rows_per_block;
+        row = begin + threadIdx.x / kWarp;
+        end = begin + rows_per_block < N ? begin + rows_per_block : N;
+    }
+    // Row r of a round that begins with row n0: whether it is ours, and where it lies.
+    __device__ __forceinline__ bool has(int64_t n0, int r) const { return n0 + r * kColumnWarps < end; }
+    __device__ __forceinline__ int64_t at(int64_t n0, int r, int64_t stride) const {
+        return (n0 + r * kColumnWarps) * stride + column;
+    }
+};
+
+// with_gelu: hidden = gelu(out + bias) as well
+template <class X, int width, bool with_gelu>
+__global__ void __launch_bounds__(kColumnWarps* kWarp)
+    add_bias_kernel(X* out, X* hidden, const X* bias, int64_t N, int64_t M, int64_t stride, int64_t rows_per_block) {
+    begin_kernel();
+    const ColumnWalk walk(N, rows_per_block, width);
+    if (walk.column >= M) return;
+    const Vec<X, width> add = load_vec<width>(bias + walk.column);
+    for (int64_t n0 = walk.row; n0 < walk.end; n0 += kColumnWarps * kColumnRows) {
+        Vec<X, width> values[kColumnRows], activated;
+        LNFREE_UNROLL
+        for (int r = 0; r < kColumnRows; r++)
+            if (walk.has(n0, r)) values[r] = load_vec<width>(out + walk.at(n0, r, stride));
+        LNFREE_UNROLL
+        for (int r = 0; r < kColumnRows; r++) {
+            if (!walk.has(n0, r)) continue;
+            LNFREE_UNROLL
+            for (int i = 0; i < width; i++) {
+                values[r].v[i] = from_float<X>(to_float(values[r].v[i]) + to_float(add.v[i]));
+                if (with_gelu) activated.v[i] = from_float<X>(Gelu()(to_float(values[r].v[i]), 0.0f));
+            }
+            store_vec(out + walk.at(n0, r, stride), values[r]);
+            if (with_gelu) store_vec(hidden + walk.at(n0, r, M), activated);
+        }
+    }
+}
+
+// out (N,M), rows `stride` apart, += bias (M)
+template <class X>
+void add_bias(X* out, const X* bias, int64_t N, int64_t M, int64_t stride, cudaStream_t stream) {
+    const bool aligned = rows_are_aligned<X>(M, out, bias) && stride % kVector<X> == 0;
+    with_width<X>(aligned, [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        const ColumnGrid grid(N, M, width);
+        launch_dependent(add_bias_kernel<X, width, false>, grid.grid(), dim3(kColumnWarps * kWarp), 0, stream, out,
+                         static_cast<X*>(nullptr), bias, N, M, stride, grid.rows_per_block);
+    });
+}
+
+// For products whose library fuses neither: fc (N,M) += bias (M), then hidden (N,M) = gelu(fc).
+template <class X>
+void bias_gelu_forward(X* hidden, X* fc, const X* bias, int64_t N, int64_t M, cudaStream_t stream) {
+    with_width<X>(rows_are_aligned<X>(M, hidden, fc, bias), [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        const ColumnGrid grid(N, M, width);
+        launch_dependent(add_bias_kernel<X, width, true>, grid.grid(), dim3(kColumnWarps * kWarp), 0, stream, fc,
+                         hidden, bias, N, M, M, grid.rows_per_block);
+    });
+}
+
+// partial (parts,M): each block's sums of its columns of values. With `inp`, values first become values * gelu'(inp).
+template <class X, int width, bool through_gelu>
+__global__ void __launch_bounds__(kColumnWarps* kWarp)
+    column_sums_kernel(float* partial, X* dinp, const X* dout, const X* inp, int64_t N, int64_t M, int64_t stride,
+                       int64_t rows_per_block) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<float> sums = shared.take<float>(kColumnWarps * kWarp * width);
+    const ColumnWalk walk(N, rows_per_block, width);
+    float sum[width] = {};
+    for (int64_t n0 = walk.row; n0 < walk.end && walk.column < M; n0 += kColumnWarps * kColumnRows) {
+        Vec<X, width> values[kColumnRows], x[kColumnRows];
+        LNFREE_UNROLL
+        for (int r = 0; r < kColumnRows; r++) {
+            if (!walk.has(n0, r)) continue;
+            values[r] = load_vec<width>(dout + walk.at(n0, r, stride));
+            if (through_gelu) x[r] = load_vec_streaming<width>(inp + walk.at(n0, r, stride));
+        }
+        LNFREE_UNROLL
+        for (int r = 0; r < kColumnRows; r++) {
+            if (!walk.has(n0, r)) continue;
+            if (through_gelu) {
+                LNFREE_UNROLL
+                for (int i = 0; i < width; i++)
+                    values[r].v[i] = from_float<X>(GeluBackward()(to_float(values[r].v[i]), to_float(x[r].v[i])));
+                store_vec(dinp + walk.at(n0, r, stride), values[r]);
+            }
+            LNFREE_UNROLL
+            for (int i = 0; i < width; i++) sum[i] += to_float(values[r].v[i]);
+        }
+    }
+    // Column i of lane l at i * 32 + l: neighbouring lanes write to neighbouring banks.
+    const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i++) sums[(warp * width + i) * kWarp + lane] = sum[i];
+    __syncthreads();
+    for (int i = warp; i < width; i += kColumnWarps) {
+        float total = 0;
+        for (int w = 0; w < kColumnWarps; w++) total += sums[(w * width + i) * kWarp + lane];
+        if (walk.column < M) partial[static_cast<int64_t>(blockIdx.y) * M + walk.column + i] = total;
+    }
+}
+
+// Number of floats of `scratch` for column_sums and gelu_backward_bias.
+inline int64_t column_sums_scratch(int64_t N, int64_t M) {
+    return std::max({ColumnGrid(N, M, 1).parts, ColumnGrid(N, M, 4).parts, ColumnGrid(N, M, 8).parts}) * M;
+}
+
+template <class X, bool through_gelu>
+void launch_column_sums(float* sums, float* scratch, X* dinp, const X* dout, const X* inp, int64_t N, int64_t M,
+                        int64_t stride, cudaStream_t stream) {
+    const bool aligned = rows_are_aligned<X>(M, dinp, dout, inp) && stride % kVector<X> == 0;
+    with_width<X>(aligned, [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        const ColumnGrid grid(N, M, width);
+        launch_dependent(column_sums_kernel<X, width, through_gelu>, grid.grid(), dim3(kColumnWarps * kWarp),
+                         shared_bytes_of<float>(kColumnWarps * kWarp * width), stream, scratch, dinp, dout, inp, N, M,
+                         stride, grid.rows_per_block);
+        add_partial_sums(sums, M, nullptr, 0, scratch, grid.parts, stream);
+    });
+}
+
+// dbias (M), added to: the sums of the columns of dout (N,M), rows `stride` apart.
+template <class X>
+void column_sums(float* dbias, float* scratch, const X* dout, int64_t N, int64_t M, int64_t stride,
+                 cudaStream_t stream) {
+    launch_column_sums<X, false>(dbias, scratch, nullptr, dout, nullptr, N, M, stride, stream);
+}
+
+// For products whose library fuses neither: dinp = dout * gelu'(inp), all (N,M), and dbias (M) += the sums of dinp's
+// columns. dinp may be dout.
+template <class X>
+void gelu_backward_bias(X* dinp, float* dbias, float* scratch, const X* dout, const X* inp, int64_t N, int64_t M,
+                        cudaStream_t stream) {
+    launch_column_sums<X, true>(dbias, scratch, dinp, dout, inp, N, M, M, stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Classifier: softmax, cross-entropy and their gradient, in place:
+//     loss = log sum exp z - z[target],   dz = scale * (softmax(z) - one-hot(target))
+// A block takes a row. One read finds maximum and sum together: whenever the maximum grows, the sum so far shrinks by the
+// factor that it was too large by. The row stays in shared memory until the gradient is written, where it fits twice into
+// a multiprocessor (so that one block loads while another computes); longer rows are read a second time.
+
+constexpr int kClassifierThreads = 512;
+constexpr int64_t kClassifierHeldBytes =
+    113 * 1024 - 1024;  // half of an H200's 228 KiB, less what each block needs besides
+
+// Largest value and sum of exp(value - largest) of some logits.
+struct SoftmaxSum {
+    float largest = -3.402823466e38f;  // finite, so that nothing minus nothing is not NaN
+    float sum = 0;
+};
+
+__device__ __forceinline__ SoftmaxSum combine(const SoftmaxSum& a, const SoftmaxSum& b) {
+    SoftmaxSum both;
+    both.largest = fmaxf(a.largest, b.largest);
+    both.sum = a.sum * __expf(a.largest - both.largest) + b.sum * __expf(b.largest - both.largest);
+    return both;
+}
+
+template <int width>
+__device__ __forceinline__ void add_logits(SoftmaxSum& all, const float (&z)[width]) {
+    float largest = all.largest;
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i++) largest = fmaxf(largest, z[i]);
+    float sum = all.sum * __expf(all.largest - largest);
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i++) sum += __expf(z[i] - largest);
+    all.largest = largest;
+    all.sum = sum;
+}
+
+// The logits of one row, and how a thread goes over its vectors of them: threadIdx.x, threadIdx.x + blockDim.x, ...
+// held: a copy in shared memory; every thread reads its own vectors alone.
+template <class X, int width, bool held>
+class LogitsRow {
+  public:
+    __device__ __forceinline__ LogitsRow(const X* z, SharedMemory& shared, int64_t V)
+        : z_(z), V_(V), kept_(shared.take<X>(held ? ceil_div(V, width) * width : 0)) {}
+
+    // The thread's sum over the row. A held row is sent for as a whole before anything is computed; the first half is
+    // added up while the second is on its way.
+    __device__ __forceinline__ SoftmaxSum sum() const {
+        SoftmaxSum all;
+        if constexpr (held) {
+            const int64_t half = ceil_div(ceil_div(V_, step()), 2) * step();
+            fetch(0, half);
+            fetch(half, V_);
+            copy_async_wait<1>();
+            add(all, 0, half);
+            copy_async_wait<0>();
+            add(all, half, V_);
+        } else {
+            add(all, 0, V_);
+        }
+        return all;
+    }
+    __device__ __forceinline__ Vec<X, width> vector(int64_t c) const {
+        if constexpr (held)
+            return kept_.template load_vec<width>(c);
+        else
+            return load_vec<width>(z_ + c);
+    }
+    static __device__ __forceinline__ int64_t first() { return static_cast<int64_t>(threadIdx.x) * width; }
+    static __device__ __forceinline__ int64_t step() { return static_cast<int64_t>(blockDim.x) * width; }
+
+  private:
+    __device__ __forceinline__ void fetch(int64_t begin, int64_t end) const {
+        for (int64_t c = begin + first(); c < end && c < V_; c += step()) copy_async_16(kept_ + c, z_ + c);
+        copy_async_commit();
+    }
+    __device__ __forceinline__ void add(SoftmaxSum& all, int64_t begin, int64_t end) const {
+        LNFREE_UNROLL_BY(4)
+        for (int64_t c = begin + first(); c < end && c < V_; c += step()) {
+            const Vec<X, width> v = vector(c);
+            float value[width];
+            LNFREE_UNROLL
+            for (int i = 0; i < width; i++) value[i] = c + i < V_ ? to_float(v.v[i]) : -INFINITY;
+            add_logits<width>(all, value);
+        }
+    }
+    const X* z_;
+    int64_t V_;
+    Shared<X> kept_;
+};
+
+template <class X, int width, bool held>
+__global__ void __launch_bounds__(kClassifierThreads)
+    classifier_kernel(X* logits, float* losses, const int32_t* targets, float gradient_scale, bool with_gradient,
+                      int64_t V, int64_t Vp) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<float> partial = shared.take<float>(2 * kWarp);
+    const int64_t row =
+        static_cast<int64_t>(gridDim.x) - 1 - blockIdx.x;  // what the product wrote last is still in the cache
+    X* z = logits + row * Vp;
+    // The thread whose vectors hold the target's logit sees to all that is special about it.
+    const int64_t target = targets[row];
+    const bool has_target = static_cast<int64_t>(threadIdx.x) == target / width % blockDim.x;
+    const float target_logit = has_target ? to_float(z[target]) : 0.0f;
+
+    const LogitsRow<X, width, held> logits_row(z, shared, V);
+    SoftmaxSum mine = logits_row.sum();
+    LNFREE_UNROLL
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        SoftmaxSum other;
+        other.largest = __shfl_xor_sync(kAllLanes, mine.largest, offset);
+        other.sum = __shfl_xor_sync(kAllLanes, mine.sum, offset);
+        mine = combine(mine, other);
+    }
+    const int warps = static_cast<int>(blockDim.x) / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    if (lane_index() == 0) {
+        partial[2 * warp] = mine.largest;
+        partial[2 * warp + 1] = mine.sum;
+    }
+    __syncthreads();
+    SoftmaxSum all;
+    for (int w = 0; w < warps; w++) {
+        SoftmaxSum other;
+        other.largest = partial[2 * w];
+        other.sum = partial[2 * w + 1];
+        all = combine(all, other);
+    }
+    if (has_target) losses[row] = logf(all.sum) + all.largest - target_logit;
+    if (!with_gradient) return;
+
+    const float factor = gradient_scale / all.sum;
+    for (int64_t c = logits_row.first(); c < Vp; c += logits_row.step()) {
+        Vec<X, width> v = {};
+        if (c < V) v = logits_row.vector(c);
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++)
+            v.v[i] = from_float<X>(c + i < V ? __expf(to_float(v.v[i]) - all.largest) * factor : 0.0f);
+        store_vec(z + c, v);
+    }
+    if (has_target) z[target] = from_float<X>(__expf(target_logit - all.largest) * factor - gradient_scale);
+}
+
+// logits (rows,Vp): in the first V columns logits, the others are ignored. losses (rows) in nats; targets (rows) in [0,V).
+// with_gradient: logits become gradient_scale * (softmax - one-hot), columns V to Vp - 1 become 0.
+template <class X>
+void classifier(X* logits, float* losses, const int32_t* targets, float gradient_scale, bool with_gradient,
+                int64_t rows, int64_t V, int64_t Vp, cudaStream_t stream) {
+    with_width<X>(rows_are_aligned<X>(Vp, logits), [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        const int64_t kept = ceil_div(V, width) * width;
+        const unsigned threads =
+            static_cast<unsigned>(std::min<int64_t>(kClassifierThreads, ceil_div(kept / width, kWarp) * kWarp));
+        const size_t partial = shared_bytes_of<float>(2 * kWarp), held = partial + shared_bytes_of<X>(kept);
+        const int64_t limit = std::min<int64_t>(kClassifierHeldBytes, largest_shared_memory());
+        if (width > 1 && with_gradient && static_cast<int64_t>(held) <= limit)
+            launch_dependent(classifier_kernel<X, width, width != 1>, blocks(rows), dim3(threads), held, stream, logits,
+                             losses, targets, gradient_scale, with_gradient, V, Vp);
+        else
+            launch_dependent(classifier_kernel<X, width, false>, blocks(rows), dim3(threads), partial, stream, logits,
+                             losses, targets, gradient_scale, with_gradient, V, Vp);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Norm of the whole gradient, and what clipping makes of it.
+
+struct GradientNorm {
+    double norm;       // before clipping; not finite if any gradient is not
+    float clip_scale;  // what adamw multiplies gradients by
+};
+
+constexpr int kNormThreads = 512;
+constexpr int64_t kNormBlocks = 2 * kSummingBlocks;
+
+template <int width>
+__global__ void __launch_bounds__(kNormThreads) sum_of_squares_kernel(double* partial, const float* values, int64_t n) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<double> sums = shared.take<double>(kWarp);
+    const int64_t step = static_cast<int64_t>(gridDim.x) * kNormThreads * width;
+    const int64_t full = n / width * width;
+    double sum = 0;
+    LNFREE_UNROLL_BY(4)
+    for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kNormThreads + threadIdx.x) * width; i < full; i += step) {
+        const Vec<float, width> v = load_vec<width>(values + i);
+        LNFREE_UNROLL
+        for (int j = 0; j < width; j++) sum += static_cast<double>(v.v[j]) * static_cast<double>(v.v[j]);
+    }
+    if (blockIdx.x == 0 && full + threadIdx.x < n) {  // the last elements, fewer than a vector
+        const double last = values[full + threadIdx.x];
+        sum += last * last;
+    }
+    sum = block_sum(sum, sums);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    finish_norm_kernel(GradientNorm* out, const double* partial, int64_t count, double clip) {
+    begin_kernel();
+    SharedMemory shared;
+    Shared<double> sums = shared.take<double>(kWarp);
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < count; i += threads) sum += partial[i];
+    sum = block_sum(sum, sums);
+    if (threadIdx.x != 0) return;
+    const double norm = sqrt(sum);
+    out->norm = norm;
+    out->clip_scale = static_cast<float>(norm > clip ? clip / norm : 1.0);
+}
+
+// Number of doubles of `scratch` for global_norm.
+inline int64_t global_norm_scratch() {
+    return kNormBlocks;
+}
+
+// out (on the device): the Euclidean norm of values (n), and the factor that brings it down to `clip`.
+inline void global_norm(GradientNorm* out, double* scratch, const float* values, int64_t n, double clip,
+                        cudaStream_t stream) {
+    with_width<float>(is_aligned(values), [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        const int64_t count = std::min(kNormBlocks, ceil_div(n, int64_t{kNormThreads} * width));
+        launch_dependent(sum_of_squares_kernel<width>, blocks(count), dim3(kNormThreads),
+                         shared_bytes_of<double>(kWarp), stream, scratch, values, n);
+        launch_dependent(finish_norm_kernel<kNormThreads>, blocks(1), dim3(kNormThreads),
+                         shared_bytes_of<double>(kWarp), stream, out, scratch, count, clip);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// AdamW over all tensors in one launch (AdamW::update in train_gpt2_lnfree.cpp):
+//     m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   w = keep * w - step * m / (sqrt(v) * root2 + eps)
+// Weights, gradients and moments are flat float buffers, so a block takes a stretch of them, whichever tensors lie there.
+// All of a tensor that matters is whether it decays.
+
+struct TensorRange {
+    int64_t offset, size;
+    bool decay;
+};
+
+struct AdamWStep {
+    float beta1, beta2, rest1, rest2;  // rest: 1 - beta, rounded once
+    float step, root2, eps, keep;      // keep: 1 - lr * weight_decay, for tensors that decay
+};
+
+// `updates` counts from 1.
+inline AdamWStep adamw_step(double beta1, double beta2, double eps, double weight_decay, double lr, int64_t updates) {
+    const double t = static_cast<double>(updates);
+    AdamWStep s;
+    s.beta1 = static_cast<float>(beta1);
+    s.beta2 = static_cast<float>(beta2);
+    s.rest1 = static_cast<float>(1 - beta1);
+    s.rest2 = static_cast<float>(1 - beta2);
+    s.step = static_cast<float>(lr / (1 - std::pow(beta1, t)));
+    s.root2 = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, t)));
+    s.eps = static_cast<float>(eps);
+    s.keep = static_cast<float>(1 - lr * weight_decay);
+    return s;
+}
+
+// 32 random bits for element `index` of an update: SplitMix64's mixing function of a counter, so that no state is kept and
+// no order of the threads matters.
+__device__ __forceinline__ uint32_t random_bits(uint64_t key, uint64_t index) {
+    uint64_t z = key + (index + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return static_cast<uint32_t>((z ^ (z >> 31)) >> 32);
+}
+
+constexpr int kAdamThreads = 256, kAdamVectors = 8;  // 8192 elements per block pay for the search of the table
+
+template <class X>
+struct AdamWBuffers {
+    float *master, *grad, *m, *v;
+    X* copy;  // what the products read; null where that is `master` itself
+    const GradientNorm* norm;
+    const TensorRange* tensors;
+    int64_t tensor_count, n;
+    AdamWStep s;
+    bool stochastic;
+    uint64_t key;
+};
+
+// The last tensor that begins at or before element i.
+template <class X>
+__device__ __forceinline__ TensorRange find_tensor(const AdamWBuffers<X>& p, int64_t i) {
+    int64_t low = 0, high = p.tensor_count - 1;
+    while (low < high) {
+        const int64_t middle = (low + high + 1) / 2;
+        if (p.tensors[middle].offset <= i)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return p.tensors[low];
+}
+
+// Elements i to i + width; `tensor` is the one that the elements before lay in.
+template <int width, class X>
+__device__ __forceinline__ void adamw_update(const AdamWBuffers<X>& p, TensorRange& tensor, int64_t i, float scale) {
+    const AdamWStep& s = p.s;
+    Vec<float, width> w = load_vec_streaming<width>(p.master + i), g = load_vec_streaming<width>(p.grad + i);
+    Vec<float, width> m = load_vec_streaming<width>(p.m + i), v = load_vec_streaming<width>(p.v + i);
+    LNFREE_UNROLL
+    for (int j = 0; j < width; j++) {
+        if (i + j >= tensor.offset + tensor.size) tensor = find_tensor(p, i + j);
+        const float gradient = g.v[j] * scale;
+        m.v[j] = s.beta1 * m.v[j] + s.rest1 * gradient;
+        v.v[j] = s.beta2 * v.v[j] + s.rest2 * gradient * gradient;
+        const float keep = tensor.decay ? s.keep : 1.0f;
+        w.v[j] = keep * w.v[j] - s.step * m.v[j] / (sqrtf(v.v[j]) * s.root2 + s.eps);
+    }
+    store_vec_streaming(p.master + i, w);
+    store_vec_streaming(p.m + i, m);
+    store_vec_streaming(p.v + i, v);
+    store_vec_streaming(p.grad + i, Vec<float, width>{});
+    if (p.copy == nullptr) return;
+    Vec<X, width> copy;
+    LNFREE_UNROLL
+    for (int j = 0; j < width; j++)
+        copy.v[j] = p.stochastic ? from_float_stochastic<X>(w.v[j], random_bits(p.key, static_cast<uint64_t>(i) + j))
+                                 : from_float<X>(w.v[j]);
+    store_vec(p.copy + i, copy);
+}
+
+template <class X, int width>
+__global__ void __launch_bounds__(kAdamThreads) adamw_kernel(AdamWBuffers<X> p) {
+    begin_kernel();
+    const float scale = p.norm->clip_scale;
+    TensorRange tensor = {0, 0, false};
+    for (int k = 0; k < kAdamVectors; k++) {
+        const int64_t vector = (static_cast<int64_t>(blockIdx.x) * kAdamVectors + k) * kAdamThreads + threadIdx.x;
+        const int64_t i = vector * width;
+        if (i + width <= p.n) {
+            adamw_update<width>(p, tensor, i, scale);
+        } else {
+            for (int64_t j = i; j < p.n; j++) adamw_update<1>(p, tensor, j, scale);
+        }
+    }
+}
+
+// master, grad, m, v (n): weights, their gradients, which are set to 0, and the moments. copy (n): the weights in the type
+// that the products read, or null. norm: what global_norm left on the device. tensors (tensor_count), on the device, by
+// offset, not overlapping. With `stochastic_key`, bf16 copies are rounded up or down at random, in proportion to what lies between,
+// with bits that depend on the key and the element alone.
+template <class X>
+void adamw(float* master, float* grad, float* m, float* v, X* copy, const GradientNorm* norm,
+           const TensorRange* tensors, int64_t tensor_count, int64_t n, const AdamWStep& step,
+           std::optional<uint64_t> stochastic_key, cudaStream_t stream) {
+    const AdamWBuffers<X> p{master,
+                            grad,
+                            m,
+                            v,
+                            copy,
+                            norm,
+                            tensors,
+                            tensor_count,
+                            n,
+                            step,
+                            stochastic_key.has_value(),
+                            stochastic_key.value_or(0)};
+    const bool aligned = is_aligned(master) && is_aligned(grad) && is_aligned(m) && is_aligned(v) && is_aligned(copy);
+    with_width<float>(aligned, [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        launch_dependent(adamw_kernel<X, width>, blocks(ceil_div(n, int64_t{kAdamThreads} * kAdamVectors * width)),
+                         dim3(kAdamThreads), 0, stream, p);
+    });
+}
+
+// What adamw takes as its key for stochastic rounding: different for every run and every update.
+inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
+    return SplitMix64(seed ^ (static_cast<uint64_t>(updates) * 0xD1342543DE82EF95u)).next();
+}
+
+}  // namespace cuda
+}  // namespace lnfree
+
+// =====================================================================================================================
+// Causal self-attention
+// =====================================================================================================================
+//
+//     scores(t,u) = scale * q(t) . k(u)     for u <= t, scale = 1 / sqrt(HS)
+//     p(t,u)      = exp(scores(t,u) - lse(t)),   lse(t) = log sum_u exp(scores(t,u))
+//     out(t)      = sum_u p(t,u) v(u)
+//
+// qkv (B,T,3C) holds queries, keys and values, heads side by side within each; out, dout (B,T,C); lse, delta (B,NH,T).
+//
+// A T x T matrix never exists. As in flash attention (Dao et al. 2022, arXiv 2205.14135; Dao 2023, 2307.08691) a block
+// of threads owns some rows of one head and walks over tiles of the other side:
+//
+//     forward            owns queries, walks over keys up to the diagonal. The softmax is taken online: each row keeps
+//                        its largest score m and the sum of exp(score - m) so far; when m grows, the sum and the row
+//                        of the output are scaled down by exp(old m - new m).
+//     backward, keys     owns keys, walks over queries from the diagonal on, remakes p from lse, and sums
+//                        dv(u) = sum_t p(t,u) dout(t)  and  dk(u) = sum_t ds(t,u) q(t)
+//     backward, queries  owns queries, walks over keys again for  dq(t) = sum_u ds(t,u) k(u)
+//
+//     dp(t,u) = dout(t) . v(u),   delta(t) = sum_u p(t,u) dp(t,u) = dout(t) . out(t),   ds = scale * p * (dp - delta)
+//
+// Making the scores twice in backward costs 7 products instead of 5, but every sum belongs to one thread: no atomics,
+// no partial sums in memory, the same bits in every run.
+//
+// Two families of kernels. The plain one takes any type, any T and any head size up to 256, works in float, and shows
+// the method. The other uses tensor cores: bf16, head sizes 32, 64, 96 and 128, any T.
+
+namespace lnfree {
+namespace cuda {
+namespace attention {
+
+// What all kernels are told. Offsets within a sequence fit an int (checked_shape sees to it); where a sequence or head
+// begins takes 64 bits.
+struct Shape {
+    int T, NH, HS;
+    float scale;  // of the scores, 1 / sqrt(HS)
+
+    __host__ __device__ int C() const { return NH * HS; }
+    // Elements from one position to the next in qkv.
+    __host__ __device__ int qkv_stride() const { return 3 * C(); }
+    // Where a head (b * NH + h) begins in qkv (its queries; keys are C further, values 2C), in out, and in lse.
+    __host__ __device__ int64_t in_qkv(int head) const {
+        return static_cast<int64_t>(head / NH) * T * qkv_stride() + head % NH * HS;
+    }
+    __host__ __device__ int64_t in_out(int head) const {
+        return static_cast<int64_t>(head / NH) * T * C() + head % NH * HS;
+    }
+    __host__ __device__ int64_t in_rows(int head) const { return static_cast<int64_t>(head) * T; }
+    __host__ __device__ int blocks(int rows_per_block) const { return (T + rows_per_block - 1) / rows_per_block; }
+};
+
+// The rows that a block owns. The grid is one-dimensional: the blocks of a head follow each other, because they read
+// the same keys and values and so find them in L2. Within a head the longest walk comes first, so that the short ones
+// fill the last gaps: late queries see the most keys, early keys are seen by the most queries.
+struct OwnedRows {
+    int head, first;
+
+    static __device__ OwnedRows of_queries(const Shape& shape, int rows_per_block) {
+        const int blocks = shape.blocks(rows_per_block), index = static_cast<int>(blockIdx.x);
+        return {index / blocks, (blocks - 1 - index % blocks) * rows_per_block};
+    }
+    static __device__ OwnedRows of_keys(const Shape& shape, int rows_per_block) {
+        const int blocks = shape.blocks(rows_per_block), index = static_cast<int>(blockIdx.x);
+        return {index / blocks, index % blocks * rows_per_block};
+    }
+};
+
+constexpr int kWarp = 32;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLog2e = 1.44269504088896341f;
+
+__device__ inline int lane_index() {
+    return static_cast<int>(threadIdx.x) % kWarp;
+}
+__device__ inline int warp_index() {
+    return static_cast<int>(threadIdx.x) / kWarp;
+}
+__device__ inline int smaller(int a, int b) {
+    return a < b ? a : b;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// delta (B,NH,T) = dout . out of every row of every head: memory-bound, so eight lanes share a row and read it in
+// pieces of `width` values, 16 bytes where the head size allows. Rows are numbered as they lie in dout: (b * T + t) *
+// NH + h.
+
+constexpr int kLanesPerRow = 8;
+
+template <class X, int width>
+__global__ void delta_kernel(float* delta, const X* dout, const X* out, int64_t rows, Shape shape) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int64_t row = thread / kLanesPerRow;
+    const int lane = static_cast<int>(thread % kLanesPerRow);
+    float sum = 0;
+    if (row < rows) {
+        for (int i = lane * width; i < shape.HS; i += kLanesPerRow * width) {
+            const Vec<X, width> a = load_vec<width>(dout + row * shape.HS + i);
+            const Vec<X, width> b = load_vec<width>(out + row * shape.HS + i);
+            LNFREE_UNROLL
+            for (int j = 0; j < width; ++j) sum += to_float(a.v[j]) * to_float(b.v[j]);
+        }
+    }
+    LNFREE_UNROLL
+    for (int step = kLanesPerRow / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    if (row < rows && lane == 0) {
+        const int64_t position = row / shape.NH, h = row % shape.NH, b = position / shape.T, t = position % shape.T;
+        delta[(b * shape.NH + h) * shape.T + t] = sum;
+    }
+}
+
+template <class X>
+void compute_delta(float* delta, const X* dout, const X* out, int64_t B, const Shape& shape, cudaStream_t stream) {
+    constexpr int width = 16 / sizeof(X), threads = 256;
+    const int64_t rows = B * shape.T * shape.NH;
+    const dim3 grid(static_cast<unsigned>((rows * kLanesPerRow + threads - 1) / threads));
+    const auto kernel = shape.HS % width == 0 ? delta_kernel<X, width> : delta_kernel<X, 1>;
+    launch_dependent(kernel, grid, dim3(threads), 0, stream, delta, dout, out, rows, shape);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The plain family. A block owns 32 rows, eight per warp, and walks over tiles of 32. In the products that make scores,
+// a lane stands for one row of the tile; in those that sum rows of the tile, a lane stands for the columns lane, lane +
+// 32, ... of the head. Between the two, weights (32 owned rows x 32 rows of the tile) pass through shared memory.
+
+constexpr int kPlainTile = 32, kPlainRows = 8, kPlainThreads = kPlainTile / kPlainRows * kWarp;
+
+// 32 rows of one head in float, in shared memory. Rows are padded with zeros to a multiple of four values, and lie at a
+// distance that is an odd multiple of 16 bytes: eight lanes that read 16 bytes of eight rows then touch all 32 banks.
+struct PlainTile {
+    Shared<float> data;
+    int width, distance;
+
+    static __host__ __device__ int padded(int HS) { return (HS + 3) / 4 * 4; }
+    static __host__ __device__ int row_distance(int HS) { return padded(HS) + (padded(HS) / 4 % 2 == 0 ? 4 : 0); }
+
+    __device__ PlainTile(SharedMemory& shared, int HS)
+        : data(shared.take<float>(kPlainTile * row_distance(HS))), width(padded(HS)), distance(row_distance(HS)) {}
+
+    __device__ Vec<float, 4> four(int row, int column) const {
+        return data.template load_vec<4>(row * distance + column);
+    }
+
+    // Rows first, first + 1, ... of a head; rows from T on become zero.
+    template <class X>
+    __device__ void load(const X* head, int stride, int first, const Shape& shape) const {
+        for (int row = warp_index(); row < kPlainTile; row += kPlainThreads / kWarp) {
+            const bool exists = first + row < shape.T;
+            const X* source = head + (exists ? first + row : 0) * stride;
+            for (int i = lane_index(); i < width; i += kWarp)
+                data[row * distance + i] = exists && i < shape.HS ? to_float(source[i]) : 0.0f;
+        }
+    }
+};
+
+// products[r] = row (first + r) of left . row `lane` of right
+__device__ inline void multiply_rows(float (&products)[kPlainRows], const PlainTile& left, int first,
+                                     const PlainTile& right) {
+    LNFREE_UNROLL
+    for (int r = 0; r < kPlainRows; ++r) products[r] = 0;
+    for (int i = 0; i < left.width; i += 4) {
+        const Vec<float, 4> b = right.four(lane_index(), i);
+        LNFREE_UNROLL
+        for (int r = 0; r < kPlainRows; ++r) {
+            const Vec<float, 4> a = left.four(first + r, i);
+            products[r] += a.v[0] * b.v[0] + a.v[1] * b.v[1] + a.v[2] * b.v[2] + a.v[3] * b.v[3];
+        }
+    }
+}
+
+// sums[r][c] += sum over j < 32 of weights(first + r, j) * right(j, lane + 32 c). Lanes beyond the head's width repeat
+// its last column; nobody stores what they sum.
+template <int columns>
+__device__ inline void add_weighted_rows(float (&sums)[kPlainRows][columns], Shared<float> weights, int first,
+                                         const PlainTile& right) {
+    int column[columns];
+    LNFREE_UNROLL
+    for (int c = 0; c < columns; ++c) column[c] = smaller(lane_index() + c * kWarp, right.width - 1);
+    for (int j = 0; j < kPlainTile; j += 4) {
+        Vec<float, 4> w[kPlainRows];
+        LNFREE_UNROLL
+        for (int r = 0; r < kPlainRows; ++r) w[r] = weights.template load_vec<4>((first + r) * kPlainTile + j);
+        LNFREE_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            LNFREE_UNROLL
+            for (int c = 0; c < columns; ++c) {
+                const float x = right.data[(j + i) * right.distance + column[c]];
+                LNFREE_UNROLL
+                for (int r = 0; r < kPlainRows; ++r) sums[r][c] += w[r].v[i] * x;
+            }
+        }
+    }
+}
+
+// Rows first, first + 1, ... of a head = factor[r] * sums[r]
+template <class X, int columns>
+__device__ inline void store_plain(X* head, int stride, int first, const Shape& shape,
+                                   const float (&sums)[kPlainRows][columns], const float (&factor)[kPlainRows]) {
+    LNFREE_UNROLL
+    for (int r = 0; r < kPlainRows; ++r) {
+        LNFREE_UNROLL
+        for (int c = 0; c < columns; ++c) {
+            const int column = lane_index() + c * kWarp;
+            if (first + r < shape.T && column < shape.HS)
+                head[(first + r) * stride + column] = from_float<X>(factor[r] * sums[r][c]);
+        }
+    }
+}
+
+__device__ inline float warp_max(float x) {
+    LNFREE_UNROLL
+    for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+
+__device__ inline float warp_sum(float x) {
+    LNFREE_UNROLL
+    for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+
+template <class X, int columns>
+__global__ void __launch_bounds__(kPlainThreads) forward_plain_kernel(X* out, float* lse, const X* qkv, Shape shape) {
+    SharedMemory shared;
+    const PlainTile queries(shared, shape.HS), keys(shared, shape.HS), values(shared, shape.HS);
+    const Shared<float> weights = shared.take<float>(kPlainTile * kPlainTile);
+    const OwnedRows owned = OwnedRows::of_queries(shape, kPlainTile);
+    const int row = warp_index() * kPlainRows, first_query = owned.first + row;
+    const float scale = shape.scale;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    const X* q = qkv + shape.in_qkv(owned.head);
+    const X *k = q + shape.C(), *v = k + shape.C();
+    queries.load(q, shape.qkv_stride(), owned.first, shape);
+    float largest[kPlainRows], sum[kPlainRows], sums[kPlainRows][columns] = {};
+    LNFREE_UNROLL
+    for (int r = 0; r < kPlainRows; ++r) {
+        largest[r] = -kInfinity;
+        sum[r] = 0;
+    }
+    for (int first_key = 0; first_key <= owned.first; first_key += kPlainTile) {
+        __syncthreads();  // everyone is done with the tile before
+        keys.load(k, shape.qkv_stride(), first_key, shape);
+        values.load(v, shape.qkv_stride(), first_key, shape);
+        __syncthreads();
+        float s[kPlainRows];
+        multiply_rows(s, queries, row, keys);
+        LNFREE_UNROLL
+        for (int r = 0; r < kPlainRows; ++r) {
+            const float score = first_key + lane_index() <= first_query + r ? scale * s[r] : -kInfinity;
+            const float largest_now = fmaxf(largest[r], warp_max(score));
+            const float shrink = expf(largest[r] - largest_now), p = expf(score - largest_now);
+            largest[r] = largest_now;
+            sum[r] = shrink * sum[r] + warp_sum(p);
+            LNFREE_UNROLL
+            for (int c = 0; c < columns; ++c) sums[r][c] *= shrink;
+            weights[(row + r) * kPlainTile + lane_index()] = p;
+        }
+        __syncwarp();  // a warp reads back only what it wrote itself
+        add_weighted_rows(sums, weights, row, values);
+    }
+    float share[kPlainRows];
+    LNFREE_UNROLL
+    for (int r = 0; r < kPlainRows; ++r) {
+        share[r] = 1.0f / sum[r];
+        if (first_query + r < shape.T && lane_index() == 0)
+            lse[shape.in_rows(owned.head) + first_query + r] = largest[r] + logf(sum[r]);
+    }
+    store_plain(out + shape.in_out(owned.head), shape.C(), first_query, shape, sums, share);
+}
+
+template <class X, int columns>
+__global__ void __launch_bounds__(kPlainThreads)
+    backward_keys_plain_kernel(X* dqkv, const X* dout, const X* qkv, const float* lse, const float* delta,
+                               Shape shape) {
+    SharedMemory shared;
+    const PlainTile keys(shared, shape.HS), values(shared, shape.HS), queries(shared, shape.HS),
+        douts(shared, shape.HS);
+    const Shared<float> p = shared.take<float>(kPlainTile * kPlainTile);
+    const Shared<float> ds = shared.take<float>(kPlainTile * kPlainTile);
+    const OwnedRows owned = OwnedRows::of_keys(shape, kPlainTile);
+    const int row = warp_index() * kPlainRows, first_key = owned.first + row;
+    const float scale = shape.scale;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    const X* q = qkv + shape.in_qkv(owned.head);
+    keys.load(q + shape.C(), shape.qkv_stride(), owned.first, shape);
+    values.load(q + 2 * shape.C(), shape.qkv_stride(), owned.first, shape);
+    float dk[kPlainRows][columns] = {}, dv[kPlainRows][columns] = {};
+    for (int first_query = owned.first; first_query < shape.T; first_query += kPlainTile) {
+        __syncthreads();
+        queries.load(q, shape.qkv_stride(), first_query, shape);
+        douts.load(dout + shape.in_out(owned.head), shape.C(), first_query, shape);
+        __syncthreads();
+        const int query = first_query + lane_index();
+        const bool exists = query < shape.T;
+        const float query_lse = exists ? lse[shape.in_rows(owned.head) + query] : kInfinity;  // exp gives 0
+        const float query_delta = exists ? delta[shape.in_rows(owned.head) + query] : 0.0f;
+        float s[kPlainRows], dp[kPlainRows];
+        multiply_rows(s, keys, row, queries);
+        multiply_rows(dp, values, row, douts);
+        LNFREE_UNROLL
+        for (int r = 0; r < kPlainRows; ++r) {
+            const float weight = first_key + r <= query ? expf(scale * s[r] - query_lse) : 0.0f;
+            p[(row + r) * kPlainTile + lane_index()] = weight;
+            ds[(row + r) * kPlainTile + lane_index()] = weight * (dp[r] - query_delta);
+        }
+        __syncwarp();
+        add_weighted_rows(dv, p, row, douts);
+        add_weighted_rows(dk, ds, row, queries);
+    }
+    float one[kPlainRows], scales[kPlainRows];
+    LNFREE_UNROLL
+    for (int r = 0; r < kPlainRows; ++r) {
+        one[r] = 1.0f;
+        scales[r] = scale;
+    }
+    X* dq = dqkv + shape.in_qkv(owned.head);
+    store_plain(dq + shape.C(), shape.qkv_stride(), first_key, shape, dk, scales);
+    store_plain(dq + 2 * shape.C(), shape.qkv_stride(), first_key, shape, dv, one);
+}
+
+template <class X, int columns>
+__global__ void __launch_bounds__(kPlainThreads)
+    backward_queries_plain_kernel(X* dqkv, const X* dout, const X* qkv, const float* lse, const float* delta,
+                                  Shape shape) {
+    SharedMemory shared;
+    const PlainTile queries(shared, shape.HS), douts(shared, shape.HS), keys(shared, shape.HS),
+        values(shared, shape.HS);
+    const Shared<float> ds = shared.take<float>(kPlainTile * kPlainTile);
+    const OwnedRows owned = OwnedRows::of_queries(shape, kPlainTile);
+    const int row = warp_index() * kPlainRows, first_query = owned.first + row;
+    const float scale = shape.scale;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    const X* q = qkv + shape.in_qkv(owned.head);
+    const X *k = q + shape.C(), *v = k + shape.C();
+    queries.load(q, shape.qkv_stride(), owned.first, shape);
+    douts.load(dout + shape.in_out(owned.head), shape.C(), owned.first, shape);
+    float row_lse[kPlainRows], row_delta[kPlainRows], scales[kPlainRows], dq[kPlainRows][columns] = {};
+    LNFREE_UNROLL
+    for (int r = 0; r < kPlainRows; ++r) {
+        const int64_t at = shape.in_rows(owned.head) + smaller(first_query + r, shape.T - 1);
+        row_lse[r] = lse[at];
+        row_delta[r] = delta[at];
+        scales[r] = scale;
+    }
+    for (int first_key = 0; first_key <= owned.first; first_key += kPlainTile) {
+        __syncthreads();
+        keys.load(k, shape.qkv_stride(), first_key, shape);
+        values.load(v, shape.qkv_stride(), first_key, shape);
+        __syncthreads();
+        float s[kPlainRows], dp[kPlainRows];
+        multiply_rows(s, queries, row, keys);
+        multiply_rows(dp, douts, row, values);
+        LNFREE_UNROLL
+        for (int r = 0; r < kPlainRows; ++r) {
+            const bool seen = first_key + lane_index() <= first_query + r;
+            const float weight = seen ? expf(scale * s[r] - row_lse[r]) : 0.0f;
+            ds[(row + r) * kPlainTile + lane_index()] = weight * (dp[r] - row_delta[r]);
+        }
+        __syncwarp();
+        add_weighted_rows(dq, ds, row, keys);
+    }
+    store_plain(dqkv + shape.in_qkv(owned.head), shape.qkv_stride(), first_query, shape, dq, scales);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The tensor-core family. The unit of work is mma.m16n8k16: a 16 x 16 piece of the left operand times a 16 x 8 piece of
+// the right one, bf16 in, float sums; each lane of a warp holds fixed elements of the pieces (PTX ISA, "matrix
+// fragments for mma.m16n8k16"). Of an accumulator of 16 x 8, lane l holds
+//
+//     d[0], d[1]:  row l / 4,      columns 2 (l % 4), 2 (l % 4) + 1
+//     d[2], d[3]:  row l / 4 + 8,  the same columns
+//
+// and two accumulators side by side, rounded to bf16, are exactly the left operand that the next product wants. So the
+// weights p and ds, made as one product's result, enter the next without leaving the registers; for dk and dv, which
+// need them transposed, the scores are made transposed in the first place, keys times queries.
+//
+// A block owns 128 rows or 64. A warp takes 16 or 32 of them as the rows of its accumulators: with 32, each piece of
+// the right operand read from shared memory serves two products, which keeps shared memory's bandwidth from being the
+// limit. The walk over the other side goes in tiles of 64 rows, the next one being copied while the present one is
+// used.
+
+constexpr int kTile = 64;
+
+// Rows of one head in shared memory, in chunks of eight values (16 bytes). Chunks of a row are permuted by its number
+// so that eight rows' same chunk, which one step of ldmatrix reads, lie in different banks.
+template <int HS>
+struct Tile {
+    static_assert(HS % 32 == 0, "rows of 64 bytes or a multiple");
+    Shared<bf16> data;
+
+    // A chunk of row first + r, first a multiple of 8: the permutation repeats after eight rows, so r alone decides,
+    // and the compiler sees it.
+    __device__ Shared<bf16> chunk(int first, int r, int index) const {
+        const int permuted = index ^ (HS % 64 == 0 ? r % 8 : r / 2 % 4);
+        return data + ((first + r) * HS + permuted * 8);
+    }
+    __device__ Tile part(int first) const { return {data + first * HS}; }
+};
+
+// Starts to copy `rows` rows of a head from row `first` on. Beyond the sequence's end the last row is repeated: what
+// comes of it is finite where the data are, and is either masked or not stored.
+template <int rows, int threads, int HS>
+__device__ __forceinline__ void copy_rows(const Tile<HS>& tile, const bf16* head, int stride, int first, int T) {
+    constexpr int wide = HS % 64 == 0 ? 8 : 4, at_once = threads / wide;  // chunks of a row, and rows, per step
+    const int row = static_cast<int>(threadIdx.x) / wide, chunk = static_cast<int>(threadIdx.x) % wide;
+    LNFREE_UNROLL
+    for (int r = 0; r < rows; r += at_once) {
+        const bf16* source = head + (smaller(first + row + r, T - 1) * stride + chunk * 8);
+        LNFREE_UNROLL
+        for (int c = 0; c < HS / 8; c += wide) copy_async_16(tile.chunk(r, row, chunk) + c * 8, source + c * 8);
+    }
+}
+
+// 2^x as the hardware has it: to about 2^-22 of the result, and 0 where that would be denormal.
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef __CUDA_ARCH__
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+#else
+    return exp2f(x);
+#endif
+}
+
+// The left operand of the products that make scores: the warp's rows of an owned tile. In registers if there is room,
+// else read anew for every product.
+template <int HS, int row_tiles>
+struct LeftInRegisters {
+    uint32_t pieces[row_tiles][HS / 16][4];
+
+    __device__ __forceinline__ LeftInRegisters(const Tile<HS>& tile, int row) {
+        LNFREE_UNROLL
+        for (int m = 0; m < row_tiles; ++m) {
+            LNFREE_UNROLL
+            for (int k = 0; k < HS / 16; ++k)
+                ldmatrix_x4(pieces[m][k], tile.chunk(row + 16 * m, lane_index() % 16, 2 * k + lane_index() / 16));
+        }
+    }
+    __device__ __forceinline__ void piece(uint32_t (&a)[4], int m, int k) const {
+        LNFREE_UNROLL
+        for (int i = 0; i < 4; ++i) a[i] = pieces[m][k][i];
+    }
+};
+
+template <int HS, int row_tiles>
+struct LeftInShared {
+    Tile<HS> tile;
+    int row;
+
+    __device__ __forceinline__ LeftInShared(const Tile<HS>& t, int r) : tile(t), row(r) {}
+    __device__ __forceinline__ void piece(uint32_t (&a)[4], int m, int k) const {
+        ldmatrix_x4(a, tile.chunk(row + 16 * m, lane_index() % 16, 2 * k + lane_index() / 16));
+    }
+};
+
+template <bool in_registers, int HS, int row_tiles>
+using Left = std::conditional_t<in_registers, LeftInRegisters<HS, row_tiles>, LeftInShared<HS, row_tiles>>;
+
+// visit(m, n, i) for every element that a lane holds of accumulators [row_tiles][n_tiles][4].
+template <int row_tiles, int n_tiles, class Visit>
+__device__ __forceinline__ void for_each_element(const Visit& visit) {
+    LNFREE_UNROLL
+    for (int m = 0; m < row_tiles; ++m) {
+        LNFREE_UNROLL
+        for (int n = 0; n < n_tiles; ++n) {
+            LNFREE_UNROLL
+            for (int i = 0; i < 4; ++i) visit(m, n, i);
+        }
+    }
+}
+
+// visit(m, half) for the rows of which a lane holds elements: 16 m + 8 half + lane / 4, elements 2 half and 2 half + 1.
+template <int row_tiles, class Visit>
+__device__ __forceinline__ void for_each_row(const Visit& visit) {
+    LNFREE_UNROLL
+    for (int m = 0; m < row_tiles; ++m) {
+        visit(m, 0);
+        visit(m, 1);
+    }
+}
+
+// d += a * b for the two pieces of 16 x 8 that one ldmatrix_x4 brings.
+__device__ __forceinline__ void multiply_pair(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[4]) {
+    const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+    mma_m16n8k16(d0, a, b0);
+    mma_m16n8k16(d1, a, b1);
+}
+
+// sums (16 row_tiles, 8 n) = left rows (.., HS) times the transpose of n * 8 rows of right: dot products of rows.
+template <int HS, int row_tiles, int n_tiles, class Left>
+__device__ __forceinline__ void dot_rows(float (&sums)[row_tiles][n_tiles][4], const Left& left,
+                                         const Tile<HS>& right) {
+    const int lane = lane_index();
+    for_each_element<row_tiles, n_tiles>([&](int m, int n, int i) { sums[m][n][i] = 0; });
+    LNFREE_UNROLL
+    for (int k = 0; k < HS / 16; ++k) {
+        uint32_t a[row_tiles][4];
+        LNFREE_UNROLL
+        for (int m = 0; m < row_tiles; ++m) left.piece(a[m], m, k);
+        LNFREE_UNROLL
+        for (int n = 0; n < n_tiles; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4(b, right.chunk(8 * n + lane / 16 * 8, lane % 8, 2 * k + lane / 8 % 2));
+            LNFREE_UNROLL
+            for (int m = 0; m < row_tiles; ++m) multiply_pair(sums[m][n], sums[m][n + 1], a[m], b);
+        }
+    }
+}
+
+// sums (16 row_tiles, HS) += weights (16 row_tiles, 8 n) rounded to bf16, times n * 8 rows of right: sums of rows.
+template <int HS, int row_tiles, int n_tiles>
+__device__ __forceinline__ void add_rows(float (&sums)[row_tiles][HS / 8][4],
+                                         const float (&weights)[row_tiles][n_tiles][4], const Tile<HS>& right) {
+    const int lane = lane_index();
+    LNFREE_UNROLL
+    for (int k = 0; k < n_tiles / 2; ++k) {
+        uint32_t a[row_tiles][4];
+        LNFREE_UNROLL
+        for (int m = 0; m < row_tiles; ++m) {
+            LNFREE_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                const float(&d)[4] = weights[m][2 * k + i / 2];
+                a[m][i] = pack_bf16(d[i % 2 * 2], d[i % 2 * 2 + 1]);
+            }
+        }
+        LNFREE_UNROLL
+        for (int n = 0; n < HS / 8; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4_trans(b, right.chunk(16 * k + lane / 8 % 2 * 8, lane % 8, n + lane / 16));
+            LNFREE_UNROLL
+            for (int m = 0; m < row_tiles; ++m) multiply_pair(sums[m][n], sums[m][n + 1], a[m], b);
+        }
+    }
+}
+
+// Rows first, first + 1, ... of a head = factor * sums. They pass through rows of a tile that belong to this warp and
+// that nobody needs any more, so that global memory is written in pieces of 16 bytes, whole rows at a time.
+template <int HS, int row_tiles>
+__device__ __forceinline__ void store_rows(bf16* head, int stride, int first, int T,
+                                           const float (&sums)[row_tiles][HS / 8][4],
+                                           const float (&factor)[row_tiles][2], const Tile<HS>& own) {
+    constexpr int chunks = HS / 8;
+    const int lane = lane_index();
+    __syncwarp();
+    for_each_row<row_tiles>([&](int m, int half) {
+        const float f = factor[m][half];
+        LNFREE_UNROLL
+        for (int n = 0; n < HS / 8; ++n) {
+            const Vec<bf16, 2> pair = {from_float<bf16>(f * sums[m][n][2 * half]),
+                                       from_float<bf16>(f * sums[m][n][2 * half + 1])};
+            own.chunk(16 * m + 8 * half, lane / 4, n).store_vec(lane % 4 * 2, pair);
+        }
+    });
+    __syncwarp();
+    LNFREE_UNROLL
+    for (int i = 0; i < 16 * row_tiles * chunks / kWarp; ++i) {
+        const int index = i * kWarp + lane, row = index / chunks, chunk = index % chunks;
+        if (first + row < T)
+            store_vec(head + (first + row) * stride + chunk * 8,
+                      own.chunk(row / 8 * 8, row % 8, chunk).template load_vec<8>(0));
+    }
+}
+
+// Scores of a warp's rows (from first_query on) with keys from first_key on: -infinity where a key is not to be seen.
+template <int row_tiles, int n_tiles>
+__device__ __forceinline__ void mask_scores(float (&scores)[row_tiles][n_tiles][4], int first_query, int first_key) {
+    const int lane = lane_index();
+    for_each_element<row_tiles, n_tiles>([&](int m, int n, int i) {
+        const int query = first_query + 16 * m + lane / 4 + i / 2 * 8;
+        const int key = first_key + 8 * n + lane % 4 * 2 + i % 2;
+        if (key > query) scores[m][n][i] = -kInfinity;
+    });
+}
+
+// The online softmax of a warp's rows. Four lanes share a row and hold the same `reference`: weights are exp(score -
+// reference). Any number not much below the row's largest score will do as reference, because it cancels when the
+// output is divided by the sum of weights. So it is raised, and everything so far scaled down, only when a score
+// exceeds it by a factor of more than 2^8 in the weights: after the first tile that is rare. (The idea of rescaling
+// rarely is FlashAttention-4's.) All exponents are of 2, which is what the hardware has: factor = scale * log2(e).
+template <int row_tiles>
+struct OnlineSoftmax {
+    static constexpr float kRoom = 8;
+    float factor;
+    float reference[row_tiles][2];        // times factor
+    float weight_sum[row_tiles][2] = {};  // of this lane's columns
+
+    __device__ __forceinline__ explicit OnlineSoftmax(float f) : factor(f) {
+        for_each_row<row_tiles>([&](int m, int half) { reference[m][half] = -kInfinity; });
+    }
+
+    // Scores become weights; sums (16 row_tiles, 8 columns), the output so far, follow the reference.
+    template <int n_tiles, int columns>
+    __device__ __forceinline__ void step(float (&scores)[row_tiles][n_tiles][4], float (&sums)[row_tiles][columns][4]) {
+        raise_reference(scores, sums);
+        for_each_element<row_tiles, n_tiles>([&](int m, int n, int i) {
+            scores[m][n][i] = fast_exp2(scores[m][n][i] * factor - reference[m][i / 2]);
+            weight_sum[m][i / 2] += scores[m][n][i];
+        });
+    }
+
+    // The sum of weights of a row, known to all its lanes.
+    __device__ __forceinline__ float row_sum(int m, int half) const {
+        float sum = weight_sum[m][half];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
+    }
+
+  private:
+    template <int n_tiles, int columns>
+    __device__ __forceinline__ void raise_reference(const float (&scores)[row_tiles][n_tiles][4],
+                                                    float (&sums)[row_tiles][columns][4]) {
+        float largest[row_tiles][2];
+        bool exceeded = false;
+        for_each_row<row_tiles>([&](int m, int half) {
+            float x = -kInfinity;
+            LNFREE_UNROLL
+            for (int n = 0; n < n_tiles; ++n) x = fmaxf(x, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+            largest[m][half] = x * factor;
+            exceeded = exceeded || largest[m][half] > reference[m][half] + kRoom;
+        });
+        if (!__any_sync(0xffffffffu, exceeded)) return;
+        for_each_row<row_tiles>([&](int m, int half) {
+            float x = fmaxf(reference[m][half], largest[m][half]);
+            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+            const float shrink = fast_exp2(reference[m][half] - x);
+            reference[m][half] = x;
+            weight_sum[m][half] *= shrink;
+            LNFREE_UNROLL
+            for (int n = 0; n < columns; ++n) {
+                sums[m][n][2 * half] *= shrink;
+                sums[m][n][2 * half + 1] *= shrink;
+            }
+        });
+    }
+};
+
+// How a block is made, per head size. What must stay in registers: the sums (16 kRowTiles x HS floats of a warp), a
+// tile's scores, and the owned rows if they still fit.
+template <int HS>
+struct ForwardPlan {
+    static constexpr int kOwned = 128, kRowTiles = 2, kThreads = kOwned / (16 * kRowTiles) * kWarp;
+    static constexpr bool kLeftInRegisters = HS <= 64;
+    static constexpr size_t kSharedBytes = (kOwned + 4 * kTile) * HS * sizeof(bf16);
+};
+
+template <int HS>
+__global__ void __launch_bounds__(ForwardPlan<HS>::kThreads, 2)
+    forward_tensor_kernel(bf16* out, float* lse, const bf16* qkv, Shape shape) {
+    using Plan = ForwardPlan<HS>;
+    constexpr int kOwned = Plan::kOwned, row_tiles = Plan::kRowTiles, threads = Plan::kThreads;
+    SharedMemory shared;
+    const Tile<HS> queries{shared.take<bf16>(kOwned * HS)};
+    const Tile<HS> keys{shared.take<bf16>(2 * kTile * HS)}, values{shared.take<bf16>(2 * kTile * HS)};
+    const OwnedRows owned = OwnedRows::of_queries(shape, kOwned);
+    const int T = shape.T, lane = lane_index(), row = warp_index() * 16 * row_tiles, first_query = owned.first + row;
+    const int stride = shape.qkv_stride();
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    const bf16* q = qkv + shape.in_qkv(owned.head);
+    const bf16 *k = q + shape.C(), *v = k + shape.C();
+    const auto copy_tile = [&](int tile) {
+        copy_rows<kTile, threads>(keys.part(tile % 2 * kTile), k, stride, tile * kTile, T);
+        copy_rows<kTile, threads>(values.part(tile % 2 * kTile), v, stride, tile * kTile, T);
+        copy_async_commit();
+    };
+    copy_rows<kOwned, threads>(queries, q, stride, owned.first, T);
+    copy_async_commit();
+    copy_tile(0);
+    copy_async_wait<1>();
+    __syncthreads();
+    const Left<Plan::kLeftInRegisters, HS, row_tiles> left(queries, row);
+
+    OnlineSoftmax<row_tiles> softmax(shape.scale * kLog2e);
+    float sums[row_tiles][HS / 8][4] = {};
+    const int tiles = (smaller(owned.first + kOwned, T) + kTile - 1) / kTile;
+    for (int tile = 0; tile < tiles; ++tile) {
+        copy_async_wait<0>();
+        __syncthreads();  // this tile is here, and everyone is done with the one before
+        if (tile + 1 < tiles) copy_tile(tile + 1);
+        const int first_key = tile * kTile, last_query = first_query + 16 * row_tiles - 1;
+        if (first_key > last_query || first_query >= T) continue;  // nothing that this warp's queries may see
+        float scores[row_tiles][kTile / 8][4];
+        dot_rows(scores, left, keys.part(tile % 2 * kTile));
+        if (first_key + kTile - 1 > first_query) mask_scores(scores, first_query, first_key);
+        softmax.step(scores, sums);
+        add_rows(sums, scores, values.part(tile % 2 * kTile));
+    }
+
+    float share[row_tiles][2];
+    for_each_row<row_tiles>([&](int m, int half) {
+        const float sum = softmax.row_sum(m, half);
+        const int query = first_query + 16 * m + 8 * half + lane / 4;
+        if (query < T && lane % 4 == 0)
+            lse[shape.in_rows(owned.head) + query] = softmax.reference[m][half] / kLog2e + logf(sum);
+        share[m][half] = __fdividef(1.0f, sum);
+    });
+    store_rows(out + shape.in_out(owned.head), shape.C(), first_query, T, sums, share, queries.part(row));
+}
+
+// Backward keeps more sums, so the walk's tile is used in two halves of 32 rows. With heads of 128 a block owns 64
+// rows, so that its shared memory stays below the 99 KiB that small cards have.
+template <int HS>
+struct BackwardPlan {
+    static constexpr int kOwned = HS <= 96 ? 128 : 64, kRowTiles = HS <= 64 ? 2 : 1;
+    static constexpr int kThreads = kOwned / (16 * kRowTiles) * kWarp, kBlocksPerMultiprocessor = 256 / kThreads;
+    static constexpr int kStep = 32;
+    static constexpr bool kQueriesInRegisters = HS <= 64;
+    static constexpr size_t kSharedBytes = (2 * kOwned + 4 * kTile) * HS * sizeof(bf16);
+    static constexpr size_t kStatisticsBytes = 4 * kTile * sizeof(float);
+};
+
+// dk and dv. Scores stand transposed: rows are keys, columns queries.
+template <int HS>
+__global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::kBlocksPerMultiprocessor)
+    backward_keys_tensor_kernel(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+                                Shape shape) {
+    using Plan = BackwardPlan<HS>;
+    constexpr int kOwned = Plan::kOwned, row_tiles = Plan::kRowTiles, threads = Plan::kThreads, step = Plan::kStep;
+    SharedMemory shared;
+    const Tile<HS> keys{shared.take<bf16>(kOwned * HS)}, values{shared.take<bf16>(kOwned * HS)};
+    const Tile<HS> queries{shared.take<bf16>(2 * kTile * HS)}, douts{shared.take<bf16>(2 * kTile * HS)};
+    const Shared<float> statistics = shared.take<float>(4 * kTile);  // (2, {lse * log2(e), delta}, kTile)
+    const OwnedRows owned = OwnedRows::of_keys(shape, kOwned);
+    const int T = shape.T, lane = lane_index(), row = warp_index() * 16 * row_tiles, first_key = owned.first + row;
+    const int stride = shape.qkv_stride();
+    const float scale = shape.scale, factor = scale * kLog2e;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    const bf16* q = qkv + shape.in_qkv(owned.head);
+    const bf16* dout_head = dout + shape.in_out(owned.head);
+    const auto copy_tile = [&](int tile) {
+        copy_rows<kTile, threads>(queries.part(tile % 2 * kTile), q, stride, tile * kTile, T);
+        copy_rows<kTile, threads>(douts.part(tile % 2 * kTile), dout_head, shape.C(), tile * kTile, T);
+        copy_async_commit();
+    };
+    // Each of the first 128 threads fetches one number of the next tile into a register while the present tile is used,
+    // and puts it into shared memory afterwards. A query beyond the end gets lse = infinity, which makes its p zero.
+    const auto fetch_statistic = [&](int tile) {
+        const int index = static_cast<int>(threadIdx.x) % (2 * kTile), query = tile * kTile + index % kTile;
+        const bool is_lse = index < kTile;
+        if (query >= T) return is_lse ? kInfinity : 0.0f;
+        const int64_t at = shape.in_rows(owned.head) + query;
+        return is_lse ? lse[at] * kLog2e : delta[at];
+    };
+    const auto keep_statistic = [&](int tile, float value) {
+        if (threadIdx.x < 2 * kTile) statistics[tile % 2 * 2 * kTile + static_cast<int>(threadIdx.x)] = value;
+    };
+    const int first_tile = owned.first / kTile, tiles = (T + kTile - 1) / kTile;
+    copy_rows<kOwned, threads>(keys, q + shape.C(), stride, owned.first, T);
+    copy_rows<kOwned, threads>(values, q + 2 * shape.C(), stride, owned.first, T);
+    copy_tile(first_tile);
+    keep_statistic(first_tile, fetch_statistic(first_tile));
+
+    const LeftInShared<HS, row_tiles> left_keys(keys, row), left_values(values, row);
+    float dk[row_tiles][HS / 8][4] = {}, dv[row_tiles][HS / 8][4] = {};
+    for (int tile = first_tile; tile < tiles; ++tile) {
+        copy_async_wait<0>();
+        __syncthreads();
+        float next_statistic = 0;
+        if (tile + 1 < tiles) {
+            copy_tile(tile + 1);
+            next_statistic = fetch_statistic(tile + 1);
+        }
+        // masked: are some of these queries before some of this warp's keys? Compiled twice, because most are not.
+        const auto use_queries = [&](int part, auto masked) {
+            const int first_query = tile * kTile + part;
+            const Tile<HS> query_rows = queries.part(tile % 2 * kTile + part);
+            const Tile<HS> dout_rows = douts.part(tile % 2 * kTile + part);
+            const Shared<float> lse2 = statistics + (tile % 2 * 2 * kTile + part), deltas = lse2 + kTile;
+            float p[row_tiles][step / 8][4], ds[row_tiles][step / 8][4];
+            dot_rows(p, left_keys, query_rows);
+            LNFREE_UNROLL
+            for (int n = 0; n < step / 8; ++n) {
+                const Vec<float, 2> columns_lse = lse2.template load_vec<2>(8 * n + lane % 4 * 2);
+                LNFREE_UNROLL
+                for (int m = 0; m < row_tiles; ++m) {
+                    LNFREE_UNROLL
+                    for (int i = 0; i < 4; ++i) {
+                        const int key = first_key + 16 * m + lane / 4 + i / 2 * 8;
+                        const int query = first_query + 8 * n + lane % 4 * 2 + i % 2;
+                        p[m][n][i] = fast_exp2(p[m][n][i] * factor - columns_lse.v[i % 2]);
+                        if (masked.value && key > query) p[m][n][i] = 0;
+                    }
+                }
+            }
+            add_rows(dv, p, dout_rows);
+            dot_rows(ds, left_values, dout_rows);
+            LNFREE_UNROLL
+            for (int n = 0; n < step / 8; ++n) {
+                const Vec<float, 2> columns_delta = deltas.template load_vec<2>(8 * n + lane % 4 * 2);
+                LNFREE_UNROLL
+                for (int m = 0; m < row_tiles; ++m) {
+                    LNFREE_UNROLL
+                    for (int i = 0; i < 4; ++i) ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - columns_delta.v[i % 2]);
+                }
+            }
+            add_rows(dk, ds, query_rows);
+        };
+        LNFREE_UNROLL_BY(1)
+        for (int part = 0; part < kTile; part += step) {
+            const int first_query = tile * kTile + part;
+            if (first_key > first_query + step - 1 || first_key >= T) continue;
+            if (first_key + 16 * row_tiles - 1 > first_query)
+                use_queries(part, std::true_type());
+            else
+                use_queries(part, std::false_type());
+        }
+        if (tile + 1 < tiles) keep_statistic(tile + 1, next_statistic);
+    }
+
+    float one[row_tiles][2], scales[row_tiles][2];
+    for_each_row<row_tiles>([&](int m, int half) {
+        one[m][half] = 1.0f;
+        scales[m][half] = scale;
+    });
+    bf16* dq = dqkv + shape.in_qkv(owned.head);
+    store_rows(dq + shape.C(), stride, first_key, T, dk, scales, keys.part(row));
+    store_rows(dq + 2 * shape.C(), stride, first_key, T, dv, one, values.part(row));
+}
+
+template <int HS>
+__global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::kBlocksPerMultiprocessor)
+    backward_queries_tensor_kernel(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+                                   Shape shape) {
+    using Plan = BackwardPlan<HS>;
+    constexpr int kOwned = Plan::kOwned, row_tiles = Plan::kRowTiles, threads = Plan::kThreads, step = Plan::kStep;
+    SharedMemory shared;
+    const Tile<HS> queries{shared.take<bf16>(kOwned * HS)}, douts{shared.take<bf16>(kOwned * HS)};
+    const Tile<HS> keys{shared.take<bf16>(2 * kTile * HS)}, values{shared.take<bf16>(2 * kTile * HS)};
+    const OwnedRows owned = OwnedRows::of_queries(shape, kOwned);
+    const int T = shape.T, lane = lane_index(), row = warp_index() * 16 * row_tiles, first_query = owned.first + row;
+    const int stride = shape.qkv_stride();
+    const float scale = shape.scale, factor = scale * kLog2e;
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    const bf16* q = qkv + shape.in_qkv(owned.head);
+    const bf16 *k = q + shape.C(), *v = k + shape.C();
+    const auto copy_tile = [&](int tile) {
+        copy_rows<kTile, threads>(keys.part(tile % 2 * kTile), k, stride, tile * kTile, T);
+        copy_rows<kTile, threads>(values.part(tile % 2 * kTile), v, stride, tile * kTile, T);
+        copy_async_commit();
+    };
+    copy_rows<kOwned, threads>(queries, q, stride, owned.first, T);
+    copy_rows<kOwned, threads>(douts, dout + shape.in_out(owned.head), shape.C(), owned.first, T);
+    copy_async_commit();
+    copy_tile(0);
+    float lse2[row_tiles][2], row_delta[row_tiles][2], scales[row_tiles][2];
+    for_each_row<row_tiles>([&](int m, int half) {
+        const int query = smaller(first_query + 16 * m + 8 * half + lane / 4, T - 1);
+        lse2[m][half] = lse[shape.in_rows(owned.head) + query] * kLog2e;
+        row_delta[m][half] = delta[shape.in_rows(owned.head) + query];
+        scales[m][half] = scale;
+    });
+    copy_async_wait<1>();
+    __syncthreads();
+    const Left<Plan::kQueriesInRegisters, HS, row_tiles> left_queries(queries, row), left_douts(douts, row);
+
+    float dq[row_tiles][HS / 8][4] = {};
+    const int tiles = (smaller(owned.first + kOwned, T) + kTile - 1) / kTile;
+    for (int tile = 0; tile < tiles; ++tile) {
+        copy_async_wait<0>();
+        __syncthreads();
+        if (tile + 1 < tiles) copy_tile(tile + 1);
+        const auto use_keys = [&](int part, auto masked) {
+            const int first_key = tile * kTile + part;
+            const Tile<HS> key_rows = keys.part(tile % 2 * kTile + part);
+            float p[row_tiles][step / 8][4], ds[row_tiles][step / 8][4];
+            dot_rows(p, left_queries, key_rows);
+            if (masked.value) mask_scores(p, first_query, first_key);
+            dot_rows(ds, left_douts, values.part(tile % 2 * kTile + part));
+            for_each_element<row_tiles, step / 8>([&](int m, int n, int i) {
+                const float weight = fast_exp2(p[m][n][i] * factor - lse2[m][i / 2]);
+                ds[m][n][i] = weight * (ds[m][n][i] - row_delta[m][i / 2]);
+            });
+            add_rows(dq, ds, key_rows);
+        };
+        LNFREE_UNROLL_BY(1)
+        for (int part = 0; part < kTile; part += step) {
+            const int first_key = tile * kTile + part;
+            if (first_key > first_query + 16 * row_tiles - 1 || first_query >= T) continue;
+            if (first_key + step - 1 > first_query)
+                use_keys(part, std::true_type());
+            else
+                use_keys(part, std::false_type());
+        }
+    }
+    store_rows(dqkv + shape.in_qkv(owned.head), stride, first_query, T, dq, scales, queries.part(row));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Choosing among the compiled kernels
+
+// Throws BadInput unless the sizes are those of an attention that kernels here can compute.
+inline Shape checked_shape(int64_t B, int64_t T, int64_t C, int64_t NH, int64_t largest_head) {
+    if (B < 1 || T < 1 || NH < 1 || C % NH != 0 || C / NH < 1 || C / NH > largest_head)
+        throw BadInput("attention: width " + std::to_string(C) + " and " + std::to_string(NH) +
+                       " heads: the head size must be a whole number from 1 to " + std::to_string(largest_head));
+    constexpr int64_t most = std::numeric_limits<int>::max();
+    if (T > most / (3 * C) - 128)
+        throw BadInput("attention: sequences of " + std::to_string(T) + " positions of width " + std::to_string(C) +
+                       " are too long; use a smaller --seq");
+    if (B * NH > most / (T / kPlainTile + 1))
+        throw BadInput("attention: a batch of " + std::to_string(B) + " sequences is too large; use a smaller --batch");
+    const double HS = static_cast<double>(C / NH);
+    return {static_cast<int>(T), static_cast<int>(NH), static_cast<int>(C / NH),
+            static_cast<float>(1.0 / std::sqrt(HS))};
+}
+
+inline dim3 grid_of(int64_t B, const Shape& shape, int rows_per_block) {
+    return dim3(static_cast<unsigned>(B * shape.NH * shape.blocks(rows_per_block)));
+}
+
+// visit(columns), columns a std::integral_constant: how many columns of a head each lane of the plain kernels takes.
+template <class Visit>
+void for_columns(int HS, const Visit& visit) {
+    if (HS <= 64) return visit(std::integral_constant<int, 2>());
+    if (HS <= 128) return visit(std::integral_constant<int, 4>());
+    visit(std::integral_constant<int, 8>());
+}
+
+// visit(HS), HS a std::integral_constant, for the head sizes of the tensor-core kernels.
+template <class Visit>
+void for_head_size(int HS, const Visit& visit) {
+    if (HS == 32) return visit(std::integral_constant<int, 32>());
+    if (HS == 64) return visit(std::integral_constant<int, 64>());
+    if (HS == 96) return visit(std::integral_constant<int, 96>());
+    if (HS == 128) return visit(std::integral_constant<int, 128>());
+    throw BadInput("attention on tensor cores: head size " + std::to_string(HS) + "; it can be 32, 64, 96 or 128");
+}
+
+inline size_t plain_shared_bytes(int HS, int row_tiles, int weight_tiles) {
+    return static_cast<size_t>(row_tiles * kPlainTile * PlainTile::row_distance(HS) +
+                               weight_tiles * kPlainTile * kPlainTile) *
+           sizeof(float);
+}
+
+}  // namespace attention
+
+// Do the tensor-core kernels take this type and head size? (Any T.)
+template <class X>
+bool attention_has_tensor_cores(int64_t HS) {
+    return std::is_same_v<X, bf16> && (HS == 32 || HS == 64 || HS == 96 || HS == 128);
+}
+
+// out (B,T,C) and lse (B,NH,T) from qkv (B,T,3C), by the kernels that take any head size up to 256.
+template <class X>
+void attention_forward_plain(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+                             cudaStream_t stream) {
+    using namespace attention;
+    const Shape shape = checked_shape(B, T, C, NH, 256);
+    for_columns(shape.HS, [&](auto columns) {
+        launch_dependent(forward_plain_kernel<X, columns()>, grid_of(B, shape, kPlainTile), dim3(kPlainThreads),
+                         plain_shared_bytes(shape.HS, 3, 1), stream, out, lse, qkv, shape);
+    });
+}
+
+// The same by tensor cores, for X = bf16. BadInput if the head size is none of theirs. (A template only so that
+// programs that do not call it need not compile its kernels.)
+template <class X>
+void attention_forward_tensor_cores(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+                                    cudaStream_t stream) {
+    static_assert(std::is_same_v<X, bf16>, "these kernels compute with bf16");
+    using namespace attention;
+    const Shape shape = checked_shape(B, T, C, NH, 128);
+    for_head_size(shape.HS, [&](auto HS) {
+        using Plan = ForwardPlan<HS()>;
+        launch_dependent(forward_tensor_kernel<HS()>, grid_of(B, shape, Plan::kOwned), dim3(Plan::kThreads),
+                         Plan::kSharedBytes, stream, out, lse, qkv, shape);
+    });
+}
+
+// The same by the fastest kernels that apply.
+template <class X>
+void attention_forward(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+                       cudaStream_t stream) {
+    if constexpr (std::is_same_v<X, bf16>) {
+        if (attention_has_tensor_cores<X>(C / NH))
+            return attention_forward_tensor_cores(out, lse, qkv, B, T, C, NH, stream);
+    }
+    attention_forward_plain(out, lse, qkv, B, T, C, NH, stream);
+}
+
+// dqkv (B,T,3C), overwritten, from dout (B,T,C) and what forward read and wrote; delta_scratch (B,NH,T) is overwritten.
+template <class X>
+void attention_backward_plain(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out,
+                              const float* lse, int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream) {
+    using namespace attention;
+    const Shape shape = checked_shape(B, T, C, NH, 256);
+    compute_delta(delta_scratch, dout, out, B, shape, stream);
+    for_columns(shape.HS, [&](auto columns) {
+        const dim3 grid = grid_of(B, shape, kPlainTile), block(kPlainThreads);
+        launch_dependent(backward_keys_plain_kernel<X, columns()>, grid, block, plain_shared_bytes(shape.HS, 4, 2),
+                         stream, dqkv, dout, qkv, lse, delta_scratch, shape);
+        launch_dependent(backward_queries_plain_kernel<X, columns()>, grid, block, plain_shared_bytes(shape.HS, 4, 1),
+                         stream, dqkv, dout, qkv, lse, delta_scratch, shape);
+    });
+}
+
+// The same by tensor cores, as for forward.
+template <class X>
+void attention_backward_tensor_cores(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out,
+                                     const float* lse, int64_t B, int64_t T, int64_t C, int64_t NH,
+                                     cudaStream_t stream) {
+    static_assert(std::is_same_v<X, bf16>, "these kernels compute with bf16");
+    using namespace attention;
+    const Shape shape = checked_shape(B, T, C, NH, 128);
+    compute_delta(delta_scratch, dout, out, B, shape, stream);
+    for_head_size(shape.HS, [&](auto HS) {
+        using Plan = BackwardPlan<HS()>;
+        const dim3 grid = grid_of(B, shape, Plan::kOwned), block(Plan::kThreads);
+        launch_dependent(backward_keys_tensor_kernel<HS()>, grid, block, Plan::kSharedBytes + Plan::kStatisticsBytes,
+                         stream, dqkv, dout, qkv, lse, delta_scratch, shape);
+        launch_dependent(backward_queries_tensor_kernel<HS()>, grid, block, Plan::kSharedBytes, stream, dqkv, dout, qkv,
+                         lse, delta_scratch, shape);
+    });
+}
+
+// The same by the fastest kernels that apply.
+template <class X>
+void attention_backward(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out, const float* lse,
+                        int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream) {
+    if constexpr (std::is_same_v<X, bf16>) {
+        if (attention_has_tensor_cores<X>(C / NH))
+            return attention_backward_tensor_cores(dqkv, delta_scratch, dout, qkv, out, lse, B, T, C, NH, stream);
+    }
+    attention_backward_plain(dqkv, delta_scratch, dout, qkv, out, lse, B, T, C, NH, stream);
+}
+
+}  // namespace cuda
+}  // namespace lnfree
+
+namespace lnfree {
+namespace cuda {
+
+// =====================================================================================================================
+// Matrix products
+// =====================================================================================================================
+//
+// C (M,N) = op(A) (M,K) op(B) (K,N), row-major with leading dimensions as in the reference, by cuBLASLt, in float sums.
+// cuBLASLt thinks in columns: a row-major matrix is the transpose of the column-major one in the same memory, so what it
+// is asked for is C^T = op(B)^T op(A)^T, with N rows. A bias then runs along its rows, which is what it can add on the way
+// out, as it can apply GELU and its derivative. Where it declines, our own kernels do that part afterwards.
+
+// What happens to a product on its way out.
+template <class Out>
+struct Epilogue {
+    const Out* bias = nullptr;          // (N), added to every row
+    Out* before_gelu = nullptr;         // (M,N), rows N apart: forward; gets the product with bias, and C its GELU
+    const Out* through_gelu = nullptr;  // (M,N), rows N apart: backward; C becomes the product times gelu'(this)
+};
+
+inline void require_cuda(cudaError_t error, const char* doing) {
+    if (error != cudaSuccess) throw RunFailure(std::string(doing) + ": " + cudaGetErrorString(error));
+}
+
+template <class T>
+class DeviceArray {
+  public:
+    DeviceArray() = default;
+    DeviceArray(const DeviceArray&) = delete;
+    DeviceArray& operator=(const DeviceArray&) = delete;
+    ~DeviceArray() { cudaFree(data_); }
+
+    // Memory for n values, with any contents. Throws RunFailure when the device has no room.
+    void allocate(int64_t n) {
+        cudaFree(data_);
+        data_ = nullptr;
+        size_ = 0;
+        void* p = nullptr;
+        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+        if (n > 0 && cudaMalloc(&p, bytes) != cudaSuccess) {
+            cudaGetLastError();  // the failure has been dealt with
+            throw RunFailure("the GPU has no room for " + format_bytes(bytes) +
+                             "; use a smaller --batch, or --recompute 2 (`info --memory` shows what fits)");
+        }
+        data_ = static_cast<T*>(p);
+        size_ = n;
+    }
+    T* data() const { return data_; }
+    int64_t size() const { return size_; }
+    void zero(cudaStream_t stream) {
+        if (size_ == 0) return;
+        require_cuda(cudaMemsetAsync(data_, 0, static_cast<size_t>(size_) * sizeof(T), stream), "clearing memory");
+    }
+    // From and to n values in the host's memory; the host may go on with them when the call returns.
+    void upload(const T* from, int64_t n, cudaStream_t stream) {
+        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+        require_cuda(cudaMemcpyAsync(data_, from, bytes, cudaMemcpyHostToDevice, stream), "copying to the GPU");
+        require_cuda(cudaStreamSynchronize(stream), "copying to the GPU");
+    }
+    void download(T* to, int64_t n, cudaStream_t stream) const {
+        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+        require_cuda(cudaMemcpyAsync(to, data_, bytes, cudaMemcpyDeviceToHost, stream), "copying from the GPU");
+        require_cuda(cudaStreamSynchronize(stream), "copying from the GPU");
+    }
+
+  private:
+    T* data_ = nullptr;
+    int64_t size_ = 0;
+};
+
+#ifdef __CUDACC__
+
+inline void require_blas(cublasStatus_t status, const char* doing) {
+    if (status != CUBLAS_STATUS_SUCCESS)
+        throw RunFailure(std::string("cuBLASLt: ") + doing + ": " + cublasLtGetStatusString(status));
+}
+
+template <class X>
+constexpr cudaDataType_t blas_type() {
+    return std::is_same_v<X, bf16> ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+// Deleters for cuBLASLt's descriptions, so that an exception leaves none behind.
+template <class Handle, cublasStatus_t (*destroy)(Handle)>
+struct BlasObject {
+    Handle handle = nullptr;
+    BlasObject() = default;
+    BlasObject(const BlasObject&) = delete;
+    BlasObject& operator=(const BlasObject&) = delete;
+    ~BlasObject() {
+        if (handle != nullptr) destroy(handle);
+    }
+};
+using BlasDescription = BlasObject<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
+using BlasLayout = BlasObject<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using BlasPreference = BlasObject<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+
+class MatrixProducts {
+  public:
+    MatrixProducts() {
+        require_blas(cublasLtCreate(&handle_), "cannot be started");
+        workspace_.allocate(int64_t{64} << 20);  // Hopper's fastest products ask for 32 MiB
+    }
+    MatrixProducts(const MatrixProducts&) = delete;
+    MatrixProducts& operator=(const MatrixProducts&) = delete;
+    ~MatrixProducts() { cublasLtDestroy(handle_); }
+
+    // Whether it was done, epilogue included; false: cuBLASLt has no kernel for that epilogue.
+    template <class In, class Out>
+    bool multiply(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda, const In* B,
+                  int64_t ldb, Out* C, int64_t ldc, bool accumulate, const Epilogue<Out>& epilogue,
+                  cudaStream_t stream) {
+        BlasDescription description;
+        require_blas(cublasLtMatmulDescCreate(&description.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+        const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+            require_blas(cublasLtMatmulDescSetAttribute(description.handle, attribute, &value, sizeof value),
+                         "a product's description");
+        };
+        set(CUBLASLT_MATMUL_DESC_TRANSA, tb == Transpose::Yes ? CUBLAS_OP_T : CUBLAS_OP_N);
+        set(CUBLASLT_MATMUL_DESC_TRANSB, ta == Transpose::Yes ? CUBLAS_OP_T : CUBLAS_OP_N);
+        if (!set_epilogue(set, epilogue, N)) return false;
+
+        BlasLayout a, b, c;  // B takes the first place
+        const bool a_transposed = ta == Transpose::Yes, b_transposed = tb == Transpose::Yes;
+        create_layout<In>(a, b_transposed ? K : N, b_transposed ? N : K, ldb);
+        create_layout<In>(b, a_transposed ? M : K, a_transposed ? K : M, lda);
+        create_layout<Out>(c, N, M, ldc);
+
+        // What all three pointers are aligned to: cuBLASLt assumes 16 bytes unless told. Odd shapes give less.
+        uint32_t alignment = 16;
+        for (const void* pointer :
+             {static_cast<const void*>(A), static_cast<const void*>(B), static_cast<const void*>(C)})
+            while (reinterpret_cast<uintptr_t>(pointer) % alignment != 0) alignment /= 2;
+        const Key key{alignment,
+                      static_cast<int64_t>(ta),
+                      static_cast<int64_t>(tb),
+                      M,
+                      N,
+                      K,
+                      lda,
+                      ldb,
+                      ldc,
+                      accumulate,
+                      sizeof(In),
+                      sizeof(Out),
+                      epilogue.bias != nullptr,
+                      epilogue.before_gelu != nullptr,
+                      epilogue.through_gelu != nullptr};
+        const std::optional<cublasLtMatmulAlgo_t> algorithm = choose(key, alignment, description, a, b, c);
+        if (!algorithm && !has_epilogue(epilogue)) throw RunFailure("cuBLASLt has no kernel for a product");
+        if (!algorithm) return false;
+        const float one = 1, beta = accumulate ? 1 : 0;
+        require_blas(
+            cublasLtMatmul(handle_, description.handle, &one, B, a.handle, A, b.handle, &beta, C, c.handle, C, c.handle,
+                           &*algorithm, workspace_.data(), static_cast<size_t>(workspace_.size()), stream),
+            "a product failed");
+        return true;
+    }
+
+  private:
+    using Key = std::array<int64_t, 15>;
+    cublasLtHandle_t handle_ = nullptr;
+    DeviceArray<char> workspace_;
+    std::map<Key, std::optional<cublasLtMatmulAlgo_t>> chosen_;
+
+    template <class Out>
+    static bool has_epilogue(const Epilogue<Out>& e) {
+        return e.bias != nullptr || e.before_gelu != nullptr || e.through_gelu != nullptr;
+    }
+
+    // False if cuBLASLt cannot even be asked: it wants the pre-activations in rows of a multiple of 8.
+    template <class Set, class Out>
+    static bool set_epilogue(const Set& set, const Epilogue<Out>& e, int64_t N) {
+        const bool aux = e.before_gelu != nullptr || e.through_gelu != nullptr;
+        if (aux && N % 8 != 0) return false;
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, e.before_gelu != nullptr    ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+                                           : e.through_gelu != nullptr ? CUBLASLT_EPILOGUE_DGELU
+                                           : e.bias != nullptr         ? CUBLASLT_EPILOGUE_BIAS
+                                                                       : CUBLASLT_EPILOGUE_DEFAULT);
+        if (e.bias != nullptr) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(e.bias));
+        if (!aux) return true;
+        const void* saved = e.before_gelu != nullptr ? e.before_gelu : e.through_gelu;
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, saved);
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, N);
+        return true;
+    }
+
+    template <class X>
+    static void create_layout(BlasLayout& layout, int64_t rows, int64_t columns, int64_t ld) {
+        require_blas(cublasLtMatrixLayoutCreate(&layout.handle, blas_type<X>(), static_cast<uint64_t>(rows),
+                                                static_cast<uint64_t>(columns), ld),
+                     "a matrix's description");
+    }
+
+    // cuBLASLt's own first choice, remembered, because asking takes longer than launching.
+    std::optional<cublasLtMatmulAlgo_t> choose(const Key& key, uint32_t alignment, const BlasDescription& description,
+                                               const BlasLayout& a, const BlasLayout& b, const BlasLayout& c) {
+        const auto known = chosen_.find(key);
+        if (known != chosen_.end()) return known->second;
+        BlasPreference preference;
+        require_blas(cublasLtMatmulPreferenceCreate(&preference.handle), "a preference");
+        const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+            require_blas(cublasLtMatmulPreferenceSetAttribute(preference.handle, attribute, &value, sizeof value),
+                         "a preference");
+        };
+        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<size_t>(workspace_.size()));
+        for (const auto attribute :
+             {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+              CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+            prefer(attribute, alignment);
+        cublasLtMatmulHeuristicResult_t result = {};
+        int found = 0;
+        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+            handle_, description.handle, a.handle, b.handle, c.handle, c.handle, preference.handle, 1, &result, &found);
+        std::optional<cublasLtMatmulAlgo_t> algorithm;
+        if (status == CUBLAS_STATUS_SUCCESS && found > 0) algorithm = result.algo;
+        return chosen_[key] = algorithm;
+    }
+};
+
+#else
+
+// In emulation the reference multiplies; epilogues are always left to our kernels, which tests them.
+class MatrixProducts {
+  public:
+    template <class In, class Out>
+    bool multiply(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda, const In* B,
+                  int64_t ldb, Out* C, int64_t ldc, bool accumulate, const Epilogue<Out>& epilogue, cudaStream_t) {
+        if (epilogue.bias != nullptr || epilogue.before_gelu != nullptr || epilogue.through_gelu != nullptr)
+            return false;
+        const std::vector<float> a = floats(A, ta == Transpose::Yes ? K : M, ta == Transpose::Yes ? M : K, lda);
+        const std::vector<float> b = floats(B, tb == Transpose::Yes ? N : K, tb == Transpose::Yes ? K : N, ldb);
+        std::vector<float> c(static_cast<size_t>(M * N));
+        matmul(ta, tb, M, N, K, a.data(), ta == Transpose::Yes ? M : K, b.data(), tb == Transpose::Yes ? K : N,
+               c.data(), N, false);
+        for (int64_t i = 0; i < M; i++)
+            for (int64_t j = 0; j < N; j++) {
+                Out& out = C[i * ldc + j];
+                out = from_float<Out>(c[static_cast<size_t>(i * N + j)] + (accumulate ? to_float(out) : 0.0f));
+            }
+        return true;
+    }
+
+  private:
+    template <class X>
+    static std::vector<float> floats(const X* x, int64_t rows, int64_t columns, int64_t ld) {
+        std::vector<float> out(static_cast<size_t>(rows * columns));
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < columns; c++) out[static_cast<size_t>(r * columns + c)] = to_float(x[r * ld + c]);
+        return out;
+    }
+};
+
+#endif
+
+// =====================================================================================================================
+// The model on the device
+// =====================================================================================================================
+//
+// The same passes as GPT2's in the reference, in the same order, with three differences. A block's output is added to the
+// stream by the norm that reads it next (residual_norm_forward). What backward needs of norms and GELU may be kept instead
+// of remade (--recompute). And the stream's gradient, like all activations, is of type X, while gradients of parameters
+// are float whatever X is.
+
+// How much backward remakes: 0 nothing, 1 GELU's output, 2 the norms' outputs as well.
+constexpr int kMostRecompute = 2;
+
+// Bytes of memory that hold n values, so that what follows begins on 256 bytes.
+template <class T>
+int64_t padded_bytes(int64_t n) {
+    return ceil_div(n * static_cast<int64_t>(sizeof(T)), 256) * 256;
+}
+
+// What a micro-batch leaves in the device's memory: one arena, laid out by lay_out, which also tells its size.
+template <class X>
+struct DeviceActivations {
+    struct Layer {
+        X *residual, *residual_mid;  // (B,T,C) stream before attention, and before the MLP
+        X *normed1, *normed2;        // (B,T,C); scratch of all layers with recompute 2
+        X *qkv, *att;                // (B,T,3C), (B,T,C)
+        X *fc, *hidden;              // (B,T,n_inner) before and after GELU; hidden is scratch with recompute 1 and 2
+        float* lse;                  // (B,NH,T)
+    };
+    std::vector<Layer> layers;
+    float *mean, *sigma;                        // (2L+1,N): ln_1 and ln_2 of every layer, then ln_f
+    X *final_residual, *normedf;                // (B,T,C)
+    X* normed_v;                                // (B,T,C) the values' input, while a layer's qk and v differ
+    X* branch;                                  // (B,T,C)
+    X* logits;                                  // (rows_per_chunk,Vp)
+    X *dresidual, *dnormed, *dnormed_v, *datt;  // (B,T,C)
+    X *dqkv, *dhidden;                          // (B,T,3C), (B,T,n_inner)
+    float *delta, *losses, *scratch;            // (B,NH,T), (B,T), partial sums
+    double* statistics;                         // (2L+1,2) sums of sigma, then the sum of the losses
+    AuxTerm* aux;
+    GradientNorm* norm;
+    int32_t *tokens, *targets, *sorted;  // (B,T), (B,T), see sort_positions
+    int64_t rows_per_chunk = 0, Vp = 0;
+    int64_t stride = 0;  // floats from one row of mean and sigma to the next
+
+    // Bytes needed for B sequences of T positions; with `base` also sets the pointers.
+    int64_t lay_out(char* base, const GPT2Config& c, int64_t B, int64_t T, bool training, int recompute) {
+        int64_t used = 0;
+        const auto take = [&](auto*& pointer, int64_t n) {
+            using T_ = std::remove_reference_t<decltype(*pointer)>;
+            pointer = base == nullptr ? nullptr : reinterpret_cast<T_*>(base + used);
+            used += padded_bytes<T_>(n);
+        };
+        const int64_t N = B * T, NC = N * c.C, NH = N * c.n_inner, sites = 2 * c.L + 1;
+        layers.resize(static_cast<size_t>(c.L));
+        for (int64_t l = 0; l < c.L; l++) {
+            Layer &y = layers[static_cast<size_t>(l)], &first = layers[0];
+            if (!training && l > 0) {
+                y = first;
+                continue;
+            }
+            take(y.residual, NC);
+            take(y.residual_mid, NC);
+            take(y.qkv, 3 * NC);
+            take(y.att, NC);
+            take(y.fc, NH);
+            take(y.lse, N * c.NH);
+            const bool keeps_norms = recompute < 2 || l == 0, keeps_hidden = recompute < 1 || l == 0;
+            if (keeps_norms) take(y.normed1, NC);
+            if (keeps_norms) take(y.normed2, NC);
+            if (keeps_hidden) take(y.hidden, NH);
+            if (!keeps_norms) y.normed1 = first.normed1;
+            if (!keeps_norms) y.normed2 = first.normed2;
+            if (!keeps_hidden) y.hidden = first.hidden;
+        }
+        stride = ceil_div(N, 64) * 64;
+        take(mean, sites * stride);
+        take(sigma, sites * stride);
+        take(final_residual, NC);
+        take(normedf, NC);
+        take(normed_v, NC);
+        take(branch, NC);
+        Vp = ceil_div(c.V, 64) * 64;
+        // Enough rows to fill the GPU, few enough to stay in its cache: 2^28 bytes of logits at most.
+        rows_per_chunk = std::max<int64_t>(1, std::min(N, (int64_t{1} << 28) / (Vp * static_cast<int64_t>(sizeof(X)))));
+        take(logits, rows_per_chunk * Vp);
+        take(losses, N);
+        take(statistics, 2 * sites + 1);
+        take(aux, 1);
+        take(norm, 1);
+        take(tokens, N);
+        take(targets, N);
+        if (!training) return used;
+        take(sorted, sorted_positions_size(N));
+        take(dresidual, NC);
+        take(dnormed, NC);
+        take(dnormed_v, NC);
+        take(datt, NC);
+        take(dqkv, 3 * NC);
+        take(dhidden, NH);
+        take(delta, N * c.NH);
+        take(scratch, std::max({encoder_backward_scratch(N, c.C), norm_backward_scratch(N, c.C),
+                                column_sums_scratch(N, std::max(3 * c.C, c.n_inner)), 2 * global_norm_scratch()}));
+        return used;
+    }
+};
+
+// Bytes of weights, gradients and moments: float, and a copy of the weights in X if that is another type.
+inline int64_t state_bytes(int64_t parameters, bool training, bool in_bf16) {
+    return parameters * ((training ? 16 : 4) + (in_bf16 ? 2 : 0));
+}
+
+// Bytes on the device for micro-batches of B sequences of T positions.
+inline int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute) {
+    const int64_t parameters = parameter_count(tensor_table(c));
+    const int64_t activations = in_bf16 ? DeviceActivations<bf16>().lay_out(nullptr, c, B, T, training, recompute)
+                                        : DeviceActivations<float>().lay_out(nullptr, c, B, T, training, recompute);
+    return state_bytes(parameters, training, in_bf16) + activations + (int64_t{64} << 20);
+}
+
+// A model's state and passes, whatever X is.
+class DeviceModel {
+  public:
+    virtual ~DeviceModel() = default;
+    // Room for gradients, moments, and micro-batches of B sequences of T positions (0: not yet).
+    virtual void prepare_training(int64_t B, int64_t T) = 0;
+    virtual BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
+                                       double aux_weight, int64_t grad_accum) = 0;
+    virtual void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) = 0;
+    virtual void token_losses(float* losses, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) = 0;
+    virtual void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) = 0;
+    virtual void zero_gradients() = 0;
+    virtual double gradient_norm(double clip) = 0;
+    virtual void update(const AdamWStep& step, std::optional<uint64_t> stochastic_key) = 0;
+    virtual void upload_moments(const float* m, const float* v) = 0;
+    virtual void fetch_moments(float* m, float* v) = 0;
+    virtual void fetch_parameters(float* to) = 0;
+    virtual void fetch_gradients(float* to) = 0;
+};
+
+template <class X>
+class DeviceModelOf : public DeviceModel {
+  public:
+    // `host` has the parameters, the sites and their sums, and must outlive this.
+    DeviceModelOf(GPT2& host, int recompute) : host_(host), c_(host.config), wished_recompute_(recompute) {
+        require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate");
+        master_.allocate(host.parameters());
+        master_.upload(host.params.data(), host.parameters(), stream_);
+        w_ = WeightsOf<float>(master_.data(), host.tensors, c_);
+        if constexpr (std::is_same_v<X, float>) {
+            x_ = w_;
+        } else {
+            copy_.allocate(host.parameters());
+            convert(copy_.data(), master_.data(), host.parameters(), stream_);
+            x_ = WeightsOf<X>(copy_.data(), host.tensors, c_);
+        }
+        std::vector<TensorRange> ranges;
+        for (const Tensor& t : host.tensors) ranges.push_back({t.offset, t.size, t.decay});
+        ranges_.allocate(static_cast<int64_t>(ranges.size()));
+        ranges_.upload(ranges.data(), ranges_.size(), stream_);
+    }
+    ~DeviceModelOf() override { cudaStreamDestroy(stream_); }
+
+    void prepare_training(int64_t B, int64_t T) override {
+        if (grads_.size() == 0) {
+            for (DeviceArray<float>* array : {&grads_, &m_, &v_}) {
+                array->allocate(host_.parameters());
+                array->zero(stream_);
+            }
+            d_ = WeightsOf<float>(grads_.data(), host_.tensors, c_);
+        }
+        if (B * T > 0) reserve(B, T, true);
+    }
+
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
+                               int64_t grad_accum) override {
+        prepare_training(B, T);
+        upload_tokens(inputs, targets);
+        sorted_.resize(static_cast<size_t>(sorted_positions_size(N())));
+        sort_positions(sorted_.data(), inputs, N(), c_.V);
+        copy_to_device(a_.sorted, sorted_.data(), static_cast<int64_t>(sorted_.size()));
+
+        run_blocks();
+        const int64_t f = 2 * c_.L;
+        sigma_statistics(a_.statistics, a_.sigma, a_.stride, f + 1, B, T, stream_);
+        aux_loss(a_.aux, sigma(f), a_.tokens, c_.end_of_text, aux_weight, 1.0 / static_cast<double>(grad_accum), B, T,
+                 stream_);
+        classify(1.0 / static_cast<double>(N() * grad_accum));
+        backward();
+        return collect();
+    }
+
+    void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) override {
+        reserve(B, T, false);
+        upload_tokens(inputs, nullptr);
+        run_blocks();
+        sigma_statistics(a_.statistics, a_.sigma, a_.stride, 2 * c_.L + 1, B, T, stream_);
+        collect_sigma_sums();
+    }
+
+    void token_losses(float* losses, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
+        reserve(B, T, false);
+        upload_tokens(inputs, targets);
+        run_blocks();
+        classify(0);
+        copy_from_device(losses, a_.losses, N());
+    }
+
+    void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
+        reserve(B, T, false);
+        upload_tokens(inputs, nullptr);
+        run_blocks();
+        std::vector<X> rows;
+        for (int64_t b = 0; b < B; b++)
+            for (int64_t t = from; t < T; t += a_.rows_per_chunk) {
+                const int64_t count = std::min(a_.rows_per_chunk, T - t);
+                unembed(b * T + t, count);
+                rows.resize(static_cast<size_t>(count * a_.Vp));
+                copy_from_device(rows.data(), a_.logits, static_cast<int64_t>(rows.size()));
+                for (int64_t r = 0; r < count; r++)
+                    for (int64_t v = 0; v < c_.V; v++)
+                        out[(b * (T - from) + t - from + r) * c_.V + v] =
+                            to_float(rows[static_cast<size_t>(r * a_.Vp + v)]);
+            }
+    }
+
+    void zero_gradients() override {
+        prepare_training(0, 0);
+        grads_.zero(stream_);
+    }
+
+    // After a micro-batch: the arena must be there.
+    double gradient_norm(double clip) override {
+        global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), grads_.data(), grads_.size(), clip, stream_);
+        GradientNorm norm;
+        copy_from_device(&norm, a_.norm, 1);
+        return norm.norm;
+    }
+
+    // Gradients are multiplied by what the last gradient_norm left, and are 0 afterwards.
+    void update(const AdamWStep& step, std::optional<uint64_t> stochastic_key) override {
+        X* copy = nullptr;
+        if constexpr (!std::is_same_v<X, float>) copy = copy_.data();
+        adamw<X>(master_.data(), grads_.data(), m_.data(), v_.data(), copy, a_.norm, ranges_.data(), ranges_.size(),
+                 master_.size(), step, stochastic_key, stream_);
+    }
+    void upload_moments(const float* m, const float* v) override {
+        prepare_training(0, 0);
+        m_.upload(m, m_.size(), stream_);
+        v_.upload(v, v_.size(), stream_);
+    }
+    void fetch_moments(float* m, float* v) override {
+        m_.download(m, m_.size(), stream_);
+        v_.download(v, v_.size(), stream_);
+    }
+
+    void fetch_parameters(float* to) override { master_.download(to, master_.size(), stream_); }
+    void fetch_gradients(float* to) override { grads_.download(to, grads_.size(), stream_); }
+
+  private:
+    using Layer = typename DeviceActivations<X>::Layer;
+
+    GPT2& host_;
+    const GPT2Config& c_;
+    MatrixProducts products_;
+    DeviceArray<float> master_, grads_, m_, v_;
+    DeviceArray<X> copy_;
+    DeviceArray<TensorRange> ranges_;
+    WeightsOf<float> w_, d_;  // norms' parameters are read from the masters
+    WeightsOf<X> x_;          // all else
+    cudaStream_t stream_ = nullptr;
+    DeviceArray<char> arena_;
+    DeviceActivations<X> a_;
+    int64_t B_ = 0, T_ = 0;
+    bool training_ = false;
+    int wished_recompute_, recompute_ = 0;
+    std::vector<int32_t> sorted_;
+
+    int64_t N() const { return B_ * T_; }
+    float* mean(int64_t site) const { return a_.mean + site * a_.stride; }
+    float* sigma(int64_t site) const { return a_.sigma + site * a_.stride; }
+    Divisor divisor(const Site& site) const { return divisor_of(site, a_.tokens, c_.end_of_text, T_); }
+    Site& qk(int64_t l) const { return host_.sites.qk(static_cast<int>(l)); }
+    Site& v(int64_t l) const { return host_.sites.v(static_cast<int>(l)); }
+    Site& mlp(int64_t l) const { return host_.sites.mlp(static_cast<int>(l)); }
+
+    // ----- memory
+
+    // The arena grows when it must; one for training serves evaluation of the same shape too.
+    void reserve(int64_t B, int64_t T, bool training) {
+        if (B == B_ && T == T_ && (training_ || !training)) return;
+        recompute_ = choose_recompute(B, T, training);
+        const int64_t needed = a_.lay_out(nullptr, c_, B, T, training, recompute_);
+        require_cuda(cudaStreamSynchronize(stream_), "the work before");
+        if (needed > arena_.size()) arena_.allocate(needed);
+        a_.lay_out(arena_.data(), c_, B, T, training, recompute_);
+        B_ = B;
+        T_ = T;
+        training_ = training;
+    }
+
+    // As asked for; else the least that fits into the memory that is free, a twentieth kept for others.
+    int choose_recompute(int64_t B, int64_t T, bool training) {
+        if (wished_recompute_ >= 0 || !training) return std::max(0, wished_recompute_);
+        size_t free = 0, total = 0;
+        require_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+        const int64_t room = static_cast<int64_t>(free) - static_cast<int64_t>(total / 20) + arena_.size();
+        for (int level = 0; level < kMostRecompute; level++)
+            if (DeviceActivations<X>().lay_out(nullptr, c_, B, T, training, level) <= room) return level;
+        return kMostRecompute;
+    }
+
+    template <class T>
+    void copy_to_device(T* to, const T* from, int64_t n) {
+        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+        require_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+    }
+    template <class T>
+    void copy_from_device(T* to, const T* from, int64_t n) {
+        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+        require_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+        require_cuda(cudaStreamSynchronize(stream_), "a pass over a micro-batch");
+    }
+
+    void upload_tokens(const int32_t* inputs, const int32_t* targets) {
+        copy_to_device(a_.tokens, inputs, N());
+        if (targets != nullptr) copy_to_device(a_.targets, targets, N());
+        const size_t bytes = static_cast<size_t>(4 * c_.L + 3) * sizeof(double);
+        require_cuda(cudaMemsetAsync(a_.statistics, 0, bytes, stream_), "clearing memory");
+    }
+
+    // ----- products
+
+    // out (N,M) = inp (N,K) weight (K,M) + bias, rows of weight and out `stride` apart.
+    void linear(X* out, const X* inp, const X* weight, const X* bias, int64_t K, int64_t M, int64_t stride) {
+        Epilogue<X> epilogue;
+        epilogue.bias = bias;
+        if (products_.multiply(Transpose::No, Transpose::No, N(), M, K, inp, K, weight, stride, out, stride, false,
+                               epilogue, stream_))
+            return;
+        products_.multiply(Transpose::No, Transpose::No, N(), M, K, inp, K, weight, stride, out, stride, false,
+                           Epilogue<X>(), stream_);
+        add_bias(out, bias, N(), M, stride, stream_);
+    }
+
+    // fc (N,M) = inp (N,K) weight (K,M) + bias; hidden = gelu(fc)
+    void linear_gelu(X* hidden, X* fc, const X* inp, const X* weight, const X* bias, int64_t K, int64_t M) {
+        Epilogue<X> epilogue;
+        epilogue.bias = bias;
+        epilogue.before_gelu = fc;
+        if (products_.multiply(Transpose::No, Transpose::No, N(), M, K, inp, K, weight, M, hidden, M, false, epilogue,
+                               stream_))
+            return;
+        products_.multiply(Transpose::No, Transpose::No, N(), M, K, inp, K, weight, M, fc, M, false, Epilogue<X>(),
+                           stream_);
+        bias_gelu_forward(hidden, fc, bias, N(), M, stream_);
+    }
+
+    // dinp (N,K) = dout (N,M) weight^T
+    void linear_dinput(X* dinp, const X* dout, const X* weight, int64_t K, int64_t M, int64_t stride) {
+        products_.multiply(Transpose::No, Transpose::Yes, N(), K, M, dout, stride, weight, stride, dinp, K, false,
+                           Epilogue<X>(), stream_);
+    }
+
+    // dweight (K,M) += inp^T dout
+    void linear_dweight(float* dweight, const X* inp, const X* dout, int64_t K, int64_t M, int64_t stride) {
+        products_.multiply(Transpose::Yes, Transpose::No, K, M, N(), inp, K, dout, stride, dweight, stride, true,
+                           Epilogue<float>(), stream_);
+    }
+
+    // ----- forward
+
+    // residual, the sum of x and y (null: nothing), and the norms that read it: site `index` of mean and sigma.
+    void add_and_norm(X* residual, X* normed_a, X* normed_b, const X* x, const X* y, const float* gamma,
+                      const float* beta, const Site& a, const Site& b, int64_t index) {
+        residual_norm_forward(residual, normed_a, normed_b, mean(index), sigma(index), x, y, gamma, beta, divisor(a),
+                              divisor(b), static_cast<float>(c_.epsilon), N(), c_.C, stream_);
+    }
+
+    void run_blocks() {
+        encoder_forward(a_.layers[0].residual, a_.tokens, x_.wte, x_.wpe, B_, T_, c_.C, stream_);
+        for (int64_t l = 0; l < c_.L; l++) {
+            attention_block_forward(l);
+            mlp_forward(l);
+        }
+        const Layer& last = a_.layers[static_cast<size_t>(c_.L - 1)];
+        add_and_norm(a_.final_residual, a_.normedf, nullptr, last.residual_mid, a_.branch, w_.lnf_gamma, w_.lnf_beta,
+                     host_.sites.f(), host_.sites.f(), 2 * c_.L);
+    }
+
+    void attention_block_forward(int64_t l) {
+        const int64_t C = c_.C;
+        const Layer& a = a_.layers[static_cast<size_t>(l)];
+        const auto& w = w_.layers[static_cast<size_t>(l)];
+        const auto& x = x_.layers[static_cast<size_t>(l)];
+        const bool agree = host_.qk_and_v_agree(l);
+        X* normed_v = agree ? nullptr : a_.normed_v;
+        if (l == 0) {
+            add_and_norm(nullptr, a.normed1, normed_v, a.residual, nullptr, w.ln1_gamma, w.ln1_beta, qk(l), v(l), 0);
+        } else {
+            add_and_norm(a.residual, a.normed1, normed_v, a_.layers[static_cast<size_t>(l - 1)].residual_mid, a_.branch,
+                         w.ln1_gamma, w.ln1_beta, qk(l), v(l), 2 * l);
+        }
+        if (agree) {
+            linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 3 * C, 3 * C);
+        } else {
+            linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 2 * C, 3 * C);
+            linear(a.qkv + 2 * C, a_.normed_v, x.qkv + 2 * C, x.qkv_bias + 2 * C, C, C, 3 * C);
+        }
+        attention_forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
+        linear(a_.branch, a.att, x.proj, x.proj_bias, C, C, C);
+    }
+
+    void mlp_forward(int64_t l) {
+        const Layer& a = a_.layers[static_cast<size_t>(l)];
+        const auto& w = w_.layers[static_cast<size_t>(l)];
+        const auto& x = x_.layers[static_cast<size_t>(l)];
+        add_and_norm(a.residual_mid, a.normed2, nullptr, a.residual, a_.branch, w.ln2_gamma, w.ln2_beta, mlp(l), mlp(l),
+                     2 * l + 1);
+        linear_gelu(a.hidden, a.fc, a.normed2, x.fc, x.fc_bias, c_.C, c_.n_inner);
+        linear(a_.branch, a.hidden, x.fcproj, x.fcproj_bias, c_.n_inner, c_.C, c_.C);
+    }
+
+    // logits (rows,Vp) of the positions from n on
+    void unembed(int64_t n, int64_t rows) {
+        products_.multiply(Transpose::No, Transpose::Yes, rows, c_.V, c_.C, a_.normedf + n * c_.C, c_.C, x_.wte, c_.C,
+                           a_.logits, a_.Vp, false, Epilogue<X>(), stream_);
+    }
+
+    // Losses; with gradient_scale != 0 also the gradients of the unembedding, and in dnormed those of ln_f's output.
+    void classify(double gradient_scale) {
+        const int64_t C = c_.C, V = c_.V, Vp = a_.Vp;
+        const bool with_gradient = gradient_scale != 0;
+        for (int64_t n = 0; n < N(); n += a_.rows_per_chunk) {
+            const int64_t rows = std::min(a_.rows_per_chunk, N() - n);
+            unembed(n, rows);
+            classifier(a_.logits, a_.losses + n, a_.targets + n, static_cast<float>(gradient_scale), with_gradient,
+                       rows, V, Vp, stream_);
+            if (!with_gradient) continue;
+            products_.multiply(Transpose::No, Transpose::No, rows, C, V, a_.logits, Vp, x_.wte, C, a_.dnormed + n * C,
+                               C, false, Epilogue<X>(), stream_);
+            products_.multiply(Transpose::Yes, Transpose::No, V, C, rows, a_.logits, Vp, a_.normedf + n * C, C, d_.wte,
+                               C, true, Epilogue<float>(), stream_);
+        }
+        add_sum(a_.statistics + 4 * c_.L + 2, a_.losses, N(), stream_);
+    }
+
+    // ----- backward
+
+    void backward() {
+        const Divisor f = divisor(host_.sites.f());
+        norm_backward(a_.dresidual, true, d_.lnf_gamma, d_.lnf_beta, a_.scratch, a_.dnormed, static_cast<X*>(nullptr),
+                      a_.final_residual, w_.lnf_gamma, mean(2 * c_.L), sigma(2 * c_.L), f, f, a_.aux, N(), c_.C,
+                      stream_);
+        for (int64_t l = c_.L - 1; l >= 0; l--) {
+            mlp_backward(l);
+            attention_block_backward(l);
+        }
+        encoder_backward(d_.wte, d_.wpe, a_.scratch, a_.dresidual, a_.sorted, B_, T_, c_.C, stream_);
+    }
+
+    void mlp_backward(int64_t l) {
+        const int64_t C = c_.C, H = c_.n_inner, site = 2 * l + 1;
+        const Layer& a = a_.layers[static_cast<size_t>(l)];
+        const auto& w = w_.layers[static_cast<size_t>(l)];
+        const auto& x = x_.layers[static_cast<size_t>(l)];
+        const auto& d = d_.layers[static_cast<size_t>(l)];
+        const Divisor s = divisor(mlp(l));
+        if (recompute_ >= 1) gelu_forward(a.hidden, a.fc, N() * H, stream_);
+        column_sums(d.fcproj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
+        linear_dweight(d.fcproj, a.hidden, a_.dresidual, H, C, C);
+        dhidden(a, x, d);
+        if (recompute_ >= 2)
+            norm_forward(a.normed2, static_cast<X*>(nullptr), a.residual_mid, mean(site), sigma(site), w.ln2_gamma,
+                         w.ln2_beta, s, s, N(), C, stream_);
+        linear_dweight(d.fc, a.normed2, a_.dhidden, C, H, H);
+        linear_dinput(a_.dnormed, a_.dhidden, x.fc, C, H, H);
+        norm_backward(a_.dresidual, false, d.ln2_gamma, d.ln2_beta, a_.scratch, a_.dnormed, static_cast<X*>(nullptr),
+                      a.residual_mid, w.ln2_gamma, mean(site), sigma(site), s, s, static_cast<AuxTerm*>(nullptr), N(),
+                      C, stream_);
+    }
+
+    // The gradient in front of GELU, and of the bias there.
+    void dhidden(const Layer& a, const typename WeightsOf<X>::Layer& x, const WeightsOf<float>::Layer& d) {
+        const int64_t C = c_.C, H = c_.n_inner;
+        Epilogue<X> epilogue;
+        epilogue.through_gelu = a.fc;
+        if (products_.multiply(Transpose::No, Transpose::Yes, N(), H, C, a_.dresidual, C, x.fcproj, C, a_.dhidden, H,
+                               false, epilogue, stream_)) {
+            column_sums(d.fc_bias, a_.scratch, a_.dhidden, N(), H, H, stream_);
+            return;
+        }
+        linear_dinput(a_.dhidden, a_.dresidual, x.fcproj, H, C, C);
+        gelu_backward_bias(a_.dhidden, d.fc_bias, a_.scratch, a_.dhidden, a.fc, N(), H, stream_);
+    }
+
+    void attention_block_backward(int64_t l) {
+        const int64_t C = c_.C, site = 2 * l;
+        const Layer& a = a_.layers[static_cast<size_t>(l)];
+        const auto& w = w_.layers[static_cast<size_t>(l)];
+        const auto& x = x_.layers[static_cast<size_t>(l)];
+        const auto& d = d_.layers[static_cast<size_t>(l)];
+        const Divisor s_qk = divisor(qk(l)), s_v = divisor(v(l));
+        const bool agree = host_.qk_and_v_agree(l);
+        column_sums(d.proj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
+        linear_dweight(d.proj, a.att, a_.dresidual, C, C, C);
+        linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);
+        attention_backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
+        column_sums(d.qkv_bias, a_.scratch, a_.dqkv, N(), 3 * C, 3 * C, stream_);
+        if (recompute_ >= 2 || !agree)
+            norm_forward(a.normed1, agree ? nullptr : a_.normed_v, a.residual, mean(site), sigma(site), w.ln1_gamma,
+                         w.ln1_beta, s_qk, s_v, N(), C, stream_);
+        if (agree) {
+            linear_dweight(d.qkv, a.normed1, a_.dqkv, C, 3 * C, 3 * C);
+            linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, 3 * C, 3 * C);
+        } else {
+            linear_dweight(d.qkv, a.normed1, a_.dqkv, C, 2 * C, 3 * C);
+            linear_dweight(d.qkv + 2 * C, a_.normed_v, a_.dqkv + 2 * C, C, C, 3 * C);
+            linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, 2 * C, 3 * C);
+            linear_dinput(a_.dnormed_v, a_.dqkv + 2 * C, x.qkv + 2 * C, C, C, 3 * C);
+        }
+        norm_backward(a_.dresidual, false, d.ln1_gamma, d.ln1_beta, a_.scratch, a_.dnormed,
+                      agree ? nullptr : a_.dnormed_v, a.residual, w.ln1_gamma, mean(site), sigma(site), s_qk, s_v,
+                      static_cast<AuxTerm*>(nullptr), N(), C, stream_);
+    }
+
+    // ----- what the host learns
+
+    BatchLoss collect() {
+        AuxTerm aux;
+        copy_from_device(&aux, a_.aux, 1);
+        BatchLoss result;
+        result.aux = aux.active != 0 ? aux.loss : 0;
+        result.loss = collect_sigma_sums() / static_cast<double>(N());
+        return result;
+    }
+
+    // Adds this micro-batch's sigmas to the host's sums; returns the sum of its losses.
+    double collect_sigma_sums() {
+        std::vector<double> sums(static_cast<size_t>(4 * c_.L + 3));
+        copy_from_device(sums.data(), a_.statistics, static_cast<int64_t>(sums.size()));
+        for (size_t i = 0; i < host_.sites.all.size(); i++) {
+            const Site& site = host_.sites.all[i];
+            const size_t index = site.kind == SiteKind::f     ? static_cast<size_t>(2 * c_.L)
+                                 : site.kind == SiteKind::mlp ? static_cast<size_t>(2 * site.layer + 1)
+                                                              : static_cast<size_t>(2 * site.layer);
+            SigmaSum& sum = host_.sigma_sums[i];
+            sum.at_0 += sums[2 * index];
+            sum.elsewhere += sums[2 * index + 1];
+            sum.n_at_0 += B_;
+            sum.n_elsewhere += B_ * (T_ - 1);
+        }
+        return sums.back();
+    }
+};
+
+// =====================================================================================================================
+// The engine
+// =====================================================================================================================
+//
+// What the commands of the reference see: a GPT2 and an AdamW that do their work on the device. The device's copies are
+// made when they are first needed, so that commands that only read and write files need no GPU.
+
+struct DeviceOptions {
+    bool in_bf16 = false;  // activations and matrix products; see --precision
+    int recompute = -1;    // --recompute; -1: the least that fits
+    bool stochastic_rounding = false;
+};
+inline DeviceOptions& device_options() {
+    static DeviceOptions options;
+    return options;
+}
+
+// Throws NoGpu (exit 3) where there is none.
+inline void require_gpu() {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
+        throw NoGpu("no CUDA GPU was found; train_gpt2_lnfree does the same on the CPU");
+}
+
+class CudaGPT2 : public GPT2 {
+  public:
+    explicit CudaGPT2(const GPT2Config& c) : GPT2(c) {}
+
+    void prepare_training(int64_t B, int64_t T) override { device().prepare_training(B, T); }
+    void zero_gradients() override { device().zero_gradients(); }
+    double gradient_norm() override { return device().gradient_norm(clip); }
+    void fetch_parameters() override {
+        if (device_) device_->fetch_parameters(params.data());
+    }
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
+                               int64_t grad_accum) override {
+        return device().forward_backward(inputs, targets, B, T, aux_weight, grad_accum);
+    }
+    void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) override { device().measure_sigmas(inputs, B, T); }
+    const real* token_losses(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
+        losses_.resize(static_cast<size_t>(B * T));
+        device().token_losses(losses_.data(), inputs, targets, B, T);
+        return losses_.data();
+    }
+    void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
+        device().logits(out, inputs, B, T, from);
+    }
+    int64_t activation_bytes(int64_t B, int64_t T, bool training) const override {
+        const int recompute = std::max(0, device_options().recompute);
+        return device_options().in_bf16
+                   ? DeviceActivations<bf16>().lay_out(nullptr, config, B, T, training, recompute)
+                   : DeviceActivations<float>().lay_out(nullptr, config, B, T, training, recompute);
+    }
+
+    DeviceModel& device() {
+        if (device_) return *device_;
+        require_gpu();
+        if (device_options().in_bf16) {
+            device_ = std::make_unique<DeviceModelOf<bf16>>(*this, device_options().recompute);
+        } else {
+            device_ = std::make_unique<DeviceModelOf<float>>(*this, device_options().recompute);
+        }
+        return *device_;
+    }
+
+    double clip = Protocol().clip;  // the device works out the factor with the norm
+
+  private:
+    std::unique_ptr<DeviceModel> device_;
+    std::vector<real> losses_;
+};
+
+class CudaAdamW : public AdamW {
+  public:
+    // `gradient_scale` is what the device worked out itself in gradient_norm.
+    void update(GPT2& model, const Protocol& p, double lr, double gradient_scale) override {
+        auto* gpu = dynamic_cast<CudaGPT2*>(&model);
+        if (gpu == nullptr) return AdamW::update(model, p, lr, gradient_scale);  // folded: see make_model
+        if (device_ == nullptr) {  // what prepare or a checkpoint put there
+            device_ = &gpu->device();
+            device_->upload_moments(m.data(), v.data());
+        }
+        updates++;
+        const std::optional<uint64_t> key =
+            device_options().stochastic_rounding
+                ? std::optional<uint64_t>(p.seed * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(updates))
+                : std::nullopt;
+        device_->update(adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, lr, updates), key);
+    }
+    void fetch_moments() override {
+        if (device_ != nullptr) device_->fetch_moments(m.data(), v.data());
+    }
+
+  private:
+    DeviceModel* device_ = nullptr;  // the model's, which outlives this
+};
+
+// Puts this engine in the reference's place.
+inline void use_cuda_engine() {
+    Engine& e = engine();
+    e.training_precision = "bf16";
+    // A folded model has no norms, which all of the above is about; the reference runs it.
+    e.make_model = [](const GPT2Config& c) -> std::unique_ptr<GPT2> {
+        if (c.form == ModelForm::folded) return std::make_unique<GPT2>(c);
+        return std::make_unique<CudaGPT2>(c);
+    };
+    e.make_optimiser = []() -> std::unique_ptr<AdamW> { return std::make_unique<CudaAdamW>(); };
+    e.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
+    e.use_recompute = [](int level) { device_options().recompute = level; };
+    e.device_bytes = device_bytes;
+}
+
+}  // namespace cuda
+}  // namespace lnfree
+
+#ifndef LNFREE_LIBRARY_ONLY
+// train_gpt2_lnfree.cpp, compiled with -DLNFREE_ENTRY=lnfree_main_cuda.
+extern "C" int lnfree_main_cuda(int argc, char** argv);
+
+int main(int argc, char** argv) {
+    lnfree::cuda::use_cuda_engine();
+    return lnfree_main_cuda(argc, argv);
+}
+#endif
+
+#endif  // LNFREE_TRAIN_GPT2_LNFREE_CU
