@@ -1481,7 +1481,12 @@ struct Engine {
     };
     std::unique_ptr<AdamW> (*make_optimiser)() = [] { return std::make_unique<AdamW>(); };
     void (*use_precision)(const std::string&) = lnfree::use_precision;
-    void (*use_recompute)(int) = nullptr;  // --recompute; null: the engine has no choice
+    struct Options {
+        int recompute = -1;  // what backward remakes: 0 nothing, 1 GELU, 2 norms too; -1: the least that fits
+        bool stochastic_rounding = false;  // of the bf16 copies of the weights
+        bool plain_attention = false;      // without tensor cores
+    };
+    void (*use_options)(const Options&) = nullptr;  // null: the engine has no such choices
 
     // `check` and `bench` of another engine; they print their tables to `screen`.
     Report (*check)(FILE* screen) = nullptr;
@@ -2278,7 +2283,7 @@ struct RunOptions {
     int64_t val_tokens = -1;  // -1: eight steps' worth, 16,384 to 131,072; 0: all
     int64_t save_every = 50;
     int64_t keep_checkpoints = 0;  // after a finished run
-    int recompute = -1;            // what an engine that can choose remakes in backward; -1: its choice
+    Engine::Options engine;
     bool resume = false, force = false, dry_run = false, json_output = false;
     ProtocolFlags flags;
     std::string tokenizer;                     // pretrain: byte or a folder
@@ -2357,7 +2362,7 @@ class TrainingRun {
         }
         check_data();
         engine().use_precision(p_.precision);
-        if (engine().use_recompute != nullptr) engine().use_recompute(o_.recompute);
+        if (engine().use_options != nullptr) engine().use_options(o_.engine);
         if (o_.dry_run) return dry_run();
         model_->prepare_training(p_.batch, p_.seq);
         if (!o_.resume) adam_->prepare(model_->parameters());
@@ -2778,7 +2783,7 @@ class TrainingRun {
     int64_t training_bytes() const {
         if (engine().device_bytes != nullptr)
             return engine().device_bytes(model_->config, p_.batch, p_.seq, true, p_.precision == "bf16",
-                                         std::max(0, o_.recompute));
+                                         std::max(0, o_.engine.recompute));
         return 4 * model_->parameters() * static_cast<int64_t>(sizeof(real)) +
                model_->activation_bytes(p_.batch, p_.seq, true);
     }
@@ -3338,8 +3343,8 @@ inline void add_measured_sigmas(ordered_json& sites, LoadedModel& loaded, const 
 // The largest micro-batch, in sequences of n_ctx tokens, that trains within `bytes` of device memory; 0: none does.
 inline int64_t largest_batch(const GPT2Config& c, bool in_bf16, int recompute, double bytes) {
     int64_t batch = 0;
-    while (batch < 4096 && static_cast<double>(engine().device_bytes(c, batch + 1, c.n_ctx, true, in_bf16,
-                                                                     recompute)) <= bytes)
+    while (batch < 4096 &&
+           static_cast<double>(engine().device_bytes(c, batch + 1, c.n_ctx, true, in_bf16, recompute)) <= bytes)
         batch++;
     return batch;
 }
@@ -3348,7 +3353,8 @@ inline int64_t largest_batch(const GPT2Config& c, bool in_bf16, int recompute, d
 inline int memory_command(const GPT2Config& c, const std::string& name, bool json_output) {
     if (engine().device_bytes == nullptr)
         throw BadInput(
-            "--memory: the table is that of train_gpt2_lnfree_cuda; on the CPU `remove --dry-run` says what a run needs");
+            "--memory: the table is that of train_gpt2_lnfree_cuda; on the CPU `remove --dry-run` says what a run "
+            "needs");
     Table table({"precision", "recompute", "24 GB", "80 GB", "141 GB", "one sequence needs"});
     ordered_json j;
     j["model"] = name;
@@ -3598,10 +3604,14 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
     app.add_option("--keep-checkpoints", o.keep_checkpoints, "checkpoints to keep after a finished run")
         ->capture_default_str()
         ->check(whole_number(0));
-    if (engine().use_recompute != nullptr)
-        app.add_option("--recompute", o.recompute,
+    if (engine().use_options != nullptr) {
+        app.add_option("--recompute", o.engine.recompute,
                        "what backward remakes: 0 nothing, 1 GELU, 2 the norms too [the least that fits]")
             ->check(whole_number(0, 2));
+        app.add_flag("--stochastic-rounding", o.engine.stochastic_rounding,
+                     "round the bf16 copies of the weights up or down at random");
+        app.add_flag("--plain-attention", o.engine.plain_attention, "attention without tensor cores");
+    }
     app.add_flag("--resume", o.resume, "go on from the last checkpoint in --out, with the values saved there");
     app.add_flag("--force", o.force, "replace an earlier run in --out");
     app.add_flag("--dry-run", o.dry_run, "print schedule, memory and estimated time; write nothing");

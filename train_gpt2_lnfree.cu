@@ -9,7 +9,8 @@
 //     3. Matrix products         cuBLASLt, with bias and GELU on the way out
 //     4. The model on the device what is kept, what is remade, the passes over a micro-batch
 //     5. The engine              what the reference's commands see
-//     6. Check                   every step of a removal against the reference, on your own GPU
+//
+// dev/cuda/engine_check.h holds all of it against the reference on your own GPU, engine_bench.h times it.
 //
 // Activations and products are bf16 (--precision fp32: float); master weights, gradients, moments and statistics are
 // float. Everything is deterministic: no float atomics, every sum in an order that depends on sizes alone.
@@ -2746,6 +2747,33 @@ class DeviceArray {
     int64_t size_ = 0;
 };
 
+// Page-locked memory of the host: the GPU fetches from it by itself, while the program goes on.
+template <class T>
+class PinnedArray {
+  public:
+    PinnedArray() = default;
+    PinnedArray(const PinnedArray&) = delete;
+    PinnedArray& operator=(const PinnedArray&) = delete;
+    ~PinnedArray() { cudaFreeHost(data_); }
+
+    // At least n values, with any contents.
+    T* reserve(int64_t n) {
+        if (n <= size_) return data_;
+        cudaFreeHost(data_);
+        data_ = nullptr;
+        size_ = 0;
+        void* p = nullptr;
+        require_cuda(cudaMallocHost(&p, static_cast<size_t>(n) * sizeof(T)), "page-locked memory");
+        data_ = static_cast<T*>(p);
+        size_ = n;
+        return data_;
+    }
+
+  private:
+    T* data_ = nullptr;
+    int64_t size_ = 0;
+};
+
 #ifdef __CUDACC__
 
 inline void require_blas(cublasStatus_t status, const char* doing) {
@@ -3074,7 +3102,8 @@ template <class X>
 class DeviceModelOf : public DeviceModel {
   public:
     // `host` has the parameters, the sites and their sums, and must outlive this.
-    DeviceModelOf(GPT2& host, int recompute) : host_(host), c_(host.config), wished_recompute_(recompute) {
+    DeviceModelOf(GPT2& host, int recompute, bool plain_attention)
+        : host_(host), c_(host.config), wished_recompute_(recompute), plain_attention_(plain_attention) {
         require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate");
         master_.allocate(host.parameters());
         master_.upload(host.params.data(), host.parameters(), stream_);
@@ -3108,11 +3137,12 @@ class DeviceModelOf : public DeviceModel {
                                int64_t grad_accum) override {
         prepare_training(B, T);
         upload_tokens(inputs, targets);
-        sorted_.resize(static_cast<size_t>(sorted_positions_size(N())));
-        sort_positions(sorted_.data(), inputs, N(), c_.V);
-        copy_to_device(a_.sorted, sorted_.data(), static_cast<int64_t>(sorted_.size()));
-
         run_blocks();
+        // The GPU is busy with the forward pass now; the encoder's backward pass, which wants these, comes last.
+        const int64_t count = sorted_positions_size(N());
+        int32_t* sorted = pinned_sorted_.reserve(count);
+        sort_positions(sorted, inputs, N(), c_.V);
+        copy_to_device(a_.sorted, sorted, count);
         const int64_t f = 2 * c_.L;
         sigma_statistics(a_.statistics, a_.sigma, a_.stride, f + 1, B, T, stream_);
         aux_loss(a_.aux, sigma(f), a_.tokens, c_.end_of_text, aux_weight, 1.0 / static_cast<double>(grad_accum), B, T,
@@ -3206,7 +3236,8 @@ class DeviceModelOf : public DeviceModel {
     int64_t B_ = 0, T_ = 0;
     bool training_ = false;
     int wished_recompute_, recompute_ = 0;
-    std::vector<int32_t> sorted_;
+    bool plain_attention_;
+    PinnedArray<int32_t> pinned_tokens_, pinned_sorted_;
 
     int64_t N() const { return B_ * T_; }
     float* mean(int64_t site) const { return a_.mean + site * a_.stride; }
@@ -3255,8 +3286,13 @@ class DeviceModelOf : public DeviceModel {
     }
 
     void upload_tokens(const int32_t* inputs, const int32_t* targets) {
-        copy_to_device(a_.tokens, inputs, N());
-        if (targets != nullptr) copy_to_device(a_.targets, targets, N());
+        int32_t* pinned = pinned_tokens_.reserve(2 * N());  // every pass ends with a wait for its results
+        std::copy(inputs, inputs + N(), pinned);
+        copy_to_device(a_.tokens, pinned, N());
+        if (targets != nullptr) {
+            std::copy(targets, targets + N(), pinned + N());
+            copy_to_device(a_.targets, pinned + N(), N());
+        }
         const size_t bytes = static_cast<size_t>(4 * c_.L + 3) * sizeof(double);
         require_cuda(cudaMemsetAsync(a_.statistics, 0, bytes, stream_), "clearing memory");
     }
@@ -3339,7 +3375,10 @@ class DeviceModelOf : public DeviceModel {
             linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 2 * C, 3 * C);
             linear(a.qkv + 2 * C, a_.normed_v, x.qkv + 2 * C, x.qkv_bias + 2 * C, C, C, 3 * C);
         }
-        attention_forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
+        if (plain_attention_)
+            attention_forward_plain(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
+        else
+            attention_forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
         linear(a_.branch, a.att, x.proj, x.proj_bias, C, C, C);
     }
 
@@ -3437,7 +3476,10 @@ class DeviceModelOf : public DeviceModel {
         column_sums(d.proj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
         linear_dweight(d.proj, a.att, a_.dresidual, C, C, C);
         linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);
-        attention_backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
+        if (plain_attention_)
+            attention_backward_plain(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
+        else
+            attention_backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
         column_sums(d.qkv_bias, a_.scratch, a_.dqkv, N(), 3 * C, 3 * C, stream_);
         if (recompute_ >= 2 || !agree)
             norm_forward(a.normed1, agree ? nullptr : a_.normed_v, a.residual, mean(site), sigma(site), w.ln1_gamma,
@@ -3497,6 +3539,7 @@ struct DeviceOptions {
     bool in_bf16 = false;  // activations and matrix products; see --precision
     int recompute = -1;    // --recompute; -1: the least that fits
     bool stochastic_rounding = false;
+    bool plain_attention = false;  // the kernels without tensor cores, for comparison
 };
 inline DeviceOptions& device_options() {
     static DeviceOptions options;
@@ -3543,10 +3586,11 @@ class CudaGPT2 : public GPT2 {
     DeviceModel& device() {
         if (device_) return *device_;
         require_gpu();
-        if (device_options().in_bf16) {
-            device_ = std::make_unique<DeviceModelOf<bf16>>(*this, device_options().recompute);
+        const DeviceOptions& o = device_options();
+        if (o.in_bf16) {
+            device_ = std::make_unique<DeviceModelOf<bf16>>(*this, o.recompute, o.plain_attention);
         } else {
-            device_ = std::make_unique<DeviceModelOf<float>>(*this, device_options().recompute);
+            device_ = std::make_unique<DeviceModelOf<float>>(*this, o.recompute, o.plain_attention);
         }
         return *device_;
     }
@@ -3594,7 +3638,11 @@ inline void use_cuda_engine() {
     };
     e.make_optimiser = []() -> std::unique_ptr<AdamW> { return std::make_unique<CudaAdamW>(); };
     e.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
-    e.use_recompute = [](int level) { device_options().recompute = level; };
+    e.use_options = [](const Engine::Options& o) {
+        device_options().recompute = o.recompute;
+        device_options().stochastic_rounding = o.stochastic_rounding;
+        device_options().plain_attention = o.plain_attention;
+    };
     e.device_bytes = device_bytes;
 }
 
@@ -3602,11 +3650,16 @@ inline void use_cuda_engine() {
 }  // namespace lnfree
 
 #ifndef LNFREE_LIBRARY_ONLY
+#include "dev/cuda/engine_bench.h"
+#include "dev/cuda/engine_check.h"
+
 // train_gpt2_lnfree.cpp, compiled with -DLNFREE_ENTRY=lnfree_main_cuda.
 extern "C" int lnfree_main_cuda(int argc, char** argv);
 
 int main(int argc, char** argv) {
     lnfree::cuda::use_cuda_engine();
+    lnfree::engine().check = lnfree::cuda::check_engine;
+    lnfree::engine().bench = lnfree::cuda::bench_engine;
     return lnfree_main_cuda(argc, argv);
 }
 #endif

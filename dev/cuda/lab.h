@@ -206,7 +206,7 @@ inline double copy_bandwidth() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The laboratory
 
-// A version of an operation; what it is called with is described beside F in NAME.h. F is a pointer to its launcher; all versions of an operation have the same.
+// A version of an operation. F is a pointer to its launcher, the same type for all versions; NAME.h describes the arguments.
 template <class F>
 struct Version {
     int number;

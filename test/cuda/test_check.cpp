@@ -5,8 +5,8 @@
 
 #define LNFREE_METHOD_ONLY
 #define LNFREE_LIBRARY_ONLY
-#define LNFREE_NO_MAIN
-#include "train_gpt2_lnfree.cu"
+#include "dev/cuda/engine_bench.h"
+#include "dev/cuda/engine_check.h"
 
 using namespace lnfree;
 

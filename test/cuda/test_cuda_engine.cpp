@@ -111,7 +111,7 @@ Run reference_run(const Protocol& p, const GPT2Config& config = small_config()) 
 
 Run cuda_run(const Protocol& p, bool in_bf16, int recompute = -1, bool stochastic = false,
              const GPT2Config& config = small_config()) {
-    cuda::device_options() = {in_bf16, recompute, stochastic};
+    cuda::device_options() = {in_bf16, recompute, stochastic, false};
     const Run run = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, config);
     cuda::device_options() = {};
     return run;

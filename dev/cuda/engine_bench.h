@@ -1,0 +1,585 @@
+// `train_gpt2_lnfree_cuda bench`: where the time of a training step goes. Included by train_gpt2_lnfree.cu.
+//
+// What `bench` measures, in bf16: what the GPU can do at best (a copy, large products by cuBLASLt), then every kernel
+// of a training step beside that, then whole steps before, in the middle of and after a removal. A kernel is timed with
+// empty caches, so it reads its operands from memory as the floor assumes; in a step some of them are still in L2.
+#pragma once
+
+#include "dev/cuda/engine_check.h"
+
+namespace lnfree {
+namespace cuda {
+
+// Dense bf16 with float sums, TFLOP/s, by NVIDIA's data sheets (H100, H200, A100; half of the figures "with sparsity")
+// and the Ada GPU architecture white paper (RTX 4090). Other GPUs have no entry.
+struct VendorPeak {
+    const char* in_name;
+    double tflops;
+};
+constexpr VendorPeak kVendorPeaks[] = {{" H200 NVL", 835.5}, {" H200", 989.5}, {"H100 NVL", 835.5},
+                                       {"H100 PCIe", 756.5}, {"H100", 989.5},  {"A100", 312},
+                                       {"RTX 4090", 165.2}};
+
+// 0: not known. The first entry that the name contains counts; laptops and variants of the 4090 are other chips.
+inline double vendor_peak_tflops(const std::string& name) {
+    for (const VendorPeak& peak : kVendorPeaks) {
+        const size_t at = name.find(peak.in_name);
+        if (at == std::string::npos) continue;
+        const std::string rest = name.substr(at + std::string(peak.in_name).size());
+        const bool is_other_chip = std::string(peak.in_name) == "RTX 4090" && !rest.empty();
+        return is_other_chip ? 0 : peak.tflops;
+    }
+    return 0;
+}
+
+// Measures how long the device takes for what is launched on the default stream.
+class DeviceClock {
+  public:
+    // Every figure gets `budget` seconds, at least five repetitions and at most a hundred; under emulation one is
+    // enough.
+    explicit DeviceClock(double budget) : budget_(budget) {
+        cudaDeviceProp properties;
+        int device = 0;
+        require_cuda(cudaGetDevice(&device), "cudaGetDevice");
+        require_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+        const int64_t cache = properties.l2CacheSize;
+        more_than_caches_.allocate(kEmulated ? 64 : std::max<int64_t>(4 * cache, int64_t{1} << 28));
+        require_cuda(cudaEventCreate(&begin_), "cudaEventCreate");
+        require_cuda(cudaEventCreate(&end_), "cudaEventCreate");
+    }
+    DeviceClock(const DeviceClock&) = delete;
+    DeviceClock& operator=(const DeviceClock&) = delete;
+    ~DeviceClock() {
+        cudaEventDestroy(begin_);
+        cudaEventDestroy(end_);
+    }
+
+    // Median seconds; each time after the caches were filled with something else, if wanted.
+    double seconds_of(const std::function<void()>& run, bool empty_caches = true) {
+        if (kEmulated) return once(run, empty_caches);
+        once(run, empty_caches);  // loads the kernel
+        std::vector<double> times;
+        double sum = 0;
+        while (times.size() < 5 || (sum < budget_ && times.size() < 100)) {
+            times.push_back(once(run, empty_caches));
+            sum += times.back();
+        }
+        const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+        std::nth_element(times.begin(), middle, times.end());
+        return *middle;
+    }
+
+  private:
+    double budget_;
+    DeviceArray<char> more_than_caches_;
+    cudaEvent_t begin_ = nullptr, end_ = nullptr;
+
+    double once(const std::function<void()>& run, bool empty_caches) {
+        if (empty_caches) more_than_caches_.zero(nullptr);
+        require_cuda(cudaEventRecord(begin_, nullptr), "cudaEventRecord");
+        run();
+        require_cuda(cudaEventRecord(end_, nullptr), "cudaEventRecord");
+        require_cuda(cudaEventSynchronize(end_), "a kernel");
+        float milliseconds = 0;
+        require_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
+        return milliseconds * 1e-3;
+    }
+};
+
+// Random values on the device, the same 2^18 again and again: what a product of zeros takes would be no measure.
+template <class T>
+class MadeUp : public DeviceArray<T> {
+  public:
+    explicit MadeUp(int64_t n, double mean = 0) {
+        this->allocate(n);
+        const int64_t period = std::min<int64_t>(n, int64_t{1} << 18);
+        SplitMix64 random(static_cast<uint64_t>(n));
+        std::vector<T> values(static_cast<size_t>(period));
+        for (T& value : values) value = from_float<T>(static_cast<float>(mean + 0.1 * random.normal()));
+        this->upload(values.data(), period, nullptr);
+        for (int64_t have = period; have < n; have *= 2) {
+            const int64_t more = std::min(have, n - have);
+            require_cuda(cudaMemcpyAsync(this->data() + have, this->data(), static_cast<size_t>(more) * sizeof(T),
+                                         cudaMemcpyDeviceToDevice, nullptr),
+                         "copying within the GPU");
+        }
+    }
+};
+
+struct Ceilings {
+    double copy = 0;                         // bytes/s, read and written
+    double bf16_flops = 0, float_flops = 0;  // FLOP/s of products
+
+    explicit Ceilings(DeviceClock& clock) {
+        const int64_t n = kEmulated ? 1000 : int64_t{1} << 27;
+        {
+            const MadeUp<float> from(n), to(n);
+            copy = 2.0 * sizeof(float) * static_cast<double>(n) /
+                   clock.seconds_of([&] { convert(to.data(), from.data(), n, nullptr); });
+        }
+        bf16_flops = product_flops<bf16>(clock);
+        float_flops = product_flops<float>(clock);
+    }
+
+  private:
+    template <class X>
+    static double product_flops(DeviceClock& clock) {
+        const int64_t n = kEmulated ? 32 : 4096;
+        const MadeUp<X> a(n * n), b(n * n), c(n * n);
+        MatrixProducts products;
+        const double seconds = clock.seconds_of(
+            [&] {
+                products.multiply(Transpose::No, Transpose::No, n, n, n, a.data(), n, b.data(), n, c.data(), n, false,
+                                  Epilogue<X>(), nullptr);
+            },
+            false);
+        return 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) / seconds;
+    }
+};
+
+// An operation of a training step.
+struct TimedOp {
+    std::string name;
+    double calls;         // in a training step
+    double flops, bytes;  // of one call; bytes: what it can not do without reading and writing
+    double seconds;       // of one call
+};
+
+// Times every operation of a training step at the sizes of B sequences of T positions, while all of a layer's sites
+// agree.
+class OpTimes {
+  public:
+    typedef bf16 X;
+    std::vector<TimedOp> ops;
+
+    OpTimes(const GPT2Config& config, int64_t batch, int64_t seq, DeviceClock& clock)
+        : c(config), B(batch), T(seq), N(batch * seq), L(static_cast<double>(config.L)), clock_(clock) {
+        recompute_ = std::max(0, device_options().recompute);
+        add_encoder();
+        add_norms();
+        add_linear("qkv", c.C, 3 * c.C);
+        add_attention();
+        add_linear("attention projection", c.C, c.C);
+        add_mlp();
+        add_classifier();
+        add_statistics();
+        add_optimiser();
+    }
+
+  private:
+    GPT2Config c;
+    int64_t B, T, N;
+    double L;
+    DeviceClock& clock_;
+    MatrixProducts products_;
+    int recompute_;
+
+    void add(const std::string& name, double calls, double flops, double bytes, const std::function<void()>& run) {
+        ops.push_back({name, calls, flops, bytes, clock_.seconds_of(run)});
+    }
+    // Bytes of n values.
+    template <class T_>
+    static double bytes_of(double n) {
+        return n * static_cast<double>(sizeof(T_));
+    }
+    std::vector<int32_t> tokens(int64_t n) const {
+        SplitMix64 random(3);
+        std::vector<int32_t> out(static_cast<size_t>(n));
+        for (int32_t& token : out) {
+            const double u = random.uniform();
+            token = static_cast<int32_t>(u * u * u * static_cast<double>(c.V));  // some far more often, as in text
+        }
+        return out;
+    }
+
+    void add_encoder() {
+        const std::vector<int32_t> host_tokens = tokens(N);
+        std::vector<int32_t> sorted(static_cast<size_t>(sorted_positions_size(N)));
+        sort_positions(sorted.data(), host_tokens.data(), N, c.V);
+        const double different = static_cast<double>(std::min<int64_t>(N, sorted[0]));  // rows of wte, at most
+        const DeviceCopy<int32_t> device_tokens(host_tokens), device_sorted(sorted);
+        const MadeUp<X> wte(c.V * c.C), wpe(c.n_ctx * c.C), stream(N * c.C);
+        const MadeUp<float> dwte(c.V * c.C), dwpe(c.n_ctx * c.C), scratch(encoder_backward_scratch(N, c.C));
+        const double NC = static_cast<double>(N * c.C), rows = different + static_cast<double>(T);
+        add("encoder, forward", 1, 0, bytes_of<X>(NC + rows * static_cast<double>(c.C)),
+            [&] { encoder_forward(stream.data(), device_tokens.data(), wte.data(), wpe.data(), B, T, c.C, nullptr); });
+        add("encoder, backward", 1, 0, bytes_of<X>(NC) + bytes_of<float>(2 * rows * static_cast<double>(c.C)), [&] {
+            encoder_backward(dwte.data(), dwpe.data(), scratch.data(), stream.data(), device_sorted.data(), B, T, c.C,
+                             nullptr);
+        });
+    }
+
+    void add_norms() {
+        const MadeUp<X> x(N * c.C), y(N * c.C), sum(N * c.C), normed(N * c.C);
+        const MadeUp<float> mean(N), sigma(N, 1), gamma(c.C, 1), beta(c.C), dgamma(c.C), dbeta(c.C),
+            scratch(norm_backward_scratch(N, c.C));
+        const double NC = static_cast<double>(N * c.C);
+        Divisor layer_norm, fake;
+        fake.own_sigma = false;
+        const auto forward = [&](const Divisor& d) {
+            residual_norm_forward(sum.data(), normed.data(), static_cast<X*>(nullptr), mean.data(), sigma.data(),
+                                  x.data(), y.data(), gamma.data(), beta.data(), d, d, 1e-5f, N, c.C, nullptr);
+        };
+        const auto backward = [&](const Divisor& d) {
+            norm_backward(sum.data(), false, dgamma.data(), dbeta.data(), scratch.data(), normed.data(),
+                          static_cast<X*>(nullptr), x.data(), gamma.data(), mean.data(), sigma.data(), d, d,
+                          static_cast<AuxTerm*>(nullptr), N, c.C, nullptr);
+        };
+        // FakeLN beside it, with no calls of its own: these become those as sites are removed.
+        add("residual + LayerNorm, forward", 2 * L + 1, 0, bytes_of<X>(4 * NC), [&] { forward(layer_norm); });
+        add("residual + FakeLN, forward", 0, 0, bytes_of<X>(4 * NC), [&] { forward(fake); });
+        add("LayerNorm, backward", 2 * L + 1, 0, bytes_of<X>(4 * NC), [&] { backward(layer_norm); });
+        add("FakeLN, backward", 0, 0, bytes_of<X>(4 * NC), [&] { backward(fake); });
+        const double remade = recompute_ >= 2 ? 2 * L : 0;
+        add("LayerNorm, remade", remade, 0, bytes_of<X>(2 * NC), [&] {
+            norm_forward(normed.data(), static_cast<X*>(nullptr), x.data(), mean.data(), sigma.data(), gamma.data(),
+                         beta.data(), layer_norm, layer_norm, N, c.C, nullptr);
+        });
+    }
+
+    void product(const std::string& name, double calls, Transpose ta, Transpose tb, int64_t M, int64_t O, int64_t K,
+                 const X* A, const X* W, X* out) {
+        const int64_t lda = ta == Transpose::Yes ? M : K, ldw = tb == Transpose::Yes ? K : O;
+        add(name, calls, product_flops(M, O, K), bytes_of<X>(product_values(M, O, K)),
+            [&] { products_.multiply(ta, tb, M, O, K, A, lda, W, ldw, out, O, false, Epilogue<X>(), nullptr); });
+    }
+    static double product_flops(int64_t M, int64_t O, int64_t K) {
+        return 2.0 * static_cast<double>(M) * static_cast<double>(O) * static_cast<double>(K);
+    }
+    static double product_values(int64_t M, int64_t O, int64_t K) {
+        return static_cast<double>(M * K) + static_cast<double>(K * O) + static_cast<double>(M * O);
+    }
+
+    // dweight (K,M) += inp^T dout
+    void dweight(const std::string& name, double calls, int64_t rows, int64_t K, int64_t M, const X* inp, const X* dout,
+                 float* out) {
+        const double values = static_cast<double>(rows * K) + static_cast<double>(rows * M);
+        add(name, calls, product_flops(K, M, rows),
+            bytes_of<X>(values) + bytes_of<float>(2 * static_cast<double>(K * M)), [&] {
+                products_.multiply(Transpose::Yes, Transpose::No, K, M, rows, inp, K, dout, M, out, M, true,
+                                   Epilogue<float>(), nullptr);
+            });
+    }
+
+    void bias_gradient(const std::string& name, double calls, int64_t M, const X* dout) {
+        const MadeUp<float> sums(M), scratch(column_sums_scratch(N, M));
+        add(name, calls, 0, bytes_of<X>(static_cast<double>(N * M)),
+            [&] { column_sums(sums.data(), scratch.data(), dout, N, M, M, nullptr); });
+    }
+
+    // out (N,M) = inp (N,K) weight (K,M) + bias, as the model asks for it.
+    void linear_forward(const std::string& name, int64_t K, int64_t M, const X* inp, const X* weight, X* out) {
+        const MadeUp<X> bias(M);
+        Epilogue<X> epilogue;
+        epilogue.bias = bias.data();
+        const auto multiply = [&](const Epilogue<X>& e) {
+            return products_.multiply(Transpose::No, Transpose::No, N, M, K, inp, K, weight, M, out, M, false, e,
+                                      nullptr);
+        };
+        add(name, L, product_flops(N, M, K), bytes_of<X>(product_values(N, M, K)), [&] {
+            if (multiply(epilogue)) return;
+            multiply(Epilogue<X>());
+            add_bias(out, bias.data(), N, M, M, nullptr);
+        });
+    }
+
+    void add_linear(const std::string& name, int64_t K, int64_t M) {
+        const MadeUp<X> inp(N * K), weight(K * M), out(N * M);
+        const MadeUp<float> gradient(K * M);
+        linear_forward(name + ", forward", K, M, inp.data(), weight.data(), out.data());
+        product(name + ", d input", L, Transpose::No, Transpose::Yes, N, K, M, out.data(), weight.data(), inp.data());
+        dweight(name + ", d weight", L, N, K, M, inp.data(), out.data(), gradient.data());
+        bias_gradient(name + ", d bias", L, M, out.data());
+    }
+
+    // GELU rides on the product in front of it, and in backward on the one behind.
+    void add_mlp() {
+        const int64_t C = c.C, H = c.n_inner;
+        const double NH = static_cast<double>(N * H);
+        const MadeUp<X> inp(N * C), up(C * H), down(H * C), bias(H), fc(N * H), hidden(N * H);
+        const MadeUp<float> gradient(C * H), sums(H), scratch(column_sums_scratch(N, H));
+        Epilogue<X> forward, backward;
+        forward.bias = bias.data();
+        forward.before_gelu = fc.data();
+        backward.through_gelu = fc.data();
+        add("MLP up + GELU, forward", L, product_flops(N, H, C), bytes_of<X>(product_values(N, H, C) + NH), [&] {
+            const auto multiply = [&](X* out, const Epilogue<X>& e) {
+                return products_.multiply(Transpose::No, Transpose::No, N, H, C, inp.data(), C, up.data(), H, out, H,
+                                          false, e, nullptr);
+            };
+            if (multiply(hidden.data(), forward)) return;
+            multiply(fc.data(), Epilogue<X>());
+            bias_gelu_forward(hidden.data(), fc.data(), bias.data(), N, H, nullptr);
+        });
+        linear_forward("MLP down, forward", H, C, hidden.data(), down.data(), inp.data());
+        add("MLP down, d input + GELU, d bias", L, product_flops(N, H, C),
+            bytes_of<X>(product_values(N, H, C) + 2 * NH), [&] {
+                const auto multiply = [&](const Epilogue<X>& e) {
+                    return products_.multiply(Transpose::No, Transpose::Yes, N, H, C, inp.data(), C, down.data(), C,
+                                              hidden.data(), H, false, e, nullptr);
+                };
+                if (multiply(backward))
+                    return column_sums(sums.data(), scratch.data(), hidden.data(), N, H, H, nullptr);
+                multiply(Epilogue<X>());
+                gelu_backward_bias(hidden.data(), sums.data(), scratch.data(), hidden.data(), fc.data(), N, H, nullptr);
+            });
+        dweight("MLP down, d weight", L, N, H, C, hidden.data(), inp.data(), gradient.data());
+        bias_gradient("MLP down, d bias", L, C, inp.data());
+        product("MLP up, d input", L, Transpose::No, Transpose::Yes, N, C, H, hidden.data(), up.data(), inp.data());
+        dweight("MLP up, d weight", L, N, C, H, inp.data(), hidden.data(), gradient.data());
+        add("GELU, remade", recompute_ >= 1 ? L : 0, 0, bytes_of<X>(2 * NH),
+            [&] { gelu_forward(hidden.data(), fc.data(), N * H, nullptr); });
+    }
+
+    void add_attention() {
+        const int64_t C = c.C;
+        const MadeUp<X> qkv(3 * N * C), out(N * C), dqkv(3 * N * C);
+        const MadeUp<float> lse(N * c.NH), delta(N * c.NH);
+        // One product of the causal half of a T x T square with C channels.
+        const double product = static_cast<double>(B * C) * static_cast<double>(T) * static_cast<double>(T + 1);
+        const double NC = static_cast<double>(N * C);
+        add("attention, forward", L, 2 * product, bytes_of<X>(4 * NC),
+            [&] { attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, c.NH, nullptr); });
+        // dq, dk, dv, dp; remaking the scores is not counted
+        add("attention, backward", L, 4 * product, bytes_of<X>(8 * NC), [&] {
+            attention_backward(dqkv.data(), delta.data(), out.data(), qkv.data(), out.data(), lse.data(), B, T, C, c.NH,
+                               nullptr);
+        });
+    }
+
+    // In chunks of rows, as the model takes them.
+    void add_classifier() {
+        DeviceActivations<X> activations;
+        activations.lay_out(nullptr, c, B, T, true, recompute_);
+        const int64_t rows = activations.rows_per_chunk, Vp = activations.Vp;
+        const double chunks = static_cast<double>(N) / static_cast<double>(rows);
+        const std::vector<int32_t> host_targets = tokens(rows);
+        const DeviceCopy<int32_t> targets(host_targets);
+        const MadeUp<X> normed(rows * c.C), wte(c.V * c.C), logits(rows * Vp), dnormed(rows * c.C);
+        const MadeUp<float> losses(rows), dwte(c.V * c.C);
+        const double flops = product_flops(rows, c.V, c.C), bytes = bytes_of<X>(product_values(rows, c.V, c.C));
+        add("unembedding, forward", chunks, flops, bytes, [&] {
+            products_.multiply(Transpose::No, Transpose::Yes, rows, c.V, c.C, normed.data(), c.C, wte.data(), c.C,
+                               logits.data(), Vp, false, Epilogue<X>(), nullptr);
+        });
+        add("softmax, cross-entropy", chunks, 0, bytes_of<X>(2 * static_cast<double>(rows * c.V)),
+            [&] { classifier(logits.data(), losses.data(), targets.data(), 1e-3f, true, rows, c.V, Vp, nullptr); });
+        add("unembedding, d input", chunks, flops, bytes, [&] {
+            products_.multiply(Transpose::No, Transpose::No, rows, c.C, c.V, logits.data(), Vp, wte.data(), c.C,
+                               dnormed.data(), c.C, false, Epilogue<X>(), nullptr);
+        });
+        const double VC = static_cast<double>(c.V * c.C);
+        add("unembedding, d weight", chunks, flops, bytes + bytes_of<float>(2 * VC) - bytes_of<X>(VC), [&] {
+            products_.multiply(Transpose::Yes, Transpose::No, c.V, c.C, rows, logits.data(), Vp, normed.data(), c.C,
+                               dwte.data(), c.C, true, Epilogue<float>(), nullptr);
+        });
+    }
+
+    void add_statistics() {
+        const int64_t S = 2 * c.L + 1;
+        const MadeUp<float> sigma(S * N, 1), losses(N);
+        const DeviceCopy<double> sums(std::vector<double>(static_cast<size_t>(2 * S + 1), 0.0));
+        const DeviceCopy<int32_t> device_tokens(tokens(N));
+        const DeviceScratch<AuxTerm> term(1);
+        const double n = static_cast<double>(N);
+        add("sigma statistics", 1, 0, bytes_of<float>(static_cast<double>(S) * n),
+            [&] { sigma_statistics(sums.data(), sigma.data(), N, S, B, T, nullptr); });
+        add("auxiliary loss", 1, 0, bytes_of<float>(2 * n),
+            [&] { aux_loss(term.data(), sigma.data(), device_tokens.data(), -1, 0.1, 1, B, T, nullptr); });
+        add("sum of losses", 1, 0, bytes_of<float>(n), [&] { add_sum(sums.data(), losses.data(), N, nullptr); });
+    }
+
+    // On 2^27 parameters at most, about GPT-2 Small's; the calls say how many times that the model has.
+    void add_optimiser() {
+        const int64_t all = parameter_count(tensor_table(c)), n = std::min(all, int64_t{1} << 27);
+        const double calls = static_cast<double>(all) / static_cast<double>(n);
+        const MadeUp<float> master(n), grads(n), m(n), v(n, 1);
+        const MadeUp<X> copy(n);
+        const DeviceCopy<TensorRange> ranges(std::vector<TensorRange>{{0, n, true}});
+        const DeviceScratch<GradientNorm> norm(1);
+        const DeviceScratch<double> scratch(global_norm_scratch());
+        const double values = static_cast<double>(n);
+        add("gradient norm", calls, 0, bytes_of<float>(values),
+            [&] { global_norm(norm.data(), scratch.data(), grads.data(), n, 1, nullptr); });
+        const AdamWStep step = adamw_step(0.9, 0.999, 1e-8, 0.01, 1e-4, 1);
+        // Read: weights, gradients, moments; written: the same, the gradients as zeros, and the copy.
+        add("AdamW", calls, 0, bytes_of<float>(8 * values) + bytes_of<X>(values), [&] {
+            adamw<X>(master.data(), grads.data(), m.data(), v.data(), copy.data(), norm.data(), ranges.data(), 1, n,
+                     step, std::nullopt, nullptr);
+        });
+    }
+};
+
+// Floating-point operations of a training step: three times those of the forward products, attention's causal half.
+// What is remade in backward is not counted: it is our choice, not the model's need.
+inline double training_flops(const GPT2Config& c, int64_t B, int64_t T) {
+    const double N = static_cast<double>(B * T), C = static_cast<double>(c.C), H = static_cast<double>(c.n_inner);
+    const double weights = static_cast<double>(c.L) * (4 * C * C + 2 * C * H) + static_cast<double>(c.V) * C;
+    const double attention = static_cast<double>(c.L) * 2 * N * C * static_cast<double>(T + 1);
+    return 3 * (2 * N * weights + attention);
+}
+
+// Seconds of a training step in three stages of a removal, and the memory that it takes.
+struct StageTimes {
+    double all_layer_norm = 0, in_the_middle = 0, all_removed = 0;  // median seconds
+    double device_bytes = 0;                                        // taken from what was free; 0 in emulation
+
+    StageTimes(const GPT2Config& c, int64_t B, int64_t T, double budget) {
+        const double free_before = free_bytes();
+        CudaGPT2 model(c);
+        SplitMix64 random(1);
+        for (int64_t i = 0; i < model.parameters(); i++)
+            model.params.data()[i] = static_cast<real>(0.06 * (random.uniform() - 0.5));
+        CudaAdamW adam;
+        model.prepare_training(B, T);
+        adam.prepare(model.parameters());
+        std::vector<int32_t> tokens(static_cast<size_t>(B * T + 1));
+        for (int32_t& token : tokens) token = static_cast<int32_t>(random.below(static_cast<uint64_t>(c.V)));
+        const Protocol protocol;
+        const auto step = [&] {
+            model.clear_sigma_sums();
+            model.forward_backward(tokens.data(), tokens.data() + 1, B, T, protocol.aux_weight, 1);
+            finish_step(model, adam, protocol, 1);
+            require_cuda(cudaDeviceSynchronize(), "a training step");
+        };
+        model.zero_gradients();
+        const auto remove = [&](Site& site) {
+            site.norm = Norm::fake_ln;
+            site.sigma_bar = site.running;
+        };
+        all_layer_norm = median_seconds(step, budget);
+        if (!kEmulated) device_bytes = free_before - free_bytes();
+        remove(model.sites.qk(static_cast<int>(c.L / 2)));
+        in_the_middle = median_seconds(step, budget);
+        for (Site& site : model.sites.all)
+            if (site.norm == Norm::layer_norm) remove(site);
+        all_removed = median_seconds(step, budget);
+    }
+
+  private:
+    static double free_bytes() {
+        size_t free = 0, total = 0;
+        require_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+        return static_cast<double>(free);
+    }
+    // By the host's clock: what it adds between kernels belongs to a step.
+    static double median_seconds(const std::function<void()>& step, double budget) {
+        using Clock = std::chrono::steady_clock;
+        step();  // does not count: products are chosen, kernels loaded
+        std::vector<double> times;
+        double sum = 0;
+        const size_t least = kEmulated ? 1 : 3;
+        while (times.size() < least || (!kEmulated && sum < budget)) {
+            const Clock::time_point begin = Clock::now();
+            step();
+            times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+            sum += times.back();
+        }
+        const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+        std::nth_element(times.begin(), middle, times.end());
+        return *middle;
+    }
+};
+
+// The tables of `bench`, and its rows for --json: what, which figure of it, value, unit.
+class BenchReport {
+  public:
+    BenchReport(FILE* screen, const Ceilings& ceilings, double peak)
+        : screen_(screen), ceilings_(ceilings), peak_(peak) {}
+    Engine::Report report{{"what", "figure", "value", "unit"}, {}, true};
+
+    void add(const std::string& what, const std::string& figure, const std::string& value, const std::string& unit) {
+        report.rows.push_back({what, figure, value, unit});
+    }
+
+    void show_ceilings() {
+        const auto show = [&](const char* what, double value, const char* unit) {
+            add("ceiling", what, format_fixed(value, 1), unit);
+            std::fprintf(screen_, "measured ceiling, %s: %s %s\n", what, format_fixed(value, 1).c_str(), unit);
+        };
+        show("copy", ceilings_.copy * 1e-9, "GB/s");
+        show("bf16 product", ceilings_.bf16_flops * 1e-12, "TFLOP/s");
+        show("fp32 product", ceilings_.float_flops * 1e-12, "TFLOP/s");
+        const std::string peak = peak_ > 0 ? format_fixed(peak_, 1) : "n/a";
+        add("vendor", "bf16 peak", peak, "TFLOP/s");
+        std::fprintf(screen_, "vendor's figure, bf16 product: %s TFLOP/s\n\n", peak.c_str());
+    }
+
+    void show_operations(const std::vector<TimedOp>& ops) {
+        Table table({"kernel", "calls", "us", "ms a step", "TFLOP/s", "GB/s", "% of ceiling"});
+        double sum = 0;
+        for (const TimedOp& op : ops) {
+            const bool is_product = op.flops > 0;
+            const double rate = is_product ? op.flops / op.seconds : op.bytes / op.seconds;
+            const double share = 100 * rate / (is_product ? ceilings_.bf16_flops : ceilings_.copy);
+            const std::string calls = format_fixed(op.calls, 1), us = format_fixed(op.seconds * 1e6, 1);
+            const std::string shown = format_fixed(rate * (is_product ? 1e-12 : 1e-9), 1);
+            sum += op.calls * op.seconds;
+            table.add_row({op.name, calls, us, format_fixed(1e3 * op.calls * op.seconds, 3), is_product ? shown : "",
+                           is_product ? "" : shown, format_fixed(share, 1)});
+            add(op.name, "calls", calls, "per step");
+            add(op.name, "time", us, "us");
+            add(op.name, "rate", shown, is_product ? "TFLOP/s" : "GB/s");
+            add(op.name, "of ceiling", format_fixed(share, 1), "%");
+        }
+        table.add_row({"sum of the kernels", "", "", format_fixed(1e3 * sum, 3)});
+        add("sum of the kernels", "time", format_fixed(1e3 * sum, 3), "ms");
+        std::fprintf(screen_, "%s\n", table.text().c_str());
+    }
+
+    void show_stages(const StageTimes& times, double flops, double tokens) {
+        Table table({"training step", "ms", "tokens/s", "TFLOP/s", "% of measured", "% of vendor's"});
+        const auto show = [&](const char* stage, double seconds) {
+            const std::string ms = format_fixed(1e3 * seconds, 3), rate = format_fixed(tokens / seconds, 0);
+            const std::string measured = format_fixed(100 * flops / seconds / ceilings_.bf16_flops, 1);
+            const std::string vendor = peak_ > 0 ? format_fixed(100 * flops / seconds / (peak_ * 1e12), 1) : "n/a";
+            table.add_row({stage, ms, rate, format_fixed(flops / seconds * 1e-12, 1), measured, vendor});
+            add(stage, "time", ms, "ms");
+            add(stage, "tokens", rate, "per second");
+            add(stage, "MFU of measured", measured, "%");
+            add(stage, "MFU of vendor's", vendor, "%");
+        };
+        show("all LayerNorm", times.all_layer_norm);
+        show("one layer's qk removed, v not", times.in_the_middle);
+        show("all removed", times.all_removed);
+        std::fprintf(screen_, "%s\n", table.text().c_str());
+    }
+
+  private:
+    FILE* screen_;
+    Ceilings ceilings_;
+    double peak_;
+};
+
+// Measures everything for B sequences of T positions and prints tables to `screen`; `seconds` is what each stage of a
+// whole step may take, a tenth of it each kernel. Throws NoGpu where there is no GPU, RunFailure if the sizes do not
+// fit.
+inline Engine::Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, double seconds, FILE* screen) {
+    require_gpu();
+    const OptionsKeeper keeper;
+    device_options().in_bf16 = true;
+    cudaDeviceProp properties;
+    require_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    const std::string name = properties.name;
+    std::fprintf(screen, "%s, %d multiprocessors, compute capability %d.%d, %s\nB = %lld, T = %lld, bf16%s\n\n",
+                 name.c_str(), properties.multiProcessorCount, properties.major, properties.minor,
+                 format_bytes(properties.totalGlobalMem).c_str(), static_cast<long long>(B), static_cast<long long>(T),
+                 kEmulated ? "\nemulated: times mean nothing" : "");
+    // Whole steps first: they need the most memory, and should say so at once if there is too little.
+    const StageTimes stages(c, B, T, seconds);
+    DeviceClock clock(seconds / 10);
+    BenchReport bench(screen, Ceilings(clock), vendor_peak_tflops(name));
+    bench.add("device", "name", name, "");
+    bench.add("device", "multiprocessors", std::to_string(properties.multiProcessorCount), "");
+    bench.add("device", "emulated", kEmulated ? "yes: times mean nothing" : "no", "");
+    bench.show_ceilings();
+    bench.show_operations(OpTimes(c, B, T, clock).ops);
+    bench.show_stages(stages, training_flops(c, B, T), static_cast<double>(B * T));
+    const std::string memory = stages.device_bytes > 0 ? format_fixed(stages.device_bytes / (1 << 20), 0) : "n/a";
+    bench.add("training", "device memory", memory, "MiB");
+    std::fprintf(screen, "device memory of training: %s MiB\n", memory.c_str());
+    return bench.report;
+}
+
+}  // namespace cuda
+}  // namespace lnfree

@@ -1,0 +1,816 @@
+// `train_gpt2_lnfree_cuda check`: the engine beside the reference, on the GPU at hand. Included by train_gpt2_lnfree.cu.
+//
+// What `check` does: every operation on random operands, then whole training steps through every stage of a removal,
+// here and by the reference, which this program carries. The reference gets the very values that the device gets,
+// rounded to X.
+//
+// An error is the largest |ours - reference| / (|reference| + root mean square of the reference): relative, but values
+// that are small by cancellation are measured by the others. What it may be follows from the arithmetic:
+//
+//     float, an element or a short sum     1e-5: some tens of roundings of 2^-24, and exp by a GPU's fast instruction
+//     float, products and softmax          5e-5: sums of thousands of terms, in another order
+//     bf16                                 1/256 besides, for every rounding to 8 bits of significand on the way
+//
+// Whole steps: fp32 1e-5 for the loss (float rounding does not grow in a few steps), 1e-4 of its norm for the gradient
+// and the weights of each tensor, since Adam makes as much of a small gradient as of a large one. bf16 rounds some
+// dozen times between tokens and gradient, by 1/512 on average, and gradients are sums of larger terms that cancel: 1 %
+// for loss and weights, 10 % for the tensor whose gradient cancels most. A wrong formula misses these by far.
+#pragma once
+
+#include "train_gpt2_lnfree.cu"
+
+namespace lnfree {
+namespace cuda {
+
+#ifdef __CUDACC__
+constexpr bool kEmulated = false;
+#else
+constexpr bool kEmulated = true;
+#endif
+
+constexpr double kElementTolerance = 1e-5, kSumTolerance = 5e-5;
+
+// What results in X may be off by after `roundings` roundings to X.
+template <class X>
+double tolerance(double in_float, int roundings) {
+    return in_float + (sizeof(X) == 2 ? roundings / 256.0 : 0.0);
+}
+
+typedef std::vector<float> Floats;
+
+inline double root_mean_square(const float* x, size_t n) {
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    return std::sqrt(squares / static_cast<double>(n));
+}
+
+// The error as described above; infinite where there is a NaN, or the sizes differ. With `row`, the root mean square is
+// that of the value's own row of so many where that is larger, for results whose rows differ in size.
+inline double largest_error(const Floats& ours, const Floats& reference, size_t row = 0) {
+    if (ours.size() != reference.size() || ours.empty()) return INFINITY;
+    if (row == 0) row = reference.size();
+    const double overall = root_mean_square(reference.data(), reference.size());
+    double largest = 0;
+    for (size_t begin = 0; begin < ours.size(); begin += row) {
+        const double typical = std::max(overall, root_mean_square(reference.data() + begin, row));
+        for (size_t i = begin; i < begin + row; i++) {
+            const double a = ours[i], b = reference[i];
+            const double error = a == b ? 0 : std::fabs(a - b) / (std::fabs(b) + typical);
+            if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
+        }
+    }
+    return largest;
+}
+
+// Collects comparisons, and is the table of them.
+class Check {
+  public:
+    // Of what comes next: "float" or "bf16", for the table.
+    void set_type(const char* type) { type_ = type; }
+
+    void compare(const std::string& what, const Floats& ours, const Floats& reference, double tolerance) {
+        add(what, largest_error(ours, reference), tolerance);
+    }
+    void add(const std::string& what, double error, double tolerance) {
+        const bool is_ok = error <= tolerance;  // a NaN is not
+        add_row(what, format_general(error), format_general(tolerance), is_ok ? "ok" : "FAILED");
+    }
+    // Runs comparisons that belong together. One that can not be made is a failure, and the rest goes on.
+    void part(const std::string& name, const std::function<void()>& run) {
+        try {
+            run();
+        } catch (const std::exception& e) {
+            add_row(name + ": " + e.what(), "", "", "FAILED");
+        }
+    }
+    Engine::Report report() const { return report_; }
+
+  private:
+    const char* type_ = "";
+    Engine::Report report_ = {{"what", "type", "error", "tolerance", "result"}, {}, true};
+
+    void add_row(const std::string& what, const std::string& error, const std::string& tolerance, const char* result) {
+        report_.rows.push_back({what, type_, error, tolerance, result});
+        if (std::string(result) != "ok") report_.passed = false;
+    }
+};
+
+// Sizes of the operands: GPT-2's, but in emulation small ones. Neither positions nor vocabulary fill their tiles.
+struct CheckSizes {
+    int64_t B = 3, T = 203, C = 768, NH = 12, H = 3072, V = 50257, rows = 61;
+
+    int64_t N() const { return B * T; }
+    int64_t Vp() const { return ceil_div(V, 64) * 64; }
+};
+inline CheckSizes check_sizes() {
+    if (kEmulated) return {3, 37, 128, 2, 512, 517, 5};
+    return {};
+}
+
+// Normally distributed around `mean`, always the same for a seed.
+inline Floats normal_floats(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
+    SplitMix64 random(seed);
+    Floats values(static_cast<size_t>(n));
+    for (float& value : values) value = static_cast<float>(mean + deviation * random.normal());
+    return values;
+}
+
+template <class T>
+std::vector<T> downloaded(const DeviceArray<T>& array) {
+    std::vector<T> values(static_cast<size_t>(array.size()));
+    array.download(values.data(), array.size(), nullptr);
+    return values;
+}
+
+// Values on the device, and the same values for the reference.
+template <class X>
+class Operand {
+  public:
+    explicit Operand(const Floats& values) : reference(values) {
+        std::vector<X> rounded(values.size());
+        for (size_t i = 0; i < values.size(); i++) {
+            rounded[i] = from_float<X>(values[i]);
+            reference[i] = to_float(rounded[i]);
+        }
+        device_.allocate(static_cast<int64_t>(values.size()));
+        device_.upload(rounded.data(), device_.size(), nullptr);
+    }
+    // Random; every seed gives others.
+    Operand(int64_t n, uint64_t seed, double deviation = 1, double mean = 0)
+        : Operand(normal_floats(n, seed, deviation, mean)) {}
+
+    X* data() const { return device_.data(); }
+    // What is on the device now.
+    Floats ours() const {
+        const std::vector<X> values = downloaded(device_);
+        Floats out(values.size());
+        for (size_t i = 0; i < values.size(); i++) out[i] = to_float(values[i]);
+        return out;
+    }
+
+    Floats reference;
+
+  private:
+    DeviceArray<X> device_;
+};
+
+template <class T>
+class DeviceCopy : public DeviceArray<T> {
+  public:
+    explicit DeviceCopy(const std::vector<T>& values) {
+        this->allocate(static_cast<int64_t>(values.size()));
+        this->upload(values.data(), this->size(), nullptr);
+    }
+};
+template <class T>
+class DeviceScratch : public DeviceArray<T> {
+  public:
+    explicit DeviceScratch(int64_t n) { this->allocate(n); }
+};
+
+constexpr int32_t kCheckEndOfText = 2;
+
+// Small numbers far more often than large ones, so that rows of embeddings are met again.
+inline std::vector<int32_t> check_tokens(int64_t n, int64_t V, uint64_t seed) {
+    SplitMix64 random(seed);
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    for (int32_t& token : tokens)
+        token = static_cast<int32_t>(random.below(random.below(2) == 0 ? static_cast<uint64_t>(V) : 5));
+    return tokens;
+}
+
+template <class X>
+void check_encoder(Check& check, const CheckSizes& s) {
+    const std::vector<int32_t> tokens = check_tokens(s.N(), s.V, 1);
+    const DeviceCopy<int32_t> device_tokens(tokens);
+    const Operand<X> wte(s.V * s.C, 2), wpe(s.T * s.C, 3), out(Floats(static_cast<size_t>(s.N() * s.C)));
+    Floats expected(out.reference.size());
+    lnfree::encoder_forward(expected.data(), tokens.data(), wte.reference.data(), wpe.reference.data(), s.B, s.T, s.C);
+    encoder_forward(out.data(), device_tokens.data(), wte.data(), wpe.data(), s.B, s.T, s.C, nullptr);
+    check.compare("encoder, forward", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
+
+    std::vector<int32_t> sorted(static_cast<size_t>(sorted_positions_size(s.N())));
+    sort_positions(sorted.data(), tokens.data(), s.N(), s.V);
+    const DeviceCopy<int32_t> device_sorted(sorted);
+    const DeviceScratch<float> scratch(encoder_backward_scratch(s.N(), s.C));
+    const Operand<X> dout(s.N() * s.C, 4);
+    Operand<float> dwte(s.V * s.C, 5), dwpe(s.T * s.C, 6);
+    lnfree::encoder_backward(dwte.reference.data(), dwpe.reference.data(), dout.reference.data(), tokens.data(), s.B,
+                             s.T, s.C);
+    encoder_backward(dwte.data(), dwpe.data(), scratch.data(), dout.data(), device_sorted.data(), s.B, s.T, s.C,
+                     nullptr);
+    check.compare("encoder, d wte", dwte.ours(), dwte.reference, kElementTolerance);
+    check.compare("encoder, d wpe", dwpe.ours(), dwpe.reference, kElementTolerance);
+}
+
+// What a norm is checked with: the sites of its branches (b: only if `two`), and what backward meets besides.
+struct NormCase {
+    const char* name;
+    Site a, b;
+    bool two = false, with_aux = false;
+};
+inline std::vector<NormCase> norm_cases() {
+    Site layer_norm, fake, at_0, everywhere;
+    fake.norm = at_0.norm = everywhere.norm = Norm::fake_ln;
+    fake.sigma_bar = 1.7;
+    at_0.sigma_bar = everywhere.sigma_bar = 0.9;
+    at_0.sigma_bar_0 = everywhere.sigma_bar_0 = 2.7;
+    at_0.own_position0 = everywhere.own_position0 = everywhere.own_end_of_text = true;
+    return {{"LayerNorm", layer_norm, layer_norm},
+            {"FakeLN", fake, fake},
+            {"FakeLN and LayerNorm", fake, layer_norm, true},
+            {"precursor's two FakeLNs", at_0, everywhere, true},
+            {"LayerNorm with aux loss", layer_norm, layer_norm, false, true},
+            {"FakeLN with aux loss", fake, fake, false, true}};
+}
+
+// Operands that all norms share.
+template <class X>
+struct NormOperands {
+    CheckSizes s;
+    std::vector<int32_t> tokens;
+    DeviceCopy<int32_t> device_tokens;
+    Operand<float> gamma, beta;
+
+    explicit NormOperands(const CheckSizes& sizes)
+        : s(sizes),
+          tokens(check_tokens(s.N(), s.V, 1)),
+          device_tokens(tokens),
+          gamma(s.C, 2, 0.3, 1),
+          beta(s.C, 3, 0.3) {}
+
+    Divisor divisor(const Site& site) const { return divisor_of(site, device_tokens.data(), kCheckEndOfText, s.T); }
+    Floats reference_divisor(const Site& site, const Floats& sigma) const {
+        if (site.norm == Norm::layer_norm) return sigma;
+        Floats divisor(sigma.size());
+        fakeln_divisors(divisor.data(), site, tokens.data(), kCheckEndOfText, s.B, s.T);
+        return divisor;
+    }
+    Floats normed(const Floats& x, const Floats& mean, const Floats& sigma, const Site& site) const {
+        Floats out(x.size());
+        lnfree::norm_forward(out.data(), x.data(), mean.data(), reference_divisor(site, sigma).data(),
+                             gamma.reference.data(), beta.reference.data(), s.N(), s.C);
+        return out;
+    }
+};
+
+template <class X>
+void check_norm_forward(Check& check, const NormOperands<X>& o, const NormCase& k) {
+    const int64_t N = o.s.N(), C = o.s.C;
+    const Operand<X> x(N * C, 11, 2, 0.5), y(N * C, 12);
+    const Operand<X> sum(Floats(x.reference.size())), a(sum.reference), b(sum.reference);
+    const Operand<float> mean(Floats(static_cast<size_t>(N))), sigma(mean.reference);
+    residual_norm_forward(sum.data(), a.data(), k.two ? b.data() : nullptr, mean.data(), sigma.data(), x.data(),
+                          y.data(), o.gamma.data(), o.beta.data(), o.divisor(k.a), o.divisor(k.b), 1e-5f, N, C,
+                          nullptr);
+    const std::string name = std::string("residual + norm, ") + k.name;
+    Floats expected(x.reference.size());
+    lnfree::residual_forward(expected.data(), x.reference.data(), y.reference.data(), N * C);
+    check.compare(name + ": sum", sum.ours(), expected, tolerance<X>(kElementTolerance, 1));
+
+    const Floats rounded_sum = sum.ours();  // which is what mean, sigma and norms are of
+    Floats expected_mean(mean.reference.size()), expected_sigma(mean.reference.size());
+    moments_forward(expected_mean.data(), expected_sigma.data(), rounded_sum.data(), 1e-5, N, C);
+    check.compare(name + ": mean", mean.ours(), expected_mean, kElementTolerance);
+    check.compare(name + ": sigma", sigma.ours(), expected_sigma, kElementTolerance);
+    const Floats expected_a = o.normed(rounded_sum, expected_mean, expected_sigma, k.a);
+    const Floats expected_b = o.normed(rounded_sum, expected_mean, expected_sigma, k.b);
+    const double allowed = tolerance<X>(kElementTolerance, 1);
+    check.compare(name, a.ours(), expected_a, allowed);
+    if (k.two) check.compare(name + ": second branch", b.ours(), expected_b, allowed);
+
+    const Operand<X> again_a(sum.reference), again_b(sum.reference);
+    norm_forward(again_a.data(), k.two ? again_b.data() : nullptr, sum.data(), mean.data(), sigma.data(),
+                 o.gamma.data(), o.beta.data(), o.divisor(k.a), o.divisor(k.b), N, C, nullptr);
+    check.compare(name + ": remade", again_a.ours(), expected_a, allowed);
+    if (k.two) check.compare(name + ": second branch remade", again_b.ours(), expected_b, allowed);
+}
+
+template <class X>
+void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase& k) {
+    const int64_t N = o.s.N(), C = o.s.C;
+    constexpr double lambda = 30, scale = 0.5;  // strong, so that the auxiliary loss is seen in the sum
+    const Operand<X> x(N * C, 21, 2, 0.5), dout_a(N * C, 22), dout_b(N * C, 23);
+    Operand<X> dresidual(N * C, 24);
+    Operand<float> dgamma(C, 25), dbeta(C, 26);
+    Floats mean(static_cast<size_t>(N)), sigma(mean.size());
+    moments_forward(mean.data(), sigma.data(), x.reference.data(), 1e-5, N, C);
+    const Operand<float> device_mean(mean), device_sigma(sigma);
+    const DeviceScratch<float> scratch(norm_backward_scratch(N, C));
+    const DeviceScratch<AuxTerm> aux(1);
+    aux_loss(aux.data(), device_sigma.data(), o.device_tokens.data(), kCheckEndOfText, lambda, scale, o.s.B, o.s.T,
+             nullptr);
+    norm_backward(dresidual.data(), k.with_aux, dgamma.data(), dbeta.data(), scratch.data(), dout_a.data(),
+                  k.two ? dout_b.data() : nullptr, x.data(), o.gamma.data(), device_mean.data(), device_sigma.data(),
+                  o.divisor(k.a), o.divisor(k.two ? k.b : k.a), k.with_aux ? aux.data() : nullptr, N, C, nullptr);
+
+    if (k.with_aux) std::fill(dresidual.reference.begin(), dresidual.reference.end(), 0.0f);  // it overwrites
+    const auto add_branch = [&](const Site& site, const Operand<X>& dout) {
+        const auto backward = site.norm == Norm::layer_norm ? lnfree::layernorm_backward : lnfree::fakeln_backward;
+        backward(dresidual.reference.data(), dgamma.reference.data(), dbeta.reference.data(), dout.reference.data(),
+                 x.reference.data(), o.gamma.reference.data(), mean.data(), o.reference_divisor(site, sigma).data(), N,
+                 C);
+    };
+    add_branch(k.a, dout_a);
+    if (k.two) add_branch(k.b, dout_b);
+    if (k.with_aux)
+        aux_loss_backward(dresidual.reference.data(),
+                          aux_loss_forward(sigma.data(), o.tokens.data(), kCheckEndOfText, lambda, o.s.B, o.s.T),
+                          x.reference.data(), mean.data(), sigma.data(), lambda, scale, N, C);
+    const std::string name = std::string("norm backward, ") + k.name;
+    check.compare(name, dresidual.ours(), dresidual.reference, tolerance<X>(kElementTolerance, 1));
+    check.compare(name + ": d gamma", dgamma.ours(), dgamma.reference, kSumTolerance);
+    check.compare(name + ": d beta", dbeta.ours(), dbeta.reference, kSumTolerance);
+}
+
+inline void check_statistics(Check& check, const CheckSizes& s) {
+    const int64_t N = s.N();
+    constexpr double lambda = 0.1;
+    const std::vector<int32_t> tokens = check_tokens(N, s.V, 1);
+    const DeviceCopy<int32_t> device_tokens(tokens);
+    const Operand<float> sigma(3 * N, 2, 0.2, 2);
+    const DeviceCopy<double> sums(std::vector<double>(6, 0.0));
+    sigma_statistics(sums.data(), sigma.data(), N, 3, s.B, s.T, nullptr);
+    Floats expected;
+    for (int64_t i = 0; i < 3; i++) {
+        SigmaSum sum;
+        sum.add(sigma.reference.data() + i * N, s.B, s.T);
+        expected.push_back(static_cast<float>(sum.at_0));
+        expected.push_back(static_cast<float>(sum.elsewhere));
+    }
+    const std::vector<double> got = downloaded(sums);
+    check.compare("sigma statistics", Floats(got.begin(), got.end()), expected, kElementTolerance);
+
+    const DeviceScratch<AuxTerm> term(1);
+    aux_loss(term.data(), sigma.data(), device_tokens.data(), kCheckEndOfText, lambda, 1, s.B, s.T, nullptr);
+    const AuxLoss aux = aux_loss_forward(sigma.reference.data(), tokens.data(), kCheckEndOfText, lambda, s.B, s.T);
+    const AuxTerm ours = downloaded(term)[0];
+    check.compare("auxiliary loss: loss", {static_cast<float>(ours.loss)}, {static_cast<float>(aux.loss)},
+                  kElementTolerance);
+    check.compare("auxiliary loss: sigma hat", {ours.sigma_hat}, {static_cast<float>(aux.sigma_hat)},
+                  kElementTolerance);
+
+    const DeviceCopy<double> total(std::vector<double>(1, 0.0));
+    add_sum(total.data(), sigma.data(), 3 * N, nullptr);
+    double expected_total = 0;
+    for (const float value : sigma.reference) expected_total += value;
+    check.compare("sum of losses", {static_cast<float>(downloaded(total)[0])}, {static_cast<float>(expected_total)},
+                  kElementTolerance);
+}
+
+// Sums of the columns of x (N,M) are added to `sums`.
+inline void add_column_sums(Floats& sums, const Floats& x) {
+    for (size_t i = 0; i < x.size(); i++) sums[i % sums.size()] += x[i];
+}
+
+template <class X>
+void check_elementwise(Check& check, const CheckSizes& s) {
+    const int64_t N = s.N(), H = s.H, n = N * H;
+    const Operand<X> x(n, 1, 2), dout(n, 2), bias(H, 3), out(Floats(static_cast<size_t>(n)));
+    Floats expected(out.reference.size());
+    residual_add(out.data(), x.data(), dout.data(), n, nullptr);
+    lnfree::residual_forward(expected.data(), x.reference.data(), dout.reference.data(), n);
+    check.compare("addition", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
+    gelu_forward(out.data(), x.data(), n, nullptr);
+    lnfree::gelu_forward(expected.data(), x.reference.data(), n);
+    check.compare("GELU, forward", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
+    gelu_backward(out.data(), dout.data(), x.data(), n, nullptr);
+    lnfree::gelu_backward(expected.data(), dout.reference.data(), x.reference.data(), n);
+    check.compare("GELU, backward", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
+
+    const DeviceScratch<float> scratch(column_sums_scratch(N, H));
+    Operand<float> sums(H, 4), gelu_sums(H, 5);
+    column_sums(sums.data(), scratch.data(), dout.data(), N, H, H, nullptr);
+    add_column_sums(sums.reference, dout.reference);
+    check.compare("column sums", sums.ours(), sums.reference, kSumTolerance);
+    gelu_backward_bias(out.data(), gelu_sums.data(), scratch.data(), dout.data(), x.data(), N, H, nullptr);
+    check.compare("GELU, backward, with sums", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
+    add_column_sums(gelu_sums.reference, out.ours());  // what was summed is what was rounded
+    check.compare("GELU, backward, with sums: d bias", gelu_sums.ours(), gelu_sums.reference, kSumTolerance);
+
+    const Operand<X> fc(x.reference);
+    bias_gelu_forward(out.data(), fc.data(), bias.data(), N, H, nullptr);
+    Floats with_bias = x.reference;
+    for (size_t i = 0; i < with_bias.size(); i++) with_bias[i] += bias.reference[i % static_cast<size_t>(H)];
+    check.compare("bias, with GELU", fc.ours(), with_bias, tolerance<X>(kElementTolerance, 1));
+    lnfree::gelu_forward(expected.data(), fc.ours().data(), n);
+    check.compare("GELU, with bias", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
+    const Operand<X> added(x.reference);
+    add_bias(added.data(), bias.data(), N, H, H, nullptr);
+    check.compare("bias", added.ours(), with_bias, tolerance<X>(kElementTolerance, 1));
+}
+
+// A product on the device and by the reference.
+template <class In, class Out>
+void check_product(Check& check, MatrixProducts& products, const std::string& name, Transpose ta, Transpose tb,
+                   int64_t M, int64_t N, int64_t K, int64_t ldb, int64_t ldc, bool accumulate) {
+    const bool a_turned = ta == Transpose::Yes, b_turned = tb == Transpose::Yes;
+    const int64_t lda = a_turned ? M : K;
+    const Operand<In> A(M * K, 1), B((b_turned ? N : K) * ldb, 2, 0.1);
+    Operand<Out> C(M * ldc, 3);
+    products.multiply(ta, tb, M, N, K, A.data(), lda, B.data(), ldb, C.data(), ldc, accumulate, Epilogue<Out>(),
+                      nullptr);
+    matmul(ta, tb, M, N, K, A.reference.data(), lda, B.reference.data(), ldb, C.reference.data(), ldc, accumulate);
+    check.compare("product, " + name, C.ours(), C.reference, tolerance<Out>(kSumTolerance, accumulate ? 2 : 1));
+}
+
+// A linear layer with what happens to its product on the way out. Where cuBLASLt declines, our kernels are added, and
+// round once more.
+template <class X>
+void check_epilogues(Check& check, MatrixProducts& products, const CheckSizes& s) {
+    const int64_t N = s.N(), K = s.C, M = s.H;
+    const Operand<X> inp(N * K, 1), weight(K * M, 2, 0.05), bias(M, 3);
+    Floats expected(static_cast<size_t>(N * M)), activated(expected.size());
+    matmul_forward(expected.data(), inp.reference.data(), weight.reference.data(), bias.reference.data(), N, K, M, M);
+    const Operand<X> out(activated), fc(activated);
+    const auto product = [&](X* to, const Epilogue<X>& epilogue) {
+        return products.multiply(Transpose::No, Transpose::No, N, M, K, inp.data(), K, weight.data(), M, to, M, false,
+                                 epilogue, nullptr);
+    };
+    const auto by = [](bool fused) { return fused ? "" : " (by our own kernel)"; };
+    Epilogue<X> epilogue;
+    epilogue.bias = bias.data();
+    bool fused = product(out.data(), epilogue);
+    if (!fused) product(out.data(), Epilogue<X>());
+    if (!fused) add_bias(out.data(), bias.data(), N, M, M, nullptr);
+    check.compare(std::string("product with bias") + by(fused), out.ours(), expected, tolerance<X>(kSumTolerance, 2));
+
+    epilogue.before_gelu = fc.data();
+    fused = product(out.data(), epilogue);
+    if (!fused) product(fc.data(), Epilogue<X>());
+    if (!fused) bias_gelu_forward(out.data(), fc.data(), bias.data(), N, M, nullptr);
+    check.compare(std::string("product with bias and GELU: before") + by(fused), fc.ours(), expected,
+                  tolerance<X>(kSumTolerance, 2));
+    lnfree::gelu_forward(activated.data(), expected.data(), N * M);
+    check.compare(std::string("product with bias and GELU") + by(fused), out.ours(), activated,
+                  tolerance<X>(kSumTolerance, 3));
+
+    // dout (N,K) weight^T, of a weight (M,K), times gelu'(x)
+    const Operand<X> dout(N * K, 4), turned(M * K, 5, 0.05), x(N * M, 6);
+    Epilogue<X> through_gelu;
+    through_gelu.through_gelu = x.data();
+    const auto dinput = [&](const Epilogue<X>& e) {
+        return products.multiply(Transpose::No, Transpose::Yes, N, M, K, dout.data(), K, turned.data(), K, out.data(),
+                                 M, false, e, nullptr);
+    };
+    fused = dinput(through_gelu);
+    if (!fused) dinput(Epilogue<X>());
+    if (!fused) gelu_backward(out.data(), out.data(), x.data(), N * M, nullptr);
+    matmul(Transpose::No, Transpose::Yes, N, M, K, dout.reference.data(), K, turned.reference.data(), K,
+           expected.data(), M, false);
+    lnfree::gelu_backward(expected.data(), expected.data(), x.reference.data(), N * M);
+    check.compare(std::string("product through GELU's gradient") + by(fused), out.ours(), expected,
+                  tolerance<X>(kSumTolerance, 2));
+}
+
+// Every orientation and every distance of rows that the model uses.
+template <class X>
+void check_products(Check& check, const CheckSizes& s) {
+    const Transpose yes = Transpose::Yes, no = Transpose::No;
+    const int64_t N = s.N(), C = s.C;
+    MatrixProducts products;
+    check_product<X, X>(check, products, "forward", no, no, N, 3 * C, C, 3 * C, 3 * C, false);
+    check_product<X, X>(check, products, "queries and keys alone", no, no, N, 2 * C, C, 3 * C, 3 * C, false);
+    check_product<X, X>(check, products, "d input", no, yes, N, C, 3 * C, 3 * C, C, false);
+    check_product<X, float>(check, products, "d weight", yes, no, C, 3 * C, N, 3 * C, 3 * C, true);
+    check_product<X, X>(check, products, "logits", no, yes, s.rows, s.V, C, C, s.Vp(), false);
+    check_product<X, float>(check, products, "d unembedding", yes, no, s.V, C, s.rows, C, C, true);
+    check_epilogues<X>(check, products, s);
+}
+
+template <class X>
+struct AttentionKernels {
+    const char* name;
+    void (*forward)(X*, float*, const X*, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
+    void (*backward)(X*, float*, const X*, const X*, const X*, const float*, int64_t, int64_t, int64_t, int64_t,
+                     cudaStream_t);
+};
+template <class X>
+std::vector<AttentionKernels<X>> attention_kernels() {
+    std::vector<AttentionKernels<X>> all = {{"plain", attention_forward_plain<X>, attention_backward_plain<X>}};
+    if constexpr (std::is_same_v<X, bf16>)
+        all.push_back({"tensor cores", attention_forward_tensor_cores<X>, attention_backward_tensor_cores<X>});
+    return all;
+}
+
+template <class X>
+void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X>& kernels) {
+    const int64_t NC = s.N() * s.C;
+    const Operand<X> qkv(3 * NC, 1), dout(NC, 2);
+    const Operand<X> out(Floats(static_cast<size_t>(NC))), dqkv(Floats(static_cast<size_t>(3 * NC)));
+    const Operand<float> lse(Floats(static_cast<size_t>(s.N() * s.NH)));
+    const DeviceScratch<float> delta(s.N() * s.NH);
+    Floats expected(out.reference.size()), expected_lse(lse.reference.size());
+    const std::string name = std::string("attention, ") + kernels.name + ", ";
+    kernels.forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C, s.NH, nullptr);
+    lnfree::attention_forward(expected.data(), expected_lse.data(), qkv.reference.data(), s.B, s.T, s.C, s.NH);
+    // Rounded: the weights, then the output. The first positions see few keys and have larger results than the others:
+    // every head's vector is measured by itself.
+    const auto head = static_cast<size_t>(s.C / s.NH);
+    check.add(name + "forward", largest_error(out.ours(), expected, head), tolerance<X>(kSumTolerance, 2));
+    check.compare(name + "log of sums", lse.ours(), expected_lse, kSumTolerance);
+
+    const Floats our_out = out.ours(), our_lse = lse.ours();  // what backward reads
+    Floats expected_dqkv(dqkv.reference.size());
+    kernels.backward(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.C, s.NH,
+                     nullptr);
+    lnfree::attention_backward(expected_dqkv.data(), dout.reference.data(), qkv.reference.data(), our_out.data(),
+                               our_lse.data(), s.B, s.T, s.C, s.NH);
+    // Rounded: the weights or their gradients, terms that cancel, then the result.
+    check.add(name + "backward", largest_error(dqkv.ours(), expected_dqkv, head), tolerance<X>(kSumTolerance, 3));
+}
+
+template <class X>
+void check_classifier(Check& check, const CheckSizes& s) {
+    constexpr float scale = 1e-3f;
+    const std::vector<int32_t> targets = check_tokens(s.rows, s.V, 1);
+    const DeviceCopy<int32_t> device_targets(targets);
+    const Operand<X> logits(s.rows * s.Vp(), 2, 3), untouched(logits.reference);
+    const Operand<float> losses(Floats(static_cast<size_t>(s.rows))), losses_alone(losses.reference);
+    classifier(logits.data(), losses.data(), device_targets.data(), scale, true, s.rows, s.V, s.Vp(), nullptr);
+    classifier(untouched.data(), losses_alone.data(), device_targets.data(), scale, false, s.rows, s.V, s.Vp(),
+               nullptr);
+
+    Floats z, expected_losses(losses.reference.size());
+    for (int64_t r = 0; r < s.rows; r++)
+        z.insert(z.end(), logits.reference.begin() + r * s.Vp(), logits.reference.begin() + r * s.Vp() + s.V);
+    softmax_cross_entropy(expected_losses.data(), z.data(), targets.data(), scale, true, s.rows, s.V);
+    check.compare("classifier, losses", losses.ours(), expected_losses, kSumTolerance);
+    check.compare("classifier, losses alone", losses_alone.ours(), expected_losses, kSumTolerance);
+    // The gradient at the target is thousands of times as large as elsewhere: compared apart.
+    const Floats ours = logits.ours();
+    Floats at_target, expected_at_target, elsewhere, expected_elsewhere;
+    for (int64_t r = 0; r < s.rows; r++)
+        for (int64_t v = 0; v < s.V; v++) {
+            const bool is_target = v == targets[static_cast<size_t>(r)];
+            (is_target ? at_target : elsewhere).push_back(ours[static_cast<size_t>(r * s.Vp() + v)]);
+            (is_target ? expected_at_target : expected_elsewhere).push_back(z[static_cast<size_t>(r * s.V + v)]);
+        }
+    check.compare("classifier, d logits at targets", at_target, expected_at_target, tolerance<X>(kSumTolerance, 1));
+    check.compare("classifier, d logits elsewhere", elsewhere, expected_elsewhere, tolerance<X>(kSumTolerance, 1));
+}
+
+// A model of one layer, whose tensors decay and do not; `width` decides how long they are.
+inline GPT2Config one_layer_config(int64_t width) {
+    GPT2Config c;
+    c.L = 1;
+    c.NH = 1;
+    c.C = width;
+    c.V = 101;
+    c.n_ctx = 7;
+    c.n_inner = 4 * width;
+    c.end_of_text = kCheckEndOfText;
+    return c;
+}
+
+// X: of the copy that the products read.
+template <class X>
+void check_optimiser(Check& check) {
+    GPT2 model(one_layer_config(kEmulated ? 24 : 768));
+    lnfree::AdamW adam;
+    const Protocol p;
+    const int64_t n = model.parameters();
+    model.prepare_training();
+    adam.prepare(n);
+    const Operand<float> weights(n, 1), gradients(n, 2, 0.01), m(Floats(static_cast<size_t>(n))), v(m.reference);
+    const Operand<X> copy(m.reference);
+    std::copy(weights.reference.begin(), weights.reference.end(), model.params.data());
+    std::copy(gradients.reference.begin(), gradients.reference.end(), model.grads.data());
+    std::vector<TensorRange> ranges;
+    for (const Tensor& t : model.tensors) ranges.push_back({t.offset, t.size, t.decay});
+    const DeviceCopy<TensorRange> device_ranges(ranges);
+    const DeviceScratch<GradientNorm> norm(1);
+    const DeviceScratch<double> scratch(global_norm_scratch());
+
+    global_norm(norm.data(), scratch.data(), gradients.data(), n, p.clip, nullptr);
+    const GradientNorm ours = downloaded(norm)[0];
+    const double expected_norm = lnfree::gradient_norm(model.grads);
+    check.compare("gradient norm", {static_cast<float>(ours.norm)}, {static_cast<float>(expected_norm)},
+                  kElementTolerance);
+    check.compare("clipping", {ours.clip_scale}, {static_cast<float>(clip_scale(expected_norm, p.clip))},
+                  kElementTolerance);
+    // A learning rate at which the update is a tenth of the weights.
+    constexpr double lr = 0.1;
+    adamw<X>(weights.data(), gradients.data(), m.data(), v.data(), copy.data(), norm.data(), device_ranges.data(),
+             device_ranges.size(), n, adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, lr, 1), std::nullopt,
+             nullptr);
+    adam.update(model, p, lr, clip_scale(expected_norm, p.clip));
+    const auto floats_of = [&](const Buffer& buffer) { return Floats(buffer.data(), buffer.data() + n); };
+    check.compare("AdamW, weights", weights.ours(), floats_of(model.params), kElementTolerance);
+    check.compare("AdamW, first moments", m.ours(), floats_of(adam.m), kElementTolerance);
+    check.compare("AdamW, second moments", v.ours(), floats_of(adam.v), kElementTolerance);
+    check.compare("AdamW, copy", copy.ours(), floats_of(model.params), tolerance<X>(kElementTolerance, 1));
+    check.compare("AdamW, gradients cleared", gradients.ours(), Floats(static_cast<size_t>(n)), 0);
+}
+
+template <class X>
+void check_operations(Check& check, const CheckSizes& s) {
+    check.set_type(sizeof(X) == 2 ? "bf16" : "float");
+    check.part("encoder", [&] { check_encoder<X>(check, s); });
+    check.part("norms", [&] {
+        const NormOperands<X> operands(s);
+        for (const NormCase& k : norm_cases()) {
+            if (!k.with_aux) check_norm_forward(check, operands, k);
+            check_norm_backward(check, operands, k);
+        }
+    });
+    check.part("element by element", [&] { check_elementwise<X>(check, s); });
+    check.part("products", [&] { check_products<X>(check, s); });
+    for (const AttentionKernels<X>& kernels : attention_kernels<X>())
+        check.part("attention", [&] { check_attention(check, s, kernels); });
+    check.part("classifier", [&] { check_classifier<X>(check, s); });
+    check.part("optimiser", [&] { check_optimiser<X>(check); });
+    if (sizeof(X) == sizeof(float)) check.part("statistics", [&] { check_statistics(check, s); });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Whole steps
+
+// A model small enough for the reference, with heads that tensor cores take.
+inline GPT2Config small_removal_config() {
+    GPT2Config c;
+    c.L = 2;
+    c.NH = 2;
+    c.C = kEmulated ? 64 : 128;
+    c.V = 257;
+    c.n_ctx = kEmulated ? 21 : 65;
+    c.n_inner = 4 * c.C;
+    c.end_of_text = kCheckEndOfText;
+    return c;
+}
+
+// One removal per step, so that every stage is met: seven sites, a step before them and one after.
+inline Protocol small_removal(bool precursor) {
+    Protocol p;
+    p.steps = p.stop = precursor ? 11 : 9;
+    p.batch = 3;
+    p.seq = small_removal_config().n_ctx;
+    p.grad_accum = 2;
+    p.lr = p.min_lr = 1e-3;
+    p.start_mlp = 1;
+    p.start_qk = 3;
+    p.start_v = 5;
+    p.start_f = 7;
+    p.gap_mlp = p.gap_qk = p.gap_v = 1;
+    p.own_position0 = precursor;
+    p.release_end_of_text = 8;
+    p.release_position0 = 9;
+    return p;
+}
+
+struct StepTolerances {
+    double loss, gradient, weights;
+};
+template <class X>
+StepTolerances step_tolerances() {
+    if (sizeof(X) == 2) return {0.01, 0.1, 0.01};
+    return {1e-5, 1e-4, 1e-4};
+}
+
+// Weights far from their initial values, so that no term of a formula is close to zero by chance.
+inline void set_random_parameters(GPT2& model) {
+    SplitMix64 random(3);
+    for (const Tensor& t : model.tensors) {
+        const bool is_gamma = t.name.find("ln_") != std::string::npos && t.name.back() == 't';
+        for (int64_t i = 0; i < t.size; i++)
+            model.params.data()[t.offset + i] =
+                static_cast<real>((is_gamma ? 1.0 : 0.0) + (is_gamma ? 0.15 : 0.08) * random.normal());
+    }
+}
+
+inline Floats gradients_of(GPT2& model) {
+    Floats gradients(static_cast<size_t>(model.parameters()));
+    if (auto* gpu = dynamic_cast<CudaGPT2*>(&model)) {
+        gpu->device().fetch_gradients(gradients.data());
+    } else {
+        std::copy(model.grads.data(), model.grads.data() + model.parameters(), gradients.begin());
+    }
+    return gradients;
+}
+
+// |ours - reference| / |reference| of every tensor; the largest. Left out: key biases, which do not act on the loss, so
+// that their gradients are rounding alone.
+inline double largest_tensor_error(const GPT2& model, const float* ours, const float* reference) {
+    const int64_t C = model.config.C;
+    double largest = 0;
+    for (const Tensor& t : model.tensors) {
+        const bool has_key_bias = t.name.find("c_attn.bias") != std::string::npos;
+        double off = 0, size = 0;
+        for (int64_t i = 0; i < t.size; i++) {
+            if (has_key_bias && i >= C && i < 2 * C) continue;
+            const double a = ours[t.offset + i], b = reference[t.offset + i];
+            off += (a - b) * (a - b);
+            size += b * b;
+        }
+        const double error = off == 0 ? 0 : std::sqrt(off / size);
+        if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
+    }
+    return largest;
+}
+
+// Trains `model` and a reference side by side through a removal, each by its own gradients. The models are freshly
+// made.
+inline void check_removal(Check& check, const std::string& name, GPT2& model, lnfree::AdamW& adam, const Protocol& p,
+                          const StepTolerances& allowed) {
+    GPT2 reference(model.config);
+    lnfree::AdamW reference_adam;
+    for (GPT2* each : {&model, &reference}) {
+        set_random_parameters(*each);
+        each->prepare_training(p.batch, p.seq);
+    }
+    adam.prepare(model.parameters());
+    reference_adam.prepare(model.parameters());
+    const int64_t positions = p.batch * p.seq;
+    for (int64_t s = 0; s < p.stop; s++) {
+        std::vector<std::vector<int32_t>> inputs, targets;
+        for (int64_t a = 0; a < p.grad_accum; a++) {
+            const auto seed = static_cast<uint64_t>(100 * s + a);
+            const std::vector<int32_t> tokens = check_tokens(positions + 1, model.config.V, seed);
+            inputs.emplace_back(tokens.begin(), tokens.end() - 1);
+            targets.emplace_back(tokens.begin() + 1, tokens.end());
+        }
+        const std::vector<Event> events = begin_step(model, p, s, inputs);
+        begin_step(reference, p, s, inputs);
+        std::string stage = name + ", step " + std::to_string(s);
+        if (events.size() == 1) stage += ", " + site_name(model.sites.all[static_cast<size_t>(events[0].site)]);
+        if (events.size() > 1) stage += ", " + std::to_string(events.size()) + " sites";
+        if (!events.empty()) stage += " " + events[0].action;
+        double loss = 0, reference_loss = 0;
+        for (size_t a = 0; a < inputs.size(); a++) {
+            const auto run = [&](GPT2& m) {
+                const BatchLoss l =
+                    m.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux_weight, p.grad_accum);
+                return (l.loss + l.aux) / static_cast<double>(p.grad_accum);
+            };
+            loss += run(model);
+            reference_loss += run(reference);
+        }
+        check.add(stage + ": loss", std::fabs(loss - reference_loss) / reference_loss, allowed.loss);
+        check.add(stage + ": gradient", largest_tensor_error(model, gradients_of(model).data(), reference.grads.data()),
+                  allowed.gradient);
+        finish_step(model, adam, p, s);
+        finish_step(reference, reference_adam, p, s);
+    }
+    model.fetch_parameters();
+    check.add(name + ", at the end: weights", largest_tensor_error(model, model.params.data(), reference.params.data()),
+              allowed.weights);
+    Floats sigmas, reference_sigmas;
+    for (size_t i = 0; i < model.sites.all.size(); i++) {
+        if (reference.sites.all[i].norm == Norm::layer_norm) continue;
+        sigmas.push_back(static_cast<float>(model.sites.all[i].sigma_bar));
+        reference_sigmas.push_back(static_cast<float>(reference.sites.all[i].sigma_bar));
+    }
+    check.compare(name + ", at the end: sigma bars", sigmas, reference_sigmas, allowed.loss);
+}
+
+// Puts the options back as they were, whatever happens.
+class OptionsKeeper {
+  public:
+    OptionsKeeper() : before_(device_options()) {}
+    OptionsKeeper(const OptionsKeeper&) = delete;
+    OptionsKeeper& operator=(const OptionsKeeper&) = delete;
+    ~OptionsKeeper() { device_options() = before_; }
+
+  private:
+    DeviceOptions before_;
+};
+
+template <class X>
+void check_whole_steps(Check& check) {
+    check.set_type(sizeof(X) == 2 ? "bf16" : "float");
+    const OptionsKeeper keeper;
+    device_options().in_bf16 = sizeof(X) == 2;
+    for (const bool precursor : {false, true}) {
+        const std::string name = precursor ? "precursor's removal" : "removal";
+        check.part(name, [&] {
+            CudaGPT2 model(small_removal_config());
+            CudaAdamW adam;
+            check_removal(check, name, model, adam, small_removal(precursor), step_tolerances<X>());
+        });
+    }
+}
+
+// Holds everything against the reference and prints the table to `screen`. Throws NoGpu where there is no GPU.
+inline Engine::Report check_engine(FILE* screen) {
+    require_gpu();
+    Check check;
+    check_operations<float>(check, check_sizes());
+    check_operations<bf16>(check, check_sizes());
+    check_whole_steps<float>(check);
+    check_whole_steps<bf16>(check);
+
+    const Engine::Report report = check.report();
+    Table table(report.columns);
+    size_t failed = 0;
+    for (const std::vector<std::string>& row : report.rows) {
+        table.add_row(row);
+        if (row.back() != "ok") failed++;
+    }
+    std::fprintf(screen, "%s\n%zu comparisons with the reference%s: %s\n", table.text().c_str(), report.rows.size(),
+                 kEmulated ? ", emulated" : "",
+                 failed == 0 ? "all within tolerance" : (std::to_string(failed) + " FAILED").c_str());
+    return report;
+}
+
+}  // namespace cuda
+}  // namespace lnfree
