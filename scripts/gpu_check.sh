@@ -76,10 +76,10 @@ step() { # NAME LOG COMMAND...
 
 step "make" build.log make
 step "make lab_cuda" lab_build.log make lab_cuda
-step "check" check.log "$engine" check
+step "check" check.log timeout 120 "$engine" check
 for source in dev/cuda/*.cu; do
     program=${source%.cu}
-    step "$program" "lab_$(basename "$program").log" "$program"
+    step "$program" "lab_$(basename "$program").log" timeout 60 "$program"
 done
 
 # ---- data for what follows

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Writes measured tables into README.md between their markers, so that nobody types figures.
 #
-#   scripts/update_readme.sh        takes demo/table.md, demo/loss.svg and runs/real_text/table.md where they are
+#   scripts/update_readme.sh        takes demo/table.md, demo/loss.svg, runs/real_text/table.md and runs/sweep/table.md
+#                                   where they are
 set -eu
 
 insert() { # MARKER FILE
@@ -16,4 +17,5 @@ insert() { # MARKER FILE
 
 insert "demo table" demo/table.md
 insert "real text table" runs/real_text/table.md
+insert "sweep table" runs/sweep/table.md
 if [ -r demo/loss.svg ]; then cp demo/loss.svg scripts/demo_loss.svg; fi
