@@ -5,7 +5,7 @@
 // is here is the arithmetic, every operation's forward and backward as a kernel of ours, matrix products by cuBLASLt:
 //
 //     1. Streaming kernels       encoder, norms, statistics, GELU, classifier, optimiser: bound by memory
-//     2. Attention               flash attention, forward and backward, with and without tensor cores
+//     2. Causal self-attention   flash attention, forward and backward, with and without tensor cores
 //     3. Matrix products         cuBLASLt, with bias and GELU on the way out
 //     4. The model on the device what is kept, what is remade, the passes over a micro-batch
 //     5. The engine              what the reference's commands see
@@ -66,7 +66,7 @@ namespace lnfree {
 namespace cuda {
 
 // =====================================================================================================================
-// Streaming kernels
+// 1. Streaming kernels
 // =====================================================================================================================
 //
 // None of these operations computes much: each is as fast as its bytes travel, so each reads what it needs once, writes
@@ -1636,7 +1636,7 @@ inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
 }  // namespace lnfree
 
 // =====================================================================================================================
-// Causal self-attention
+// 2. Causal self-attention
 // =====================================================================================================================
 //
 //     scores(t,u) = scale * q(t) . k(u)     for u <= t, scale = 1 / sqrt(HS)
@@ -2683,7 +2683,7 @@ namespace lnfree {
 namespace cuda {
 
 // =====================================================================================================================
-// Matrix products
+// 3. Matrix products
 // =====================================================================================================================
 //
 // C (M,N) = op(A) (M,K) op(B) (K,N), row-major with leading dimensions as in the reference, by cuBLASLt, in float sums.
@@ -2962,7 +2962,7 @@ class MatrixProducts {
 #endif
 
 // =====================================================================================================================
-// The model on the device
+// 4. The model on the device
 // =====================================================================================================================
 //
 // The same passes as GPT2's in the reference, in the same order, with three differences. A block's output is added to the
@@ -3531,7 +3531,7 @@ class DeviceModelOf : public DeviceModel {
 };
 
 // =====================================================================================================================
-// The engine
+// 5. The engine
 // =====================================================================================================================
 //
 // What the commands of the reference see: a GPT2 and an AdamW that do their work on the device. The device's copies are
