@@ -294,7 +294,7 @@ void check_data_refused(const std::string& train, const std::string& val, const 
 }
 
 const Words commands = {"pretrain", "remove", "finetune", "eval",  "export", "generate",
-                        "tokenize", "info",   "stories",  "bench", "plot", "check"};
+                        "tokenize", "info",   "stories",  "bench", "plot",   "check"};
 
 }  // namespace
 
