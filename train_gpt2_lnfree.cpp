@@ -2362,7 +2362,7 @@ class TrainingRun {
         }
         check_data();
         engine().use_precision(p_.precision);
-        if (engine().use_options != nullptr) engine().use_options(o_.engine);
+        if (const auto use_options = engine().use_options; use_options != nullptr) use_options(o_.engine);
         if (o_.dry_run) return dry_run();
         model_->prepare_training(p_.batch, p_.seq);
         if (!o_.resume) adam_->prepare(model_->parameters());
@@ -2781,9 +2781,9 @@ class TrainingRun {
     std::string model_card() const;
     void print_summary(const ordered_json& summary) const;
     int64_t training_bytes() const {
-        if (engine().device_bytes != nullptr)
-            return engine().device_bytes(model_->config, p_.batch, p_.seq, true, p_.precision == "bf16",
-                                         std::max(0, o_.engine.recompute));
+        if (const auto device_bytes = engine().device_bytes; device_bytes != nullptr)
+            return device_bytes(model_->config, p_.batch, p_.seq, true, p_.precision == "bf16",
+                                std::max(0, o_.engine.recompute));
         return 4 * model_->parameters() * static_cast<int64_t>(sizeof(real)) +
                model_->activation_bytes(p_.batch, p_.seq, true);
     }
@@ -3341,17 +3341,18 @@ inline void add_measured_sigmas(ordered_json& sites, LoadedModel& loaded, const 
 }
 
 // The largest micro-batch, in sequences of n_ctx tokens, that trains within `bytes` of device memory; 0: none does.
-inline int64_t largest_batch(const GPT2Config& c, bool in_bf16, int recompute, double bytes) {
+using DeviceBytes = decltype(Engine::device_bytes);
+inline int64_t largest_batch(DeviceBytes device_bytes, const GPT2Config& c, bool in_bf16, int recompute, double bytes) {
     int64_t batch = 0;
-    while (batch < 4096 &&
-           static_cast<double>(engine().device_bytes(c, batch + 1, c.n_ctx, true, in_bf16, recompute)) <= bytes)
+    while (batch < 4096 && static_cast<double>(device_bytes(c, batch + 1, c.n_ctx, true, in_bf16, recompute)) <= bytes)
         batch++;
     return batch;
 }
 
 // What fits into which GPU, from the same layout that allocates. A twentieth of a card is left to others.
 inline int memory_command(const GPT2Config& c, const std::string& name, bool json_output) {
-    if (engine().device_bytes == nullptr)
+    const DeviceBytes device_bytes = engine().device_bytes;
+    if (device_bytes == nullptr)
         throw BadInput(
             "--memory: the table is that of train_gpt2_lnfree_cuda; on the CPU `remove --dry-run` says what a run "
             "needs");
@@ -3361,11 +3362,11 @@ inline int memory_command(const GPT2Config& c, const std::string& name, bool jso
     j["rows"] = ordered_json::array();
     for (const bool in_bf16 : {true, false})
         for (const int recompute : {0, 1, 2}) {
-            const int64_t one = engine().device_bytes(c, 1, c.n_ctx, true, in_bf16, recompute);
+            const int64_t one = device_bytes(c, 1, c.n_ctx, true, in_bf16, recompute);
             ordered_json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
             std::vector<std::string> cells = {row["precision"], std::to_string(recompute)};
             for (const int gigabytes : {24, 80, 141}) {
-                const int64_t batch = largest_batch(c, in_bf16, recompute, 0.95e9 * gigabytes);
+                const int64_t batch = largest_batch(device_bytes, c, in_bf16, recompute, 0.95e9 * gigabytes);
                 row["batch_" + std::to_string(gigabytes)] = batch;
                 cells.push_back(batch > 0 ? std::to_string(batch) : "none");
             }
@@ -3665,12 +3666,13 @@ inline int report(const Engine::Report& r, bool json_output) {
 }
 
 inline int check_command(bool json_output) {
-    if (engine().check == nullptr)
+    const auto check = engine().check;
+    if (check == nullptr)
         throw BadInput(
             "check: this program is the reference itself, which `make test` checks; train_gpt2_lnfree_cuda check holds "
             "a "
             "GPU against it");
-    return report(engine().check(json_output ? stderr : stdout), json_output);
+    return report(check(json_output ? stderr : stdout), json_output);
 }
 
 inline int bench_command(bench::Options o, const ShapeFlags& shape, bool json_output) {
@@ -3679,8 +3681,8 @@ inline int bench_command(bench::Options o, const ShapeFlags& shape, bool json_ou
     if (o.seq > o.config.n_ctx)
         throw BadInput("--seq " + std::to_string(o.seq) + ": the model reads at most " +
                        std::to_string(o.config.n_ctx) + " positions; choose --seq within that");
-    if (engine().bench != nullptr)
-        return report(engine().bench(o.config, o.batch, o.seq, o.seconds, json_output ? stderr : stdout), json_output);
+    if (const auto other_engine = engine().bench; other_engine != nullptr)
+        return report(other_engine(o.config, o.batch, o.seq, o.seconds, json_output ? stderr : stdout), json_output);
     engine().use_precision(o.precision);
     print_json(json_output, bench::run(o, LNFREE_ISA_NAME, json_output ? stderr : stdout));
     return 0;

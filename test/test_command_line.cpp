@@ -345,6 +345,13 @@ TEST_CASE("unknown commands and flags are refused by name") {
     check_refused(workbench().removal(nowhere(), {"--seed"}), {"--seed", "--help"});
 }
 
+TEST_CASE("what only the CUDA engine can say is refused with its name") {
+    check_refused({"check"}, {"train_gpt2_lnfree_cuda"});
+    check_refused({"info", "--memory", "--size", "xl"}, {"--memory", "train_gpt2_lnfree_cuda", "--dry-run"});
+    check_refused({"info"}, {"--model", "--memory"});
+    check_refused({"info", "--size", "xl"}, {"--size", "--memory"});
+}
+
 TEST_CASE("an instruction set that is not there is refused") {
     ::setenv("LNFREE_ISA", "mmx", 1);
     const Outcome outcome = run({"info", "--help"});
