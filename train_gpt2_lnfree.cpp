@@ -1151,7 +1151,7 @@ class GPT2 {
     const real* final_sigmas() const { return act_.sigmaf; }
 
     // Bytes of the activation arena for B sequences of T positions.
-    virtual int64_t activation_bytes(int64_t B, int64_t T, bool training) const {
+    int64_t activation_bytes(int64_t B, int64_t T, bool training) const {
         Activations a;
         a.B = B;
         a.T = T;
@@ -1381,6 +1381,8 @@ class AdamW {
         v.allocate(n);
         updates = 0;
     }
+    // After a checkpoint: what another engine derives from weights and moments becomes what it was when that was written.
+    virtual void resume(GPT2&, const Protocol&) {}
     // One update with gradients multiplied by `gradient_scale` (clipping).
     virtual void update(GPT2& model, const Protocol& p, double lr, double gradient_scale) {
         updates++;
@@ -1462,8 +1464,7 @@ inline void use_precision(const std::string& precision) {
     const char* wish = std::getenv("LNFREE_BF16");
     if (precision == "bf16" && !bf16_is_fast() && (wish == nullptr || std::string(wish) != "slow"))
         throw BadInput(
-            "--precision bf16: this processor (or LNFREE_ISA) has no AVX512_BF16, without which bf16 is slower than "
-            "fp32; "
+            "--precision bf16: this processor (or LNFREE_ISA) has no AVX512_BF16, and bf16 would be slower than fp32; "
             "leave the flag out");
     matmul_precision() = precision == "bf16" ? MatmulPrecision::bf16 : MatmulPrecision::fp32;
 }
@@ -2365,11 +2366,12 @@ class TrainingRun {
         if (const auto use_options = engine().use_options; use_options != nullptr) use_options(o_.engine);
         if (o_.dry_run) return dry_run();
         model_->prepare_training(p_.batch, p_.seq);
-        if (!o_.resume) adam_->prepare(model_->parameters());
         stop_on_signals();
         if (o_.resume) {
+            adam_->resume(*model_, p_);
             remove_leftovers(o_.out);
         } else {
+            adam_->prepare(model_->parameters());
             claim_output_folder();
         }
         try {
@@ -2514,6 +2516,8 @@ class TrainingRun {
         j["keep_checkpoints"] = o_.keep_checkpoints;
         j["adam_updates"] = adam_->updates;
         j["first_val_loss"] = number_or_null(first_val_);
+        j["stochastic_rounding"] = o_.engine.stochastic_rounding;
+        j["plain_attention"] = o_.engine.plain_attention;
         j["data_fingerprint"] = hex(train_->fingerprint());
         return j;
     }
@@ -2554,6 +2558,8 @@ class TrainingRun {
             r.at("val_tokens").get_to(o_.val_tokens);
             if (o_.keep_checkpoints < 0) r.at("keep_checkpoints").get_to(o_.keep_checkpoints);
             first_val_ = number_or_nan(r, "first_val_loss");
+            r.at("stochastic_rounding").get_to(o_.engine.stochastic_rounding);
+            r.at("plain_attention").get_to(o_.engine.plain_attention);
             events_ = events_from_json(loaded.lnfree.at("events"), loaded.model->sites);
             if (loaded.lnfree.at("based_on").is_object())
                 based_on_ = ordered_json::parse(loaded.lnfree["based_on"].dump());
@@ -3018,14 +3024,19 @@ inline void write_logits(const std::string& path, GPT2& model, const TokenShards
                             DType::F32);
 }
 
+// --seq, or n_ctx for 0. Throws BadInput if the model in `folder` reads no such sequences.
+inline int64_t sequence_length(int64_t seq, const GPT2Config& config, const std::string& folder) {
+    if (seq > config.n_ctx)
+        throw BadInput("--seq " + std::to_string(seq) + ": " + folder + " reads at most " +
+                       std::to_string(config.n_ctx) + " positions (n_ctx); choose --seq within that");
+    return seq > 0 ? seq : config.n_ctx;
+}
+
 inline ordered_json evaluate(const std::string& folder, const EvalOptions& o) {
     const double begin = seconds_now();
     LoadedModel loaded = load_model(folder);
     GPT2& model = *loaded.model;
-    const int64_t T = o.seq > 0 ? o.seq : model.config.n_ctx;
-    if (T > model.config.n_ctx)
-        throw BadInput("--seq " + std::to_string(T) + ": " + folder + " reads at most " +
-                       std::to_string(model.config.n_ctx) + " positions (n_ctx); choose --seq within that");
+    const int64_t T = sequence_length(o.seq, model.config, folder);
     const bool paper_windows = o.windows == "paper";
     const TokenShards shards(o.data);
     shards.check_vocabulary(static_cast<uint32_t>(model.config.V));
@@ -3323,10 +3334,7 @@ inline std::vector<SigmaSum> measured_sigmas(GPT2& model, const TokenShards& sha
 
 inline void add_measured_sigmas(ordered_json& sites, LoadedModel& loaded, const InfoOptions& o) {
     GPT2& model = *loaded.model;
-    const int64_t T = o.seq > 0 ? o.seq : model.config.n_ctx;
-    if (T > model.config.n_ctx)
-        throw BadInput("--seq " + std::to_string(T) + ": " + o.model + " reads at most " +
-                       std::to_string(model.config.n_ctx) + " positions (n_ctx); choose --seq within that");
+    const int64_t T = sequence_length(o.seq, model.config, o.model);
     const TokenShards shards(o.data);
     shards.check_vocabulary(static_cast<uint32_t>(model.config.V));
     require_same_tokenizer(shards, loaded.tokenizer.get(), "--data");
@@ -3669,18 +3677,15 @@ inline int check_command(bool json_output) {
     const auto check = engine().check;
     if (check == nullptr)
         throw BadInput(
-            "check: this program is the reference itself, which `make test` checks; train_gpt2_lnfree_cuda check holds "
-            "a "
-            "GPU against it");
+            "check: this program is the reference itself, which `make test` checks; `train_gpt2_lnfree_cuda check` "
+            "holds a GPU against it");
     return report(check(json_output ? stderr : stdout), json_output);
 }
 
 inline int bench_command(bench::Options o, const ShapeFlags& shape, bool json_output) {
     o.name = shape.size;
     o.config = shape.config(shape.size == "tiny" ? 257 : 50257);
-    if (o.seq > o.config.n_ctx)
-        throw BadInput("--seq " + std::to_string(o.seq) + ": the model reads at most " +
-                       std::to_string(o.config.n_ctx) + " positions; choose --seq within that");
+    o.seq = sequence_length(o.seq, o.config, "the model");
     if (const auto other_engine = engine().bench; other_engine != nullptr)
         return report(other_engine(o.config, o.batch, o.seq, o.seconds, json_output ? stderr : stdout), json_output);
     engine().use_precision(o.precision);

@@ -1627,6 +1627,21 @@ void adamw(float* master, float* grad, float* m, float* v, X* copy, const Gradie
     });
 }
 
+template <class X>
+__global__ void __launch_bounds__(kAdamThreads)
+    round_stochastically_kernel(X* copy, const float* master, int64_t n, uint64_t key) {
+    begin_kernel();
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kAdamThreads + threadIdx.x;
+    if (i < n) copy[i] = from_float_stochastic<X>(master[i], random_bits(key, static_cast<uint64_t>(i)));
+}
+
+// copy (n) as the adamw of this key left it beside master (n): a checkpoint holds the masters only.
+template <class X>
+void round_stochastically(X* copy, const float* master, int64_t n, uint64_t key, cudaStream_t stream) {
+    launch_dependent(round_stochastically_kernel<X>, blocks(ceil_div(n, int64_t{kAdamThreads})), dim3(kAdamThreads), 0,
+                     stream, copy, master, n, key);
+}
+
 // What adamw takes as its key for stochastic rounding: different for every run and every update.
 inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
     return SplitMix64(seed ^ (static_cast<uint64_t>(updates) * 0xD1342543DE82EF95u)).next();
@@ -3092,8 +3107,9 @@ class DeviceModel {
     virtual void token_losses(float* losses, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) = 0;
     virtual void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) = 0;
     virtual void zero_gradients() = 0;
-    virtual double gradient_norm(double clip) = 0;
-    virtual void update(const AdamWStep& step, std::optional<uint64_t> stochastic_key) = 0;
+    virtual double gradient_norm() = 0;
+    virtual void update(const AdamWStep& step, double gradient_scale, std::optional<uint64_t> stochastic_key) = 0;
+    virtual void round_weights(uint64_t stochastic_key) = 0;
     virtual void upload_moments(const float* m, const float* v) = 0;
     virtual void fetch_moments(float* m, float* v) = 0;
     virtual void fetch_parameters(float* to) = 0;
@@ -3194,19 +3210,26 @@ class DeviceModelOf : public DeviceModel {
     }
 
     // After a micro-batch: the arena must be there.
-    double gradient_norm(double clip) override {
-        global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), grads_.data(), grads_.size(), clip, stream_);
+    double gradient_norm() override {
+        global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), grads_.data(), grads_.size(), INFINITY, stream_);
         GradientNorm norm;
         copy_from_device(&norm, a_.norm, 1);
         return norm.norm;
     }
 
-    // Gradients are multiplied by what the last gradient_norm left, and are 0 afterwards.
-    void update(const AdamWStep& step, std::optional<uint64_t> stochastic_key) override {
+    // Gradients are multiplied by gradient_scale (clipping), and are 0 afterwards.
+    void update(const AdamWStep& step, double gradient_scale, std::optional<uint64_t> stochastic_key) override {
+        const GradientNorm clipping{NAN, static_cast<float>(gradient_scale)};
+        copy_to_device(a_.norm, &clipping, 1);
         X* copy = nullptr;
         if constexpr (!std::is_same_v<X, float>) copy = copy_.data();
         adamw<X>(master_.data(), grads_.data(), m_.data(), v_.data(), copy, a_.norm, ranges_.data(), ranges_.size(),
                  master_.size(), step, stochastic_key, stream_);
+    }
+    // The copies as the update of this key left them.
+    void round_weights(uint64_t stochastic_key) override {
+        if constexpr (!std::is_same_v<X, float>)
+            round_stochastically(copy_.data(), master_.data(), master_.size(), stochastic_key, stream_);
     }
     void upload_moments(const float* m, const float* v) override {
         prepare_training(0, 0);
@@ -3561,7 +3584,7 @@ class CudaGPT2 : public GPT2 {
 
     void prepare_training(int64_t B, int64_t T) override { device().prepare_training(B, T); }
     void zero_gradients() override { device().zero_gradients(); }
-    double gradient_norm() override { return device().gradient_norm(clip); }
+    double gradient_norm() override { return device().gradient_norm(); }
     void fetch_parameters() override {
         if (device_) device_->fetch_parameters(params.data());
     }
@@ -3578,13 +3601,6 @@ class CudaGPT2 : public GPT2 {
     void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
         device().logits(out, inputs, B, T, from);
     }
-    int64_t activation_bytes(int64_t B, int64_t T, bool training) const override {
-        const int recompute = std::max(0, device_options().recompute);
-        return device_options().in_bf16
-                   ? DeviceActivations<bf16>().lay_out(nullptr, config, B, T, training, recompute)
-                   : DeviceActivations<float>().lay_out(nullptr, config, B, T, training, recompute);
-    }
-
     DeviceModel& device() {
         if (device_) return *device_;
         require_gpu();
@@ -3597,8 +3613,6 @@ class CudaGPT2 : public GPT2 {
         return *device_;
     }
 
-    double clip = Protocol().clip;  // the device works out the factor with the norm
-
   private:
     std::unique_ptr<DeviceModel> device_;
     std::vector<real> losses_;
@@ -3606,7 +3620,6 @@ class CudaGPT2 : public GPT2 {
 
 class CudaAdamW : public AdamW {
   public:
-    // `gradient_scale` is what the device worked out itself in gradient_norm.
     void update(GPT2& model, const Protocol& p, double lr, double gradient_scale) override {
         auto* gpu = dynamic_cast<CudaGPT2*>(&model);
         if (gpu == nullptr) return AdamW::update(model, p, lr, gradient_scale);  // folded: see make_model
@@ -3615,11 +3628,14 @@ class CudaAdamW : public AdamW {
             device_->upload_moments(m.data(), v.data());
         }
         updates++;
-        const std::optional<uint64_t> key =
-            device_options().stochastic_rounding
-                ? std::optional<uint64_t>(p.seed * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(updates))
-                : std::nullopt;
-        device_->update(adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, lr, updates), key);
+        std::optional<uint64_t> key;
+        if (device_options().stochastic_rounding) key = stochastic_key(p.seed, updates);
+        device_->update(adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, lr, updates), gradient_scale, key);
+    }
+    void resume(GPT2& model, const Protocol& p) override {
+        auto* gpu = dynamic_cast<CudaGPT2*>(&model);
+        if (gpu != nullptr && device_options().stochastic_rounding)
+            gpu->device().round_weights(stochastic_key(p.seed, updates));
     }
     void fetch_moments() override {
         if (device_ != nullptr) device_->fetch_moments(m.data(), v.data());

@@ -69,6 +69,7 @@ table() {
             }
             function mean(column) { return sum[column] / count[column] }
             function with_spread(column) {
+                if (count[column] == 1) return sprintf("%+.4f", mean(column))
                 return sprintf("%+.4f (%.4f)", mean(column), high[column] - low[column])
             }
             $1 == "position0" { note("ratio", $2) }

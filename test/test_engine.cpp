@@ -5,6 +5,7 @@
 #include "train_gpt2_lnfree.cpp"
 
 // after the program that it is about
+#include "test/random_weights.h"
 #include "test/tiny_task.h"
 
 using namespace lnfree;
@@ -19,16 +20,6 @@ static GPT2Config small_config() {
     c.n_inner = 70;  // not 4 C
     c.end_of_text = 256;
     return c;
-}
-
-// Weights far from their initial values, so that no term of a formula is close to zero by chance.
-static void randomise(GPT2& model, uint64_t seed) {
-    SplitMix64 random(seed);
-    for (const Tensor& t : model.tensors)
-        for (int64_t i = 0; i < t.size; i++)
-            model.params.data()[t.offset + i] = static_cast<real>(
-                (t.name.find("ln_") != std::string::npos && t.shape.size() == 1 && t.name.back() == 't' ? 1.0 : 0.0) +
-                0.15 * random.normal());
 }
 
 static GPT2 finished_model() {

@@ -6,6 +6,9 @@
 #include "data/random.h"
 #include "train_gpt2_lnfree.cu"
 
+// after the program that it is about
+#include "test/random_weights.h"
+
 using namespace lnfree;
 
 namespace {
@@ -20,16 +23,6 @@ GPT2Config small_config() {
     c.n_inner = 56;  // not 4 C
     c.end_of_text = 66;
     return c;
-}
-
-// Weights far from their initial values, so that no term of a formula is close to zero by chance.
-void randomise(GPT2& model, uint64_t seed) {
-    SplitMix64 random(seed);
-    for (const Tensor& t : model.tensors) {
-        const bool gamma = t.name.find("ln_") != std::string::npos && t.name.back() == 't';
-        for (int64_t i = 0; i < t.size; i++)
-            model.params.data()[t.offset + i] = static_cast<real>((gamma ? 1.0 : 0.0) + 0.15 * random.normal());
-    }
 }
 
 // The tokens of every micro-batch follow from the step alone: a few of them often, so that there is something to learn.
@@ -274,7 +267,7 @@ TEST_CASE("evaluation and logits are the reference's, for any batch and length")
     }
 }
 
-TEST_CASE("the table of memory knows what the engine will ask for") {
+TEST_CASE("the table of memory grows with the batch and shrinks with what is remade") {
     const GPT2Config c = small_config();
     int64_t before = 0;
     for (const int64_t B : {1, 2, 7, 64}) {

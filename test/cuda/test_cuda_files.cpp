@@ -49,6 +49,7 @@ struct Task : TinyTask {
         rest.eval_every = 0;
         rest.save_every = -1;
         rest.keep_checkpoints = -1;
+        rest.engine = {};  // what the run was started with must come from its checkpoint
         run(rest);
         use_cpu_engine();
     }
@@ -88,4 +89,16 @@ TEST_CASE("a removal saved by one engine and resumed by the other is the run of 
                                                                      reference.model->params.data()[i])));
         CHECK(largest < 1e-4);
     }
+}
+
+TEST_CASE("a resumed run goes on rounding at random, to the bits of one that was never stopped") {
+    Task task;
+    task.options.flags.precision = "bf16";
+    task.options.engine.stochastic_rounding = true;
+    cuda::use_cuda_engine();
+    task.options.out = task.scratch / "at_once";
+    task.run(task.options);
+    task.run_in_two_parts(task.scratch / "in_two", cuda::use_cuda_engine, cuda::use_cuda_engine);
+    CHECK(task.losses(task.scratch / "in_two") == task.losses(task.scratch / "at_once"));
+    CHECK(task.weights(task.scratch / "in_two") == task.weights(task.scratch / "at_once"));
 }
