@@ -646,21 +646,20 @@ inline void matmul_backward(real* dinp, real* dweight, real* dbias, const real* 
 // (rows,T), never a T x T matrix. A block [t0,t1) of queries reads the keys [0,t1).
 constexpr int64_t kQueriesPerBlock = 32;
 
-// Row t of a block's scores, u = 0..t; what a query must not see, u = t+1..t1-1, becomes 0.
+// Row t of a block's scores. What a query must not see, u = t+1..t1-1, has probability 0: its scores become -infinity
+// first, so that all rows of a block are t1 long, which vectors divide.
 inline void softmax_row(real* p, real* lse, real scale, int64_t t, int64_t t1) {
-    real largest = p[0];
-#pragma omp simd reduction(max : largest)
-    for (int64_t u = 0; u <= t; u++) largest = std::max(largest, p[u]);
+    std::fill(p + t + 1, p + t1, -std::numeric_limits<real>::infinity());
+    const real largest = largest_of(p, t1);
     real sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t u = 0; u <= t; u++) {
+    for (int64_t u = 0; u < t1; u++) {
         p[u] = fast_exp(scale * (p[u] - largest));
         sum += p[u];
     }
     const real share = real(1) / sum;
 #pragma omp simd
-    for (int64_t u = 0; u <= t; u++) p[u] *= share;
-    std::fill(p + t + 1, p + t1, real(0));
+    for (int64_t u = 0; u < t1; u++) p[u] *= share;
     *lse = scale * largest + std::log(sum);
 }
 
@@ -694,15 +693,15 @@ inline void attention_forward(real* out, real* lse, const real* qkv, int64_t B, 
 // both 0 where the query must not see.
 inline void softmax_backward_row(real* p, real* ds, const real* dout, const real* out, real lse, real scale, int64_t t,
                                  int64_t t1, int64_t HS) {
+    std::fill(p + t + 1, p + t1, -std::numeric_limits<real>::infinity());
     real dot = 0;
+#pragma omp simd reduction(+ : dot)
     for (int64_t d = 0; d < HS; d++) dot += dout[d] * out[d];
 #pragma omp simd
-    for (int64_t u = 0; u <= t; u++) {
+    for (int64_t u = 0; u < t1; u++) {
         p[u] = fast_exp(scale * p[u] - lse);
         ds[u] = scale * p[u] * (ds[u] - dot);
     }
-    std::fill(p + t + 1, p + t1, real(0));
-    std::fill(ds + t + 1, ds + t1, real(0));
 }
 
 // dqkv (B,T,3C) is overwritten:  dq = ds k,   dk = ds^T q,   dv = p^T dout
@@ -744,26 +743,26 @@ inline void attention_backward(real* dqkv, const real* dout, const real* qkv, co
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// GELU in GPT-2's tanh form: x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
+// GELU in GPT-2's tanh form. With u = sqrt(2/pi) * (x + 0.044715 x^3) and s = (1 + tanh u) / 2 = 1 / (1 + e^-2u):
+//     gelu(x) = x * s,   gelu'(x) = s + x * s * (1 - s) * 2u'
 constexpr double kGeluScale = 0.79788456080286535588;  // sqrt(2/pi)
+
+inline real gelu_share(real x) {
+    return fast_logistic(real(2 * kGeluScale) * x * (1 + real(0.044715) * x * x));
+}
 
 inline void gelu_forward(real* out, const real* inp, int64_t n) {
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        const real x = inp[i];
-        const real t = fast_tanh(real(kGeluScale) * (x + real(0.044715) * x * x * x));
-        out[i] = real(0.5) * x * (1 + t);
-    }
+    for (int64_t i = 0; i < n; i++) out[i] = inp[i] * gelu_share(inp[i]);
 }
 
 // Overwrites dinp, which may be dout itself.
 inline void gelu_backward(real* dinp, const real* dout, const real* inp, int64_t n) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) {
-        const real x = inp[i];
-        const real t = fast_tanh(real(kGeluScale) * (x + real(0.044715) * x * x * x));
-        const real dt = (1 - t * t) * real(kGeluScale) * (1 + real(3 * 0.044715) * x * x);
-        dinp[i] = dout[i] * real(0.5) * (1 + t + x * dt);
+        const real x = inp[i], s = gelu_share(x);
+        const real twice_du = real(2 * kGeluScale) * (1 + real(3 * 0.044715) * x * x);
+        dinp[i] = dout[i] * (s + x * s * (1 - s) * twice_du);
     }
 }
 
@@ -782,10 +781,7 @@ inline void softmax_cross_entropy(real* losses, real* logits, const int32_t* tar
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < rows; n++) {
         real* z = logits + n * V;
-        real largest = z[0];
-#pragma omp simd reduction(max : largest)
-        for (int64_t i = 0; i < V; i++) largest = std::max(largest, z[i]);
-        const real target = z[targets[n]];
+        const real largest = largest_of(z, V), target = z[targets[n]];
         real sum = 0;
         if (!with_gradient) {
 #pragma omp simd reduction(+ : sum)

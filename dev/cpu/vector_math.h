@@ -1,7 +1,9 @@
-// exp and tanh for inner loops: straight-line arithmetic, so that the compiler makes vector code of a plain loop around
-// them for whatever instruction set it compiles for. test/isa/test_vector_math.cpp holds the errors stated here.
+// exp, the logistic function (tanh, shifted) and a maximum for inner loops: straight-line arithmetic, so that the compiler
+// makes vector code of a plain loop around them for whatever instruction set it compiles for.
+// test/isa/test_vector_math.cpp holds the errors stated here.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -62,23 +64,30 @@ inline double fast_exp(double x) {
     return std::exp(x);
 }
 
-// tanh x. Relative error below 5e-7, absolute error below 1.2e-7; NaN for NaN.
-//
-// Near zero the odd Taylor series up to x^9 (the next term is 8e-9 of x at 0.25); elsewhere 1 - 2 / (e^2|x| + 1) with x's sign.
-inline float fast_tanh(float x) {
-    const float magnitude = std::fabs(x);
-    const float square = x * x;
-    float series = 62.0f / 2835.0f;
-    series = series * square - 17.0f / 315.0f;
-    series = series * square + 2.0f / 15.0f;
-    series = series * square - 1.0f / 3.0f;
-    const float near = x + x * square * series;
-    const float far = std::copysign(1.0f - 2.0f / (fast_exp(2.0f * magnitude) + 1.0f), x);
-    return magnitude < 0.25f ? near : far;
+// The logistic function 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2. Relative error below 4e-7 wherever the result is a normal
+// number, 0 below -88.73; NaN for NaN.
+inline float fast_logistic(float x) {
+    return 1.0f / (1.0f + fast_exp(-x));
 }
 
-inline double fast_tanh(double x) {
-    return std::tanh(x);
+inline double fast_logistic(double x) {
+    return 1.0 / (1.0 + std::exp(-x));
+}
+
+// The largest of x[0..n), n > 0; NaN are passed over, unless x[0] is one. In lanes of its own, because compilers may not
+// take a maximum in another order than the source's while NaN and signed zeros count.
+template <class Real>
+Real largest_of(const Real* x, int64_t n) {
+    constexpr int64_t LANES = 16;
+    Real lane[LANES];
+    std::fill(lane, lane + LANES, x[0]);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+#pragma omp simd
+        for (int64_t j = 0; j < LANES; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    }
+    for (int64_t j = 0; i + j < n; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    return *std::max_element(lane, lane + LANES);
 }
 
 }  // namespace lnfree
