@@ -28,6 +28,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -1046,6 +1047,17 @@ struct BatchLoss {
     double aux = 0;   // auxiliary loss, lambda included
 };
 
+// What an analysis sees of a forward pass, layer by layer, and may change; a function that is empty is not called.
+struct Probe {
+    // The stream (B,T,C) in front of block `layer`, or in front of ln_f for layer L. What is written to it counts.
+    std::function<void(int64_t layer, real* residual)> residual;
+    // What the heads bring, side by side and before c_proj: heads (B,T,C); and what they were made from: qkv (B,T,3C),
+    // lse (B,NH,T).
+    std::function<void(int64_t layer, const real* heads, const real* qkv, const real* lse)> attention;
+    // The MLP's neurons after GELU, hidden (B,T,n_inner), and what it adds to the stream, output (B,T,C).
+    std::function<void(int64_t layer, const real* hidden, const real* output)> mlp;
+};
+
 // The model: parameters, and the passes over a micro-batch. What is virtual another engine does its own way, with its own
 // copy of the parameters (train_gpt2_lnfree.cu).
 class GPT2 {
@@ -1084,6 +1096,16 @@ class GPT2 {
     // Brings `params` up to date where training works on another copy.
     virtual void fetch_parameters() {}
     void clear_sigma_sums() { sigma_sums.assign(sites.all.size(), SigmaSum()); }
+    // Adds the sigmas of the last pass, which must have kept every layer's.
+    void collect_sigma_sums() {
+        for (size_t i = 0; i < sites.all.size(); i++) {
+            const Site& site = sites.all[i];
+            const real* sigma = site.kind == SiteKind::f     ? act_.sigmaf
+                                : site.kind == SiteKind::mlp ? act_.layers[site.layer].sigma2
+                                                             : act_.layers[site.layer].sigma1;
+            sigma_sums[i].add(sigma, act_.B, act_.T);
+        }
+    }
 
     // One micro-batch of training: adds the gradients of (cross-entropy + auxiliary loss) / grad_accum to `grads` and
     // this micro-batch's sigmas to `sigma_sums`. inputs, targets (B,T)
@@ -1134,7 +1156,53 @@ class GPT2 {
             unembed(out + b * (T - from) * config.V, act_.normed + (b * T + from) * config.C, T - from);
     }
 
-    // What ln_f and the unembedding make of given residual vectors: residual (N,C) -> out (N,V). For checks and analyses.
+    // ----- for analyses, in this engine alone (dev/analysis)
+
+    const Weights& weights() const { return w_; }
+
+    // A forward pass that `probe` watches; what it leaves can be read with the functions below. With `keep`, for
+    // stream_gradients. inputs (B,T)
+    void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep = false) {
+        if (keep) GPT2::prepare_training();
+        act_.reserve(B, T, keep, config);
+        run_blocks(inputs, probe);
+        final_norm(inputs);
+    }
+    // The part of a pass behind `layer` (0..L), from the stream in front of it. inputs (B,T), residual (B,T,C)
+    void trace_from(int64_t layer, const real* residual, const int32_t* inputs, int64_t B, int64_t T) {
+        act_.reserve(B, T, false, config);
+        std::copy(residual, residual + B * T * config.C, stream_at(layer));
+        run_layers(layer, inputs, {});
+        final_norm(inputs);
+    }
+    // Of the last pass: logits of `count` positions from `first` on, counted through the batch; out (count,V).
+    void final_logits(real* out, int64_t first, int64_t count) { unembed(out, act_.normed + first * config.C, count); }
+    // The stream in front of ln_f (B,T,C) with its means (B,T), and what ln_f divides it by (B,T).
+    const real* final_residual() const { return act_.final_residual; }
+    const real* final_means() const { return act_.meanf; }
+    const real* final_divisors(const int32_t* inputs) {
+        if (sites.f().norm != Norm::folded) return divisors(sites.f(), act_.sigmaf, inputs);
+        std::fill(act_.divisor, act_.divisor + positions(), real(1));
+        return act_.divisor;
+    }
+
+    // Gradients of the stream in front of every block, last layer first, after a trace that was kept: see(layer,
+    // gradient (B,T,C)). dnormed (B,T,C) is the gradient of ln_f's output. Adds to `grads` what has no meaning here.
+    void stream_gradients(const real* dnormed, const int32_t* inputs,
+                          const std::function<void(int64_t layer, const real* gradient)>& see) {
+        const int64_t NC = positions() * config.C;
+        std::copy(dnormed, dnormed + NC, act_.dbranch);
+        std::fill(act_.dresidual, act_.dresidual + NC, real(0));
+        norm_backward(act_.dresidual, dw_.lnf_gamma, dw_.lnf_beta, act_.dbranch, act_.final_residual, w_.lnf_gamma,
+                      act_.meanf, act_.sigmaf, sites.f(), inputs);
+        for (int64_t l = config.L - 1; l >= 0; l--) {
+            mlp_backward(l, inputs);
+            attention_block_backward(l, inputs);
+            see(l, act_.dresidual);
+        }
+    }
+
+    // What ln_f and the unembedding make of given residual vectors: residual (N,C) -> out (N,V).
     void unembed_residual(real* out, const real* residual, int64_t N) {
         act_.reserve(N, 1, false, config);
         std::copy(residual, residual + N * config.C, act_.final_residual);
@@ -1210,17 +1278,27 @@ class GPT2 {
         return {{&qk, 0, 2 * config.C}, {&v, 2 * config.C, config.C}};
     }
 
+    // The stream in front of layer 0..L-1, or in front of ln_f.
+    real* stream_at(int64_t layer) { return layer < config.L ? act_.layers[layer].residual : act_.final_residual; }
+
     // Everything up to the input of ln_f.
-    void run_blocks(const int32_t* inputs) {
-        const int64_t B = act_.B, T = act_.T, N = B * T, C = config.C;
-        encoder_forward(act_.layers[0].residual, inputs, w_.wte, w_.wpe, B, T, C);
-        for (int64_t l = 0; l < config.L; l++) {
+    void run_blocks(const int32_t* inputs, const Probe& probe = {}) {
+        encoder_forward(act_.layers[0].residual, inputs, w_.wte, w_.wpe, act_.B, act_.T, config.C);
+        run_layers(0, inputs, probe);
+    }
+
+    void run_layers(int64_t first, const int32_t* inputs, const Probe& probe) {
+        const int64_t N = positions(), C = config.C;
+        for (int64_t l = first; l < config.L; l++) {
             const Activations::Layer& a = act_.layers[l];
-            real* next = l + 1 < config.L ? act_.layers[l + 1].residual : act_.final_residual;
+            if (probe.residual) probe.residual(l, a.residual);
             attention_block_forward(l, inputs);
+            if (probe.attention) probe.attention(l, a.att, a.qkv, a.lse);
             mlp_forward(l, inputs);
-            residual_forward(next, a.residual_mid, act_.branch, N * C);
+            if (probe.mlp) probe.mlp(l, act_.hidden, act_.branch);
+            residual_forward(stream_at(l + 1), a.residual_mid, act_.branch, N * C);
         }
+        if (probe.residual) probe.residual(config.L, act_.final_residual);
         moments_forward(act_.meanf, act_.sigmaf, act_.final_residual, config.epsilon, N, C);
     }
 
@@ -1315,16 +1393,6 @@ class GPT2 {
         double sum = 0;
         for (int64_t n = 0; n < N; n++) sum += static_cast<double>(act_.losses[n]);
         return sum / static_cast<double>(N);
-    }
-
-    void collect_sigma_sums() {
-        for (size_t i = 0; i < sites.all.size(); i++) {
-            const Site& site = sites.all[i];
-            const real* sigma = site.kind == SiteKind::f     ? act_.sigmaf
-                                : site.kind == SiteKind::mlp ? act_.layers[site.layer].sigma2
-                                                             : act_.layers[site.layer].sigma1;
-            sigma_sums[i].add(sigma, act_.B, act_.T);
-        }
     }
 };
 
@@ -1508,7 +1576,6 @@ inline Engine& engine() {
 #include <charconv>
 #include <cstring>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -3478,8 +3545,17 @@ inline int plot_command(const std::vector<std::string>& runs, const std::string&
     return 0;
 }
 
+}  // namespace lnfree
+
+// ---------------------------------------------------------------------------------------------------------------------
+// analyze: the paper's measurements
+
+#include "dev/analysis/command.h"
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The command line
+
+namespace lnfree {
 
 // GPT-2's sizes, and one for a laptop.
 struct NamedSize {
@@ -3886,6 +3962,33 @@ inline int parse_and_run(int argc, char** argv) {
             return growth.empty() ? bench_command(benching, bench_shape, json_output)
                                   : growth_command(growth, benching, json_output);
         };
+    });
+
+    analysis::Options analysing;
+    std::string measurement;
+    sub = command("analyze", "The paper's measurements of one model or several side by side.");
+    std::string which = "one of:";
+    for (const analysis::Measurement& m : analysis::measurements())
+        which += std::string("\n  ") + m.name + ": " + m.what;
+    sub->add_option("measurement", measurement, which)->required();
+    sub->add_option("--model", analysing.models, "model folders; the first is what others are compared with")
+        ->required();
+    sub->add_option("--data", analysing.data, "token shards to measure on; patching needs none");
+    sub->add_option("--prompts", analysing.prompts,
+                    "JSON file of prompt sets, for patching [the story world's, for byte models]");
+    sub->add_option("--seq", analysing.seq, "positions per sequence [n_ctx, at most 512]");
+    sub->add_option("--sequences", analysing.sequences, "sequences, spread evenly over the data")
+        ->capture_default_str()
+        ->check(whole_number(1));
+    sub->add_option("--batch", analysing.batch, "sequences at a time")
+        ->capture_default_str()
+        ->check(whole_number(1, 65536));
+    sub->add_option("--seed", analysing.seed, "of the resampling behind the intervals")->capture_default_str();
+    sub->add_option("--out", analysing.out, "folder in which to leave the result as MEASUREMENT.json as well");
+    sub->add_flag("--force", analysing.force, "replace an earlier result there");
+    sub->callback([&] {
+        analysing.json_output = json_output;
+        action = [&] { return analyze_command(measurement, analysing); };
     });
 
     std::vector<std::string> plot_runs;

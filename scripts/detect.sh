@@ -84,6 +84,8 @@ table() {
     row nlohmann-json "$(version_of nlohmann/json_fwd.hpp \
         NLOHMANN_JSON_VERSION_MAJOR,NLOHMANN_JSON_VERSION_MINOR,NLOHMANN_JSON_VERSION_PATCH)" "make deps"
     row CLI11 "$(version_of CLI/Version.hpp CLI11_VERSION)" "make deps"
+    row Eigen "$(version_of eigen3/Eigen/src/Core/util/Macros.h \
+        EIGEN_WORLD_VERSION,EIGEN_MAJOR_VERSION,EIGEN_MINOR_VERSION)" "make deps"
     row PCRE2 "$(version_of pcre2.h PCRE2_MAJOR,PCRE2_MINOR)" "make deps"
     row zlib "$(version_of zlib.h ZLIB_VERSION)" "make deps"
     row Boost.Context "$(version_of boost/version.hpp BOOST_LIB_VERSION | tr _ .)" "tests of the CUDA engine need it: make deps"

@@ -1,0 +1,393 @@
+// `analyze`: the measurements of this folder on model folders, as tables and as JSON. Included by train_gpt2_lnfree.cpp,
+// section 8, after the folders.
+#pragma once
+
+#include "dev/analysis/attribution.h"
+#include "dev/analysis/confidence.h"
+#include "dev/analysis/loss.h"
+#include "dev/analysis/norms.h"
+#include "dev/analysis/patching.h"
+
+namespace lnfree {
+namespace analysis {
+
+struct Options {
+    std::vector<std::string> models, data;
+    std::string prompts;  // file; empty: the story world's own, for byte models
+    std::string out;      // folder for the results as JSON; empty: none
+    int64_t seq = 0;      // 0: n_ctx, at most 512 as in the paper
+    int64_t sequences = 100, batch = 8;
+    uint64_t seed = 1;
+    bool json_output = false, force = false;
+};
+
+// The models and what they are measured on.
+struct Subjects {
+    std::vector<std::string> folders;
+    std::vector<LoadedModel> loaded;
+    Sample sample;                   // empty for patching
+    std::vector<PromptSet> prompts;  // for patching
+    Settings settings;
+
+    GPT2& model(size_t i) const { return *loaded[i].model; }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What to measure on
+
+inline void require_one_vocabulary(const Subjects& s) {
+    const auto fingerprint = [&](size_t i) {
+        return s.loaded[i].tokenizer ? s.loaded[i].tokenizer->fingerprint() : "";
+    };
+    for (size_t i = 1; i < s.loaded.size(); i++)
+        if (s.model(i).config.V != s.model(0).config.V || fingerprint(i) != fingerprint(0))
+            throw BadInput(s.folders[i] + ": has another vocabulary than " + s.folders[0] +
+                           "; compare models with the same tokenizer");
+}
+
+inline Sample sample_for(const Subjects& s, const Options& o) {
+    if (o.data.empty()) throw BadInput("--data is required: token shards made by `tokenize`");
+    int64_t T = o.seq > 0 ? o.seq : 512;
+    for (size_t i = 0; i < s.loaded.size(); i++) {
+        if (o.seq == 0) T = std::min(T, s.model(i).config.n_ctx);
+        sequence_length(T, s.model(i).config, s.folders[i]);
+    }
+    const TokenShards shards(o.data);
+    for (const LoadedModel& loaded : s.loaded) {
+        shards.check_vocabulary(static_cast<uint32_t>(loaded.model->config.V));
+        require_same_tokenizer(shards, loaded.tokenizer.get(), "--data");
+    }
+    return take_sample(shards, T, o.sequences);
+}
+
+inline std::vector<int32_t> tokens_of(const Tokenizer& tokenizer, const std::string& text) {
+    std::vector<int32_t> tokens;
+    tokenizer.encode(text, tokens);
+    return tokens;
+}
+
+// One prompt with its two answers into a set. BadInput, naming `where`, unless it has the set's length and the answers
+// differ in their first token.
+inline void add_prompt(PromptSet& set, const Tokenizer& tokenizer, const std::string& prompt, const std::string& right,
+                       const std::string& wrong, const std::string& where) {
+    const std::vector<int32_t> tokens = tokens_of(tokenizer, prompt);
+    const std::vector<int32_t> answers[] = {tokens_of(tokenizer, right), tokens_of(tokenizer, wrong)};
+    if (set.prompts.empty()) set.T = static_cast<int64_t>(tokens.size());
+    if (tokens.empty() || static_cast<int64_t>(tokens.size()) != set.T)
+        throw BadInput(where + ": has " + std::to_string(tokens.size()) + " tokens, the set's first prompt " +
+                       std::to_string(set.T) + "; all prompts of a set must have equally many");
+    if (answers[0].empty() || answers[1].empty() || answers[0][0] == answers[1][0])
+        throw BadInput(where + ": the two answers begin with the same token; nothing tells them apart");
+    set.prompts.push_back(tokens);
+    set.right.push_back(answers[0][0]);
+    set.wrong.push_back(answers[1][0]);
+}
+
+// {"name": {"prompts": [...], "answers": [[right, wrong], ...]}, ...}; neighbours 0 and 1, 2 and 3, ... are each other's
+// corrupted partners. BadInput names what is wrong.
+inline std::vector<PromptSet> read_prompts(const std::string& path, const Tokenizer& tokenizer) {
+    const json file = read_json(path, uint64_t{64} << 20);
+    std::vector<PromptSet> sets;
+    try {
+        for (const auto& [name, entry] : file.items()) {
+            const auto prompts = entry.at("prompts").get<std::vector<std::string>>();
+            const auto answers = entry.at("answers").get<std::vector<std::vector<std::string>>>();
+            if (prompts.empty() || prompts.size() % 2 != 0 || prompts.size() != answers.size())
+                throw BadInput(path + ": set " + name + " has " + std::to_string(prompts.size()) + " prompts and " +
+                               std::to_string(answers.size()) + " pairs of answers; give an even number of both");
+            PromptSet set;
+            set.name = name;
+            for (size_t i = 0; i < prompts.size(); i++) {
+                const std::string where = path + ": set " + name + ", prompt " + std::to_string(i);
+                if (answers[i].size() != 2) throw BadInput(where + ": needs two answers, the right and the wrong one");
+                add_prompt(set, tokenizer, prompts[i], answers[i][0], answers[i][1], where);
+            }
+            sets.push_back(std::move(set));
+        }
+    } catch (const json::exception& e) {
+        throw BadInput(path + ": is no file of prompts: " + e.what());
+    }
+    if (sets.empty()) throw BadInput(path + ": holds no prompts");
+    return sets;
+}
+
+// The story world's indirect-object prompts, one set per form of sentence.
+inline std::vector<PromptSet> story_prompts(const Tokenizer& tokenizer) {
+    const size_t forms = story::indirect_forms().size();
+    std::vector<PromptSet> sets(forms);
+    for (const IndirectObjectPrompt& p : indirect_object_prompts(1, static_cast<int>(16 * forms))) {
+        PromptSet& set = sets[p.form];
+        set.name = "story form " + std::to_string(p.form + 1);
+        add_prompt(set, tokenizer, p.clean, p.correct, p.wrong, set.name);
+        add_prompt(set, tokenizer, p.corrupted, p.wrong, p.correct, set.name);
+    }
+    return sets;
+}
+
+inline std::vector<PromptSet> prompts_for(const Subjects& s, const Options& o) {
+    const Tokenizer* tokenizer = s.loaded[0].tokenizer.get();
+    if (tokenizer == nullptr)
+        throw BadInput(s.folders[0] + ": has no tokenizer files, which patching needs for its prompts");
+    if (o.prompts.empty() && tokenizer->name() != "byte")
+        throw BadInput("--prompts is required: the built-in ones are for byte models");
+    std::vector<PromptSet> sets = o.prompts.empty() ? story_prompts(*tokenizer) : read_prompts(o.prompts, *tokenizer);
+    for (size_t i = 0; i < s.loaded.size(); i++)
+        for (const PromptSet& set : sets) sequence_length(set.T, s.model(i).config, s.folders[i]);
+    return sets;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The measurements, by name
+
+inline Table table_of_loss(const ordered_json& j) {
+    Table table({"model", "loss (nats)", "95 % interval", "median", "entropy", "ECE", "tokens above 50", "final norm"});
+    for (const ordered_json& m : j["models"])
+        table.add_row({m["model"], format_fixed(m["loss"], 4),
+                       format_fixed(m["loss_interval"][0], 4) + " to " + format_fixed(m["loss_interval"][1], 4),
+                       format_fixed(m["median"], 4), format_fixed(m["entropy"], 4), format_fixed(m["ece"], 4),
+                       std::to_string(m["over_50"].size()), format_fixed(m["final_norm"], 1)});
+    return table;
+}
+
+inline Table table_of_divergences(const ordered_json& j) {
+    Table table({"model", "and", "Jensen-Shannon divergence (nats)"});
+    for (const ordered_json& d : j["divergences"])
+        table.add_row({j["models"][d["a"].get<size_t>()]["model"], j["models"][d["b"].get<size_t>()]["model"],
+                       format_fixed(d["js"], 4)});
+    return table;
+}
+
+inline Table table_of_attribution(const ordered_json& j) {
+    Table table(
+        {"model", "NMAE of heads (%)", "95 % interval", "of MLPs, mean", "of the embedding", "largest difference"});
+    for (const ordered_json& m : j["models"])
+        table.add_row({m["model"], format_fixed(m["nmae"], 2),
+                       format_fixed(m["nmae_interval"][0], 2) + " to " + format_fixed(m["nmae_interval"][1], 2),
+                       format_fixed(mean_of(m["nmae_mlp"].get<std::vector<double>>()), 2),
+                       format_fixed(m["nmae_embedding"], 2), format_general(m["largest_difference"])});
+    return table;
+}
+
+inline Table table_of_norms(const ordered_json& j) {
+    std::vector<std::string> head = {"stream in front of"};
+    for (const ordered_json& m : j["models"])
+        head.push_back(m["model"].get<std::string>() + ": position 0 / elsewhere");
+    Table table(head);
+    const size_t points = j["models"][0]["residual"].size();
+    for (size_t l = 0; l < points; l++) {
+        std::vector<std::string> row = {l + 1 < points ? "block " + std::to_string(l) : "ln_f"};
+        for (const ordered_json& m : j["models"]) {
+            if (m["residual"].size() != points) throw BadInput("models of different depth: give them one at a time");
+            const double elsewhere = number_or_nan(m["residual"][l], "elsewhere");
+            row.push_back(format_general(m["residual"][l]["at_0"]) + " / " + format_general(elsewhere));
+        }
+        table.add_row(row);
+    }
+    return table;
+}
+
+inline Table table_of_sinks(const ordered_json& j) {
+    Table table({"model", "sinks among heads (%)", "95 % interval", "among (head, query) pairs (%)", "95 % interval "});
+    const auto percent = [](const ordered_json& share) { return format_fixed(100 * share.get<double>(), 1); };
+    for (const ordered_json& m : j["models"]) {
+        const ordered_json &heads = m["rate_heads_interval"], &pairs = m["rate_pairs_interval"];
+        table.add_row({m["model"], percent(m["rate_heads"]), percent(heads[0]) + " to " + percent(heads[1]),
+                       percent(m["rate_pairs"]), percent(pairs[0]) + " to " + percent(pairs[1])});
+    }
+    return table;
+}
+
+inline Table table_of_confidence(const ordered_json& j) {
+    Table table({"model", "neurons set to their mean", "loss (%)", "|loss| (nats)", "entropy (%)"});
+    for (const ordered_json& m : j["models"])
+        for (const ordered_json& a : m["ablations"]) {
+            std::string neurons;
+            for (const ordered_json& neuron : a["neurons"])
+                neurons += (neurons.empty() ? "" : ", ") + std::to_string(neuron.get<int64_t>());
+            table.add_row({m["model"], neurons, format_fixed(100 * a["loss_change_relative"].get<double>(), 3),
+                           format_fixed(a["loss_change_abs"], 5),
+                           format_fixed(100 * a["entropy_change_relative"].get<double>(), 3)});
+        }
+    return table;
+}
+
+// Mean over layers of the errors of attribution patching, and what it gains over the first model.
+inline Table table_of_patching(const ordered_json& j) {
+    Table table({"model", "prompts solved (%)", "sets that count", "error, mean over layers",
+                 "improvement on the first", "spread over layers"});
+    for (const ordered_json& m : j["models"]) {
+        std::vector<std::string> row = {
+            m["model"], format_fixed(100 * m["accuracy"].get<double>(), 1),
+            std::to_string(m["sets_counted"].get<int64_t>()) + " of " + std::to_string(m["sets"].size())};
+        const bool measured = !m["error"].is_null();
+        row.push_back(measured ? format_fixed(mean_of(m["error"].get<std::vector<double>>()), 3) : "n/a");
+        for (const char* key : {"improvement_mean", "improvement_std"})
+            row.push_back(m.contains(key) && !m[key].is_null() ? format_fixed(m[key], 3) : measured ? "" : "n/a");
+        table.add_row(row);
+    }
+    return table;
+}
+
+// error of the first model minus error of each other one, layer by layer; the first being the control makes positive
+// values gains (Sec. 5.2).
+inline void add_improvements(ordered_json& models) {
+    for (size_t i = 1; i < models.size(); i++) {
+        const ordered_json &first = models[0]["error"], &error = models[i]["error"];
+        if (first.is_null() || error.is_null() || first.size() != error.size()) continue;
+        std::vector<double> gains;
+        for (size_t l = 0; l < error.size(); l++) gains.push_back(first[l].get<double>() - error[l].get<double>());
+        const double mean = mean_of(gains);
+        double squares = 0;
+        for (const double gain : gains) squares += (gain - mean) * (gain - mean);
+        models[i]["improvement"] = gains;
+        models[i]["improvement_mean"] = mean;
+        models[i]["improvement_std"] = std::sqrt(squares / static_cast<double>(gains.size()));
+    }
+}
+
+// One model's part of a measurement.
+using MeasureOne = ordered_json (*)(Subjects& s, size_t i);
+
+inline ordered_json one_by_one(Subjects& s, MeasureOne measure) {
+    ordered_json j;
+    j["models"] = ordered_json::array();
+    for (size_t i = 0; i < s.loaded.size(); i++) j["models"].push_back(measure(s, i));
+    return j;
+}
+
+struct Measurement {
+    const char* name;
+    const char* what;
+    bool prompts;                          // on prompts rather than on text
+    double passes;                         // its cost, about, in forward passes over the sample
+    ordered_json (*measure)(Subjects& s);  // {"models": [...], ...}
+    Table (*table)(const ordered_json& j);
+};
+
+inline const std::vector<Measurement>& measurements() {
+    static const std::vector<Measurement> all = {
+        {"loss", "loss with interval and ranges, entropy, calibration, divergence between models", false, 1.3,
+         [](Subjects& s) {
+             std::vector<GPT2*> models;
+             for (const LoadedModel& loaded : s.loaded) models.push_back(loaded.model.get());
+             return measure_loss(models, s.sample, s.settings);
+         },
+         table_of_loss},
+        {"dla", "direct logit attribution against direct effect, per head, MLP and embedding", false, 2.5,
+         [](Subjects& s) {
+             return one_by_one(
+                 s, [](Subjects& t, size_t i) { return measure_attribution(t.model(i), t.sample, t.settings); });
+         },
+         table_of_attribution},
+        {"patching", "activation patching against attribution patching of the stream", true, 0,
+         [](Subjects& s) {
+             ordered_json j = one_by_one(
+                 s, [](Subjects& t, size_t i) { return measure_patching(t.model(i), t.prompts, t.settings); });
+             add_improvements(j["models"]);
+             return j;
+         },
+         table_of_patching},
+        {"norms", "norms of the stream and sigmas of every site, position 0 against the rest", false, 1,
+         [](Subjects& s) {
+             return one_by_one(s,
+                               [](Subjects& t, size_t i) { return measure_norms(t.model(i), t.sample, t.settings); });
+         },
+         table_of_norms},
+        {"sinks", "share of heads, and of queries, that attend to position 0", false, 1,
+         [](Subjects& s) {
+             return one_by_one(s,
+                               [](Subjects& t, size_t i) { return measure_sinks(t.model(i), t.sample, t.settings); });
+         },
+         table_of_sinks},
+        {"confidence", "confidence neurons, the unembedding's spectrum, mean ablation", false, 3.5,
+         [](Subjects& s) {
+             return one_by_one(
+                 s, [](Subjects& t, size_t i) { return measure_confidence(t.model(i), t.sample, t.settings); });
+         },
+         table_of_confidence}};
+    return all;
+}
+
+// Tokens of forward passes that patching takes, about: two passes, one back, and per layer every position once.
+inline double patching_tokens(const std::vector<PromptSet>& sets, int64_t L) {
+    double tokens = 0;
+    for (const PromptSet& set : sets)
+        tokens += static_cast<double>(set.T) * static_cast<double>(set.prompts.size()) *
+                  (6 + static_cast<double>(set.T) * static_cast<double>(L) / 2);
+    return tokens;
+}
+
+inline double estimated_seconds(const Measurement& m, const Subjects& s) {
+    double flops = 0;
+    for (size_t i = 0; i < s.loaded.size(); i++) {
+        const GPT2Config& c = s.model(i).config;
+        const double tokens =
+            m.prompts ? patching_tokens(s.prompts, c.L) : m.passes * static_cast<double>(s.sample.inputs.size());
+        flops += tokens * training_flops_per_token(c, s.model(i).parameters(), m.prompts ? 1 : s.sample.T) / 3;
+    }
+    return flops / (0.7 * measure_flops(s.model(0).config));
+}
+
+inline ordered_json run_measurement(const Measurement& m, Subjects& s, FILE* screen) {
+    std::fprintf(screen, "%s: %s; about %s\n", m.name, m.what, format_duration(estimated_seconds(m, s)).c_str());
+    s.settings.label = m.name;
+    ordered_json measured = m.measure(s), j;
+    j["version"] = kFormatVersion;
+    j["what"] = m.name;
+    if (!m.prompts) {
+        j["seq"] = s.sample.T;
+        j["sequences"] = s.sample.sequences;
+    }
+    for (size_t i = 0; i < s.loaded.size(); i++) {
+        ordered_json model{{"model", s.folders[i]}, {"layernorm_free", s.model(i).sites.all_linear_everywhere()}};
+        model.update(measured["models"][i]);
+        measured["models"][i] = model;
+    }
+    j.update(measured);
+    return j;
+}
+
+inline Subjects load_subjects(const Options& o, bool text, bool prompts) {
+    if (o.models.empty()) throw BadInput("--model is required: one model folder or several");
+    Subjects s;
+    s.folders = o.models;
+    for (const std::string& folder : o.models) s.loaded.push_back(load_model(folder));
+    require_one_vocabulary(s);
+    if (text) s.sample = sample_for(s, o);
+    if (prompts) s.prompts = prompts_for(s, o);
+    s.settings.batch = o.batch;
+    s.settings.seed = o.seed;
+    s.settings.pause = [] {
+        if (g_signal != 0) throw Interrupted{g_signal};
+    };
+    return s;
+}
+
+}  // namespace analysis
+
+// `what` is one of the measurements' names.
+inline int analyze_command(const std::string& what, const analysis::Options& o) {
+    using namespace analysis;
+    const auto& all = measurements();
+    const auto found = std::find_if(all.begin(), all.end(), [&](const Measurement& m) { return what == m.name; });
+    if (found == all.end())
+        throw BadInput("analyze " + quoted_name(what) + ": there is no such measurement; see --help");
+    const std::string file = o.out.empty() ? "" : o.out + "/" + what + ".json";
+    if (!file.empty() && fs::exists(file) && !o.force)
+        throw BadInput("--out " + file + ": already exists; name another folder or give --force");
+    stop_on_signals();
+    Subjects subjects = load_subjects(o, !found->prompts, found->prompts);
+    const ordered_json j = run_measurement(*found, subjects, stderr);
+    if (!file.empty()) {
+        fs::create_directories(o.out);
+        write_file_atomically(file, j.dump(1) + "\n");
+    }
+    if (!o.json_output) {
+        std::printf("%s", found->table(j).text().c_str());
+        if (what == "loss" && o.models.size() > 1) std::printf("\n%s", table_of_divergences(j).text().c_str());
+    }
+    print_json(o.json_output, j);
+    return 0;
+}
+
+}  // namespace lnfree
