@@ -3970,6 +3970,7 @@ inline int parse_and_run(int argc, char** argv) {
     std::string which = "one of:";
     for (const analysis::Measurement& m : analysis::measurements())
         which += std::string("\n  ") + m.name + ": " + m.what;
+    which += "\n  report: all of them on one page, report.html in --out; one that was stopped goes on";
     sub->add_option("measurement", measurement, which)->required();
     sub->add_option("--model", analysing.models, "model folders; the first is what others are compared with")
         ->required();

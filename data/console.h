@@ -195,6 +195,9 @@ class Table {
         return out;
     }
 
+    const std::vector<std::string>& headers() const { return headers_; }
+    const std::vector<std::vector<std::string>>& rows() const { return rows_; }
+
   private:
     struct Column {
         size_t width = 0;

@@ -27,6 +27,7 @@ struct ChartSeries {
     std::string colour = {};  // "#0072B2"; empty: the next colour of the palette
     bool dashed = false;
     size_t smooth = 0;  // above 1: a thick centred moving average over so many points, on the thin points themselves
+    bool dots = false;  // the points alone, in any order, without a line between them
 };
 
 // A vertical line. Markers of one kind share a colour and a bracket with the kind's name above the plot; `label` is a
@@ -559,13 +560,26 @@ class Painter {
 
     void paint_series(const ChartSeries& series, const std::string& colour) {
         const std::string dash = series.dashed ? "stroke-dasharray=\"6 3\"" : "";
-        if (series.smooth > 1) {
+        if (series.dots) {
+            paint_dots(series, colour);
+        } else if (series.smooth > 1) {
             paint_line(series.x, series.y, stroke(colour, 0.8, "stroke-opacity=\"0.35\""), colour);
             paint_line(series.x, moving_average(series.y, series.smooth, y_axis_.low, y_axis_.high),
                        stroke(colour, 2, dash), colour);
         } else {
             paint_line(series.x, series.y, stroke(colour, 1.6, dash), colour);
         }
+    }
+
+    // One path whose strokes have no length and round ends: thousands of dots stay small.
+    void paint_dots(const ChartSeries& series, const std::string& colour) {
+        std::string path;
+        for (size_t i = 0; i < series.x.size(); i++) {
+            const double x = x_axis_.at(series.x[i]), y = y_axis_.at(series.y[i]);
+            if (std::isfinite(x) && std::isfinite(y)) path += "M" + pixel(x) + " " + pixel(y) + "h0";
+        }
+        body_ += "<path d=\"" + path + "\" fill=\"none\" stroke-linecap=\"round\" " +
+                 stroke(colour, 4, "stroke-opacity=\"0.6\"") + "/>\n";
     }
 
     void paint_line(const std::vector<double>& x, const std::vector<double>& y, const std::string& style,

@@ -4,7 +4,8 @@
 #   scripts/demo.sh [TEXT]       (or: make demo, make demo TEXT=FILE)
 #
 # Without TEXT the built-in story world is the corpus and nothing is downloaded. TEXT is any text that `tokenize` reads
-# (.txt, .jsonl, .gz of both). Everything lands in demo/: three models, both exports, log files, loss.svg, table.md.
+# (.txt, .jsonl, .gz of both). Everything lands in demo/: three models, both exports, log files, loss.svg, table.md, and the
+# measurements of the three models in report/.
 # Settings: PRETRAIN_STEPS, STEPS (of control and removal), OUT.
 set -eu
 
@@ -66,9 +67,13 @@ cd "$out"
 cat table.md
 "$engine" plot --run control=control lnfree=lnfree --title "Removing every LayerNorm: training loss" --out loss.svg
 
+say "7. What the paper measures in them: attribution, patching, norms, sinks, confidence neurons"
+"$engine" analyze report --model original control lnfree --data "text_val_*.bin" --out report
+
 cat <<END
 
-Look at   $out/loss.svg          the loss while LayerNorms disappear (the paper's Fig. 1)
+Look at   $out/loss.svg            the loss while LayerNorms disappear (the paper's Fig. 1)
+          $out/report/report.html  the three models side by side
 Try       ./train_gpt2_lnfree generate --model $out/lnfree --prompt "When "
           ./train_gpt2_lnfree info --model $out/lnfree
 END

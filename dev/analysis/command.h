@@ -7,6 +7,7 @@
 #include "dev/analysis/loss.h"
 #include "dev/analysis/norms.h"
 #include "dev/analysis/patching.h"
+#include "dev/analysis/report.h"
 
 namespace lnfree {
 namespace analysis {
@@ -84,7 +85,7 @@ inline void add_prompt(PromptSet& set, const Tokenizer& tokenizer, const std::st
 }
 
 // {"name": {"prompts": [...], "answers": [[right, wrong], ...]}, ...}; neighbours 0 and 1, 2 and 3, ... are each other's
-// corrupted partners. BadInput names what is wrong.
+// corrupted partners. The sets come in the order of their names. BadInput says what is wrong.
 inline std::vector<PromptSet> read_prompts(const std::string& path, const Tokenizer& tokenizer) {
     const json file = read_json(path, uint64_t{64} << 20);
     std::vector<PromptSet> sets;
@@ -245,6 +246,18 @@ inline void add_improvements(ordered_json& models) {
     }
 }
 
+// Hugging Face's form has room for one sigma_bar for qk[l] and v[l]; what they were stands in lnfree.json.
+inline ordered_json norms_of(Subjects& s, size_t i) {
+    ordered_json j = measure_norms(s.model(i), s.sample, s.settings);
+    const json& lnfree = s.loaded[i].lnfree;
+    if (!lnfree.is_object() || !lnfree.contains("sites")) return j;
+    const Sites recorded =
+        sites_from_json(lnfree["sites"], static_cast<int>(s.model(i).config.L), s.folders[i] + "/lnfree.json");
+    for (size_t k = 0; k < recorded.all.size(); k++)
+        if (std::isfinite(recorded.all[k].sigma_bar)) j["sites"][k]["sigma_bar"] = recorded.all[k].sigma_bar;
+    return j;
+}
+
 // One model's part of a measurement.
 using MeasureOne = ordered_json (*)(Subjects& s, size_t i);
 
@@ -258,53 +271,76 @@ inline ordered_json one_by_one(Subjects& s, MeasureOne measure) {
 struct Measurement {
     const char* name;
     const char* what;
+    const char* title;  // in the report, and what it says there
+    const char* explanation;
     bool prompts;                          // on prompts rather than on text
     double passes;                         // its cost, about, in forward passes over the sample
     ordered_json (*measure)(Subjects& s);  // {"models": [...], ...}
     Table (*table)(const ordered_json& j);
+    std::string (*pictures)(const ordered_json& j);
 };
 
 inline const std::vector<Measurement>& measurements() {
     static const std::vector<Measurement> all = {
-        {"loss", "loss with interval and ranges, entropy, calibration, divergence between models", false, 1.3,
+        {"loss", "loss with interval and ranges, entropy, calibration, divergence between models",
+         "Loss, confidence and divergence",
+         "What the models predict on the same text. Intervals are 95 %, by bootstrap over sequences. ECE is the "
+         "expected calibration error: how far confidence and accuracy are apart.",
+         false, 1.3,
          [](Subjects& s) {
              std::vector<GPT2*> models;
              for (const LoadedModel& loaded : s.loaded) models.push_back(loaded.model.get());
              return measure_loss(models, s.sample, s.settings);
          },
-         table_of_loss},
-        {"dla", "direct logit attribution against direct effect, per head, MLP and embedding", false, 2.5,
+         table_of_loss, pictures_of_loss},
+        {"dla", "direct logit attribution against direct effect, per head, MLP and embedding",
+         "Direct logit attribution",
+         "Direct logit attribution takes the last LayerNorm for linear. Its error is the mean distance from the direct "
+         "effect (the stream with and without the component, through the last norm), in percent of the mean size of "
+         "that effect. Without LayerNorm both are the same number.",
+         false, 2.5,
          [](Subjects& s) {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_attribution(t.model(i), t.sample, t.settings); });
          },
-         table_of_attribution},
-        {"patching", "activation patching against attribution patching of the stream", true, 0,
+         table_of_attribution, pictures_of_attribution},
+        {"patching", "activation patching against attribution patching of the stream",
+         "Activation and attribution patching",
+         "The stream of a prompt with the other answer is replaced, layer by layer and position by position, by that "
+         "of the clean prompt. 1 means that the patch brings the clean answer back. Attribution patching estimates "
+         "that from one gradient.",
+         true, 0,
          [](Subjects& s) {
              ordered_json j = one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_patching(t.model(i), t.prompts, t.settings); });
              add_improvements(j["models"]);
              return j;
          },
-         table_of_patching},
-        {"norms", "norms of the stream and sigmas of every site, position 0 against the rest", false, 1,
-         [](Subjects& s) {
-             return one_by_one(s,
-                               [](Subjects& t, size_t i) { return measure_norms(t.model(i), t.sample, t.settings); });
-         },
-         table_of_norms},
-        {"sinks", "share of heads, and of queries, that attend to position 0", false, 1,
+         table_of_patching, pictures_of_patching},
+        {"norms", "norms of the stream and sigmas of every site, position 0 against the rest",
+         "Norm of the first position",
+         "In models with LayerNorm the stream at position 0 is often many times longer than elsewhere; a model without "
+         "has no use for that.",
+         false, 1, [](Subjects& s) { return one_by_one(s, [](Subjects& t, size_t i) { return norms_of(t, i); }); },
+         table_of_norms, pictures_of_norms},
+        {"sinks", "share of heads, and of queries, that attend to position 0", "Attention sinks",
+         "A head is a sink in a sequence if its queries, but for the first, give position 0 at least 30 % of their "
+         "attention on average.",
+         false, 1,
          [](Subjects& s) {
              return one_by_one(s,
                                [](Subjects& t, size_t i) { return measure_sinks(t.model(i), t.sample, t.settings); });
          },
-         table_of_sinks},
-        {"confidence", "confidence neurons, the unembedding's spectrum, mean ablation", false, 3.5,
+         table_of_sinks, pictures_of_sinks},
+        {"confidence", "confidence neurons, the unembedding's spectrum, mean ablation", "Confidence neurons",
+         "Neurons of the last MLP that write much and move all tokens alike: with LayerNorm they set how confident the "
+         "model is. Neurons are set to their mean over the sample; the change is what they did.",
+         false, 3.5,
          [](Subjects& s) {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_confidence(t.model(i), t.sample, t.settings); });
          },
-         table_of_confidence}};
+         table_of_confidence, pictures_of_confidence}};
     return all;
 }
 
@@ -328,12 +364,33 @@ inline double estimated_seconds(const Measurement& m, const Subjects& s) {
     return flops / (0.7 * measure_flops(s.model(0).config));
 }
 
-inline ordered_json run_measurement(const Measurement& m, Subjects& s, FILE* screen) {
+// What a result was measured on: the same request need not be measured again.
+inline ordered_json request_of(const Measurement& m, const Options& o) {
+    ordered_json j{{"models", o.models}};
+    if (m.prompts) {
+        j["prompts"] = o.prompts;
+    } else {
+        j.update({{"data", o.data}, {"seq", o.seq}, {"sequences", o.sequences}, {"seed", o.seed}});
+    }
+    return j;
+}
+
+inline std::string result_file(const Measurement& m, const Options& o) {
+    return o.out + "/" + m.name + ".json";
+}
+
+inline void save_result(const ordered_json& j, const Measurement& m, const Options& o) {
+    fs::create_directories(o.out);
+    write_file_atomically(result_file(m, o), j.dump(1) + "\n");
+}
+
+inline ordered_json run_measurement(const Measurement& m, const Options& o, Subjects& s, FILE* screen) {
     std::fprintf(screen, "%s: %s; about %s\n", m.name, m.what, format_duration(estimated_seconds(m, s)).c_str());
     s.settings.label = m.name;
     ordered_json measured = m.measure(s), j;
     j["version"] = kFormatVersion;
     j["what"] = m.name;
+    j["request"] = request_of(m, o);
     if (!m.prompts) {
         j["seq"] = s.sample.T;
         j["sequences"] = s.sample.sequences;
@@ -363,25 +420,109 @@ inline Subjects load_subjects(const Options& o, bool text, bool prompts) {
     return s;
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// The report
+
+// One line per model with the figure that each measurement is about. A part that was not measured leaves its cell empty.
+inline Table overview(const Options& o, const std::map<std::string, ordered_json>& results) {
+    Table table({"model", "LayerNorm", "loss (nats)", "DLA error (%)", "norm at position 0 / elsewhere, largest",
+                 "sinks (%)", "entropy without the top neurons (%)", "patching error"});
+    const auto part = [&](const char* name, size_t i) -> const ordered_json* {
+        const auto found = results.find(name);
+        return found == results.end() ? nullptr : &found->second["models"][i];
+    };
+    for (size_t i = 0; i < o.models.size(); i++) {
+        std::vector<std::string> row(8);
+        for (const auto& [name, result] : results) {
+            row[0] = name_of(result["models"][i]);
+            row[1] = result["models"][i]["layernorm_free"].get<bool>() ? "none" : "yes";
+        }
+        if (const ordered_json* m = part("loss", i)) row[2] = format_fixed((*m)["loss"], 4);
+        if (const ordered_json* m = part("dla", i)) row[3] = format_fixed((*m)["nmae"], 2);
+        if (const ordered_json* m = part("norms", i)) {
+            double largest = 0;
+            for (const ordered_json& point : (*m)["residual"])
+                largest = std::max(largest, point["at_0"].get<double>() / number_or_nan(point, "elsewhere"));
+            row[4] = format_fixed(largest, 2);
+        }
+        if (const ordered_json* m = part("sinks", i)) row[5] = format_fixed(100 * (*m)["rate_heads"].get<double>(), 1);
+        if (const ordered_json* m = part("confidence", i))
+            row[6] = format_fixed(100 * (*m)["ablations"].back()["entropy_change_relative"].get<double>(), 3);
+        if (const ordered_json* m = part("patching", i))
+            row[7] =
+                (*m)["error"].is_null() ? "n/a" : format_fixed(mean_of((*m)["error"].get<std::vector<double>>()), 3);
+        table.add_row(row);
+    }
+    return table;
+}
+
+// The result of an earlier run in --out, if it was asked for the same; null otherwise.
+inline ordered_json earlier_result(const Measurement& m, const Options& o) {
+    if (o.force || !fs::exists(result_file(m, o))) return nullptr;
+    const ordered_json j = ordered_json::parse(read_file(result_file(m, o), uint64_t{1} << 30), nullptr, false);
+    const bool same =
+        j.is_object() && j.contains("request") && j["request"] == request_of(m, o) && j["version"] == kFormatVersion;
+    return same ? j : ordered_json(nullptr);
+}
+
+inline int report_command(const Options& o) {
+    if (o.out.empty()) throw BadInput("--out is required: the folder for report.html, report.json and the parts");
+    stop_on_signals();
+    Subjects subjects = load_subjects(o, true, false);
+    std::map<std::string, ordered_json> results;
+    std::vector<ReportPart> parts;
+    for (const Measurement& m : measurements()) {
+        ReportPart part{m.name, m.title, m.explanation, {}, "", nullptr, ""};
+        try {
+            if (m.prompts) subjects.prompts = prompts_for(subjects, o);
+            part.data = earlier_result(m, o);
+            if (part.data.is_null()) {
+                part.data = run_measurement(m, o, subjects, stderr);
+                save_result(part.data, m, o);
+            }
+        } catch (const BadInput& e) {  // the other parts can be measured
+            part.missing = e.what();
+            parts.push_back(part);
+            continue;
+        }
+        part.tables.emplace_back(m.table(part.data), m.title);
+        if (m.name == std::string("loss") && o.models.size() > 1)
+            part.tables.emplace_back(table_of_divergences(part.data), "How far two models' predictions are apart");
+        part.pictures = m.pictures(part.data);
+        results[m.name] = part.data;
+        parts.push_back(part);
+    }
+    const std::string about =
+        std::to_string(subjects.sample.sequences) + " sequences of " + std::to_string(subjects.sample.T) +
+        " tokens, spread evenly over the data; the measurements of 2507.02559, made by train_gpt2_lnfree analyze.";
+    const Table summary = overview(o, results);
+    write_file_atomically(o.out + "/report.html",
+                          render_report("Models with and without LayerNorm", about, summary, parts));
+    ordered_json all{{"version", kFormatVersion}, {"what", "report"}};
+    for (const ReportPart& part : parts) all[part.name] = part.data;
+    write_file_atomically(o.out + "/report.json", all.dump(1) + "\n");
+    if (!o.json_output)
+        std::printf("%s\nwrote %s/report.html and report.json\n", summary.text().c_str(), o.out.c_str());
+    print_json(o.json_output, all);
+    return 0;
+}
+
 }  // namespace analysis
 
 // `what` is one of the measurements' names.
 inline int analyze_command(const std::string& what, const analysis::Options& o) {
     using namespace analysis;
+    if (what == "report") return report_command(o);
     const auto& all = measurements();
     const auto found = std::find_if(all.begin(), all.end(), [&](const Measurement& m) { return what == m.name; });
     if (found == all.end())
         throw BadInput("analyze " + quoted_name(what) + ": there is no such measurement; see --help");
-    const std::string file = o.out.empty() ? "" : o.out + "/" + what + ".json";
-    if (!file.empty() && fs::exists(file) && !o.force)
-        throw BadInput("--out " + file + ": already exists; name another folder or give --force");
+    if (!o.out.empty() && fs::exists(result_file(*found, o)) && !o.force)
+        throw BadInput("--out " + result_file(*found, o) + ": already exists; name another folder or give --force");
     stop_on_signals();
     Subjects subjects = load_subjects(o, !found->prompts, found->prompts);
-    const ordered_json j = run_measurement(*found, subjects, stderr);
-    if (!file.empty()) {
-        fs::create_directories(o.out);
-        write_file_atomically(file, j.dump(1) + "\n");
-    }
+    const ordered_json j = run_measurement(*found, o, subjects, stderr);
+    if (!o.out.empty()) save_result(j, *found, o);
     if (!o.json_output) {
         std::printf("%s", found->table(j).text().c_str());
         if (what == "loss" && o.models.size() > 1) std::printf("\n%s", table_of_divergences(j).text().c_str());

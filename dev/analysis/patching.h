@@ -38,10 +38,9 @@ class Patching {
           C_(model.config.C),
           count_(static_cast<int64_t>(set.prompts.size())) {}
 
-    PatchedSet measure(int64_t batch) {
+    // `batch` sequences at a time. Below `least_effect` there is nothing to bring back, and no effects are measured.
+    PatchedSet measure(int64_t batch, double least_effect) {
         PatchedSet result;
-        result.activation.resize(static_cast<size_t>(L_ * T_));
-        result.attribution.resize(result.activation.size());
         clean_ = inputs(0);
         corrupted_ = inputs(1);
         streams(clean_stream_, clean_, false);
@@ -51,6 +50,9 @@ class Patching {
         }
         streams(corrupted_stream_, corrupted_, true);
         result.corrupted = mean_of(differences(count_));
+        if (result.effect() < least_effect) return result;
+        result.activation.resize(static_cast<size_t>(L_ * T_));
+        result.attribution.resize(result.activation.size());
         estimate(result.attribution);
         for (int64_t layer = 0; layer < L_; layer++)
             patch(result.activation.data() + layer * T_, layer, batch, result.corrupted);
@@ -156,10 +158,10 @@ inline ordered_json measure_patching(GPT2& model, const std::vector<PromptSet>& 
     ProgressBar bar(settings.label, sets.size(), stderr);
     for (const PromptSet& set : sets) {
         if (settings.pause) settings.pause();
-        const PatchedSet p = Patching(model, set).measure(settings.batch);
+        const PatchedSet p = Patching(model, set).measure(settings.batch, kLeastEffect);
         prompts += static_cast<int64_t>(set.prompts.size());
         solved += p.solved;
-        const bool counts = p.effect() >= kLeastEffect;
+        const bool counts = !p.activation.empty();
         ordered_json entry = {{"name", set.name}, {"clean", p.clean}, {"corrupted", p.corrupted}, {"counts", counts}};
         if (counts) {
             counted++;
