@@ -293,8 +293,8 @@ void check_data_refused(const std::string& train, const std::string& val, const 
     check_refused({"eval", "--model", base, "--data", train}, words);
 }
 
-const Words commands = {"pretrain", "remove", "finetune", "eval",  "export", "generate",
-                        "tokenize", "info",   "stories",  "bench", "plot",   "check"};
+const Words commands = {"pretrain", "remove",  "finetune", "eval", "export", "generate", "tokenize",
+                        "info",     "stories", "bench",    "plot", "check",  "analyze"};
 
 }  // namespace
 
@@ -1167,6 +1167,93 @@ TEST_CASE("eval compares several models in one object") {
     const std::string table = succeed(w.evaluation(w.folder / "base", {w.folder / "free"})).out;
     CHECK(contains(table, w.folder / "base"));
     CHECK(contains(table, w.folder / "free"));
+}
+
+TEST_CASE("analyze gives the documented keys for several models, and a report of all that can be measured") {
+    const Workbench& w = workbench();
+    const TemporaryFolder out;
+    const auto analyze = [&](const std::string& what, const Words& more) {
+        Words arguments = {"analyze",
+                           what,
+                           "--model",
+                           w.folder / "base",
+                           w.folder / "free",
+                           "--data",
+                           w.folder / "data/s_val_000000.bin",
+                           "--sequences",
+                           "5"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return arguments;
+    };
+    const std::set<std::string> on_text = {"version", "what", "request", "seq", "sequences", "models"};
+    const std::map<std::string, std::set<std::string>> keys = {
+        {"loss",
+         {"loss", "loss_interval", "median", "range_50", "range_95", "range_99_9", "entropy", "entropy_interval", "ece",
+          "final_norm", "per_position", "over_50"}},
+        {"dla", {"nmae", "nmae_interval", "nmae_head", "nmae_mlp", "nmae_embedding", "largest_difference"}},
+        {"norms", {"residual", "sites"}},
+        {"sinks",
+         {"threshold", "rate_heads", "rate_heads_interval", "per_layer_heads", "rate_pairs", "rate_pairs_interval",
+          "per_layer_pairs"}},
+        {"confidence", {"norm", "logit_var", "cn", "top", "singular_values", "cosines", "ablations"}}};
+    for (auto [what, of_model] : keys) {
+        CAPTURE(what);
+        std::set<std::string> expected = on_text;
+        if (what == "loss") expected.insert("divergences");
+        const json j = json_of(analyze(what, {}), expected);
+        REQUIRE(j["models"].size() == 2);
+        of_model.insert({"model", "layernorm_free"});
+        CHECK(keys_of(j["models"][0]) == of_model);
+        CHECK(j["models"][0]["layernorm_free"] == false);
+        CHECK(j["models"][1]["layernorm_free"] == true);
+        CHECK(j["sequences"] == 5);
+        CHECK(j["seq"] == 16);
+    }
+    write_bytes(out / "prompts.json",
+                R"({"a": {"prompts": ["Ann met B", "Bea met A"], "answers": [["x", "y"], ["y", "x"]]}})");
+    const json patched =
+        json_of(analyze("patching", {"--prompts", out / "prompts.json"}), {"version", "what", "request", "models"});
+    CHECK(patched["models"][0]["prompts"] == 2);
+
+    const Outcome first = succeed(analyze("report", {"--out", out / "report"}));
+    CHECK(contains(first.err, "dla"));
+    const std::string page = read_bytes(out / "report/report.html");
+    CHECK(contains(page, "Direct logit attribution"));
+    CHECK(contains(page, "Not measured"));  // the story world's prompts are longer than these models read
+    const Outcome again = succeed(analyze("report", {"--out", out / "report"}));
+    CHECK_FALSE(contains(again.err, "dla"));  // that was measured already
+    CHECK(read_bytes(out / "report/report.html") == page);
+    CHECK(json::parse(read_bytes(out / "report/report.json"))["patching"].is_null());
+}
+
+TEST_CASE("analyze refuses what it cannot measure") {
+    const Workbench& w = workbench();
+    const TemporaryFolder out;
+    const std::string base = w.folder / "base", data = w.folder / "data/s_val_000000.bin";
+    check_refused({"analyze", "vibes", "--model", base}, {"\"vibes\"", "--help"});
+    check_refused({"analyze", "loss", "--model", base}, {"--data"});
+    check_refused({"analyze", "loss", "--data", data}, {"--model"});
+    check_refused({"analyze", "loss", "--model", base, "--data", data, "--seq", "17"}, {"--seq 17", "16"});
+    check_refused({"analyze", "sinks", "--model", base, "--data", data, "--seq", "1"}, {"--seq 1"});
+    check_refused({"analyze", "report", "--model", base, "--data", data}, {"--out"});
+    check_refused({"analyze", "patching", "--model", base}, {"set story form 1", "16"});
+    const auto patching = [&](const std::string& prompts, const Words& words) {
+        write_bytes(out / "prompts.json", prompts);
+        check_refused({"analyze", "patching", "--model", base, "--prompts", out / "prompts.json"}, words);
+    };
+    patching("[1]", {"prompts.json", "no file of prompts"});
+    patching("{}", {"prompts.json", "no prompts"});
+    patching(R"({"s": {"prompts": ["a"], "answers": [["x", "y"]]}})", {"set s", "even"});
+    patching(R"({"s": {"prompts": ["a", "bc"], "answers": [["x", "y"], ["y", "x"]]}})",
+             {"set s, prompt 1", "2 tokens"});
+    patching(R"({"s": {"prompts": ["a", "b"], "answers": [["x", "xy"], ["y", "x"]]}})",
+             {"set s, prompt 0", "same token"});
+    patching(R"({"s": {"prompts": ["a", "b"], "answers": [["x"], ["y", "x"]]}})", {"set s, prompt 0", "two answers"});
+    succeed({"analyze", "norms", "--model", base, "--data", data, "--out", out / "kept"});
+    const std::string before = read_bytes(out / "kept/norms.json");
+    check_refused({"analyze", "norms", "--model", base, "--data", data, "--out", out / "kept"},
+                  {"norms.json", "--force"});
+    CHECK(read_bytes(out / "kept/norms.json") == before);
 }
 
 TEST_CASE("--dry-run says what a run would be and writes nothing") {

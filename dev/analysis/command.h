@@ -53,6 +53,9 @@ inline Sample sample_for(const Subjects& s, const Options& o) {
         if (o.seq == 0) T = std::min(T, s.model(i).config.n_ctx);
         sequence_length(T, s.model(i).config, s.folders[i]);
     }
+    if (T < 2)
+        throw BadInput("--seq " + std::to_string(T) +
+                       ": what position 0 is to the others needs others; use at least 2");
     const TokenShards shards(o.data);
     for (const LoadedModel& loaded : s.loaded) {
         shards.check_vocabulary(static_cast<uint32_t>(loaded.model->config.V));
@@ -133,7 +136,11 @@ inline std::vector<PromptSet> prompts_for(const Subjects& s, const Options& o) {
         throw BadInput("--prompts is required: the built-in ones are for byte models");
     std::vector<PromptSet> sets = o.prompts.empty() ? story_prompts(*tokenizer) : read_prompts(o.prompts, *tokenizer);
     for (size_t i = 0; i < s.loaded.size(); i++)
-        for (const PromptSet& set : sets) sequence_length(set.T, s.model(i).config, s.folders[i]);
+        for (const PromptSet& set : sets)
+            if (set.T > s.model(i).config.n_ctx)
+                throw BadInput("--prompts: those of set " + set.name + " have " + std::to_string(set.T) +
+                               " tokens, and " + s.folders[i] + " reads at most " +
+                               std::to_string(s.model(i).config.n_ctx) + " (n_ctx); give shorter ones");
     return sets;
 }
 

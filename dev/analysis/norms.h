@@ -10,7 +10,7 @@ namespace analysis {
 
 // Mean norms (L2) of the stream in front of every block and of ln_f, at position 0 and elsewhere, and every site's sigma
 // likewise: {"residual": [{"at_0", "elsewhere"}], "sites": [{"site", "removed", "sigma_bar", "at_0", "elsewhere"}]}.
-// "elsewhere" is null where T is 1.
+// T must be at least 2.
 inline ordered_json measure_norms(GPT2& model, const Sample& sample, const Settings& settings) {
     const int64_t T = sample.T, C = model.config.C;
     struct Sums {
@@ -34,7 +34,7 @@ inline ordered_json measure_norms(GPT2& model, const Sample& sample, const Setti
     ordered_json j;
     j["residual"] = ordered_json::array();
     for (const Sums& sums : stream)
-        j["residual"].push_back({{"at_0", sums.at_0 / firsts}, {"elsewhere", number(sums.elsewhere / others)}});
+        j["residual"].push_back({{"at_0", sums.at_0 / firsts}, {"elsewhere", sums.elsewhere / others}});
     j["sites"] = ordered_json::array();
     for (size_t i = 0; i < model.sites.all.size(); i++) {
         const Site& site = model.sites.all[i];
@@ -43,7 +43,7 @@ inline ordered_json measure_norms(GPT2& model, const Sample& sample, const Setti
                               {"removed", site.norm != Norm::layer_norm},
                               {"sigma_bar", number(site.sigma_bar)},
                               {"at_0", sums.at_0 / firsts},
-                              {"elsewhere", number(sums.elsewhere / others)}});
+                              {"elsewhere", sums.elsewhere / others}});
     }
     return j;
 }
@@ -116,7 +116,7 @@ class Sinks {
     }
 };
 
-// BadInput where T is 1: nobody looks back.
+// T must be at least 2.
 inline ordered_json measure_sinks(GPT2& model, const Sample& sample, const Settings& settings) {
     if (sample.T < 2) throw BadInput("--seq 1: attention to position 0 needs queries behind it; use at least 2");
     Sinks sinks(model, sample);

@@ -1,12 +1,12 @@
 """A second, independent computation of what `analyze` measures: transformers' GPT-2 with hooks, in float64.
 
-    python3 test/oracle/analysis/analysis_oracle.py --fixtures test/fixtures/analysis --out test/fixtures/analysis/expected.json
+    cd test/fixtures && python3 ../oracle/analysis/analysis_oracle.py --fixtures analysis --out analysis/expected.json
 
-Written from the paper (arXiv 2507.02559, Sec. 5, App. E-H; equations are its) and the description of the measurements,
-not from the engine. Needs torch, numpy, safetensors and transformers. --compare-float32 also does everything in float32
-and prints how far that lies off: what a float32 engine may differ by.
+Written from the paper (arXiv 2507.02559, Sec. 5, App. E-H; the numbers of equations are its) and the description of
+the measurements, not from the engine. Needs torch, numpy, safetensors and transformers. --compare-float32 also does
+everything in float32 and prints how far that lies off: what a float32 engine may differ by.
 
-expected.json: {seq, sequences, window_numbers, loss, dla, norms, sinks, confidence, patching}, each measurement with its
+expected.json: {seq, sequences, window_numbers, loss, dla, norms, sinks, confidence, patching}, each measurement with
 "models" in the order original, lnfree. Bootstrap intervals are left out. All numbers have float64's full precision.
 """
 import argparse
@@ -102,8 +102,7 @@ def calibration_error(logits, targets, bins=10):
     confidence, guess = logits.softmax(-1).max(-1)
     correct = (guess == targets).to(confidence.dtype)
     which = (torch.ceil(confidence * bins).long() - 1).clamp(max=bins - 1)  # rounding can take a probability above 1
-    gaps = [(which == b).to(confidence.dtype).mean() * (correct[which == b].mean() - confidence[which == b].mean()).abs()
-            for b in range(bins) if (which == b).any()]
+    gaps = [(correct[which == b].sum() - confidence[which == b].sum()).abs() / which.numel() for b in range(bins)]
     return sum(gaps).item()
 
 
@@ -257,7 +256,7 @@ def patch_set(model, prompts, answers):
                 return residual
             return f(model.logits_with(block, change, corrupted))
 
-        assert torch.allclose(patched(slice(None)), f_clean, atol=1e-4), "a whole clean stream must give the clean answer"
+        assert torch.allclose(patched(slice(None)), f_clean, atol=1e-4), "a clean stream must give the clean answer"
         act.append([((patched(t).mean() - f_corrupted.mean()) / scale).item() for t in range(clean.shape[1])])
     return {"ld_clean": f_clean.mean().item(), "ld_corr": f_corrupted.mean().item(), "act": act, "attr": attr}, f_clean
 
@@ -290,7 +289,8 @@ def check_parts(model, seen, tokens, targets):
         assert (attention.triu(1) == 0).all()
         close(attention.sum(-1), torch.ones_like(attention[..., 0]))
     parts = components(model, seen, tokens)
-    parts.update({("bias", l): block.attn.c_proj.bias.expand_as(parts["embedding"]) for l, block in enumerate(model.blocks)})
+    for l, block in enumerate(model.blocks):
+        parts["bias", l] = block.attn.c_proj.bias.expand_as(parts["embedding"])
     residual = seen["residual"][-1]
     close(sum(parts.values()), residual)
     beta = (model.ln_f.bias * model.unembedding[targets]).sum(-1)

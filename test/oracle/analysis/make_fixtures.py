@@ -5,14 +5,14 @@
 needs the project's program and no Python package; about two minutes on one core. The stored models depend on the
 machine in their last digits: after making them again, make expected.json again too (analysis_oracle.py).
 
-OUT/original              a GPT-2 with LayerNorm (2 layers, 3 heads, 24 channels, bytes), trained on the story world. One head
-                          is made an attention sink and trained on: large models grow sinks by themselves, so small ones do not
+OUT/original              a GPT-2 with LayerNorm (2 layers, 3 heads, 24 channels, bytes) of the story world. One head is
+                          made an attention sink and trained on: a model this small does not grow one by itself
 OUT/lnfree                what `remove` makes of it: no LayerNorm left, in Hugging Face form
 OUT/text_val_000000.bin   961 held-out tokens: 20 windows of 48, or 30 of 31
 OUT/text.json             what stands beside a shard
-OUT/prompts.json          {set: {"prompts": [...], "answers": [[right, wrong], ...]}}; prompts i and i^1 differ only in who acts.
-                          A prompt ends within the actor's name and the answers are what is left of the two names: so small a
-                          model knows names, but not yet who of two people has received something
+OUT/prompts.json          {set: {"prompts": [...], "answers": [[right, wrong], ...]}}; prompts i, i^1 differ only in
+                          who acts. A prompt ends within the actor's name, the answers are what is left of the two
+                          names: so small a model knows names, but not who of two people has received something
 """
 import argparse
 import array
@@ -26,15 +26,16 @@ import tempfile
 from pathlib import Path
 
 STORIES = 1500
-SHARD_TOKENS = 20 * 48 + 1
+# Where the shard is cut: with these 961 tokens no number of the sample lies within 5e-5 of a threshold.
+SHARD_BEGIN, SHARD_TOKENS = 12000, 20 * 48 + 1
 HEADER_INTS, MAGIC = 256, 20240520
 END_OF_TEXT = 256
 CHANNELS, HEADS = 24, 3
 SINK_LAYER, SINK_HEAD, SINK_STRENGTH = 1, 2, 7.5
 KEPT = ("config.json", "lnfree.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
-# Indirect-object sentences as the story world tells them, up to the first letters of the actor, {s}. {a} and {b}: who is
-# named first and second. Names have four letters and places six, so that all prompts of a set have the same length.
+# Indirect-object sentences as the story world tells them, up to the first letters of the actor, {s}. {a} and {b}: who
+# is named first and second. Names have four letters and places six, so that all prompts of a set have the same length.
 LETTERS = {"went": 2, "met": 3}
 FORMS = {"went": "When {a} and {b} went to the {place}, {s}", "met": "Later {a} and {b} met at the {place}, and {s}"}
 WORLDS = {"went": [("Mary", "John", "market"), ("Kate", "Paul", "garden")],
@@ -57,16 +58,16 @@ def prompts():
 
 
 def write_shard(source, target):
-    """The first SHARD_TOKENS tokens of a shard, as a shard of their own."""
-    words = array.array("H", source.read_bytes()[4 * HEADER_INTS:])[:SHARD_TOKENS]
+    """SHARD_TOKENS tokens of a shard, as a shard of their own."""
+    words = array.array("H", source.read_bytes()[4 * HEADER_INTS:])[SHARD_BEGIN:SHARD_BEGIN + SHARD_TOKENS]
     header = array.array("i", [MAGIC, 1, len(words)] + [0] * (HEADER_INTS - 3))
     target.write_bytes(header.tobytes() + words.tobytes())
     return words
 
 
 def make_sink(path, strength=SINK_STRENGTH):
-    """Changes one head so that every query attends to position 0: its keys get a component along e that tells position 0
-    from the others, its query bias points along e. e is the head's first dimension; the component is read along what
+    """Changes one head so that every query attends to position 0: its keys get a component along e that tells position
+    0 from the others, its query bias points along e. e is the head's first dimension; the component is read along what
     sets the position embedding of 0 apart."""
     raw = bytearray(path.read_bytes())
     size = int.from_bytes(raw[:8], "little")
@@ -112,9 +113,10 @@ def main():
 
         run("stories", "--count", STORIES, "--seed", 7, "--out", "stories.jsonl")
         run("tokenize", "--input", "stories.jsonl", "--tokenizer", "byte", "--out", "text")
-        data = ["--data", "text_train_000000.bin", "--val", "text_val_000000.bin", "--val-tokens", 16384, "--save-every", 0]
-        run("pretrain", *data, "--out", "pretrained", "--n-layer", 2, "--n-head", HEADS, "--n-embd", CHANNELS, "--n-ctx", 64,
-            "--vocab-size", 257, "--steps", args.pretrain_steps, "--lr", 5e-3, "--min-lr", 4e-4)
+        data = ["--data", "text_train_000000.bin", "--val", "text_val_000000.bin", "--val-tokens", 16384,
+                "--save-every", 0]
+        run("pretrain", *data, "--out", "pretrained", "--n-layer", 2, "--n-head", HEADS, "--n-embd", CHANNELS,
+            "--n-ctx", 64, "--vocab-size", 257, "--steps", args.pretrain_steps, "--lr", 5e-3, "--min-lr", 4e-4)
         make_sink(work / "pretrained" / "model.safetensors")
         run("finetune", *data, "--model", "pretrained", "--out", "original", "--steps", args.tune_steps,
             "--lr", 1e-3, "--min-lr", 1e-4)
