@@ -69,6 +69,10 @@ inline std::vector<std::string> labels(const char* prefix, size_t n) {
     return names;
 }
 
+inline const std::string& colour_of(size_t model) {
+    return svg::palette()[model % svg::palette().size()];
+}
+
 // One line per model through models[...][key], a list of numbers.
 inline Chart lines_of(const ordered_json& j, const char* key, const char* title, const char* x, const char* y) {
     Chart chart;
@@ -172,9 +176,9 @@ inline std::string pictures_of_norms(const ordered_json& j) {
     chart.x_label = "in front of block (the last: in front of ln_f)";
     chart.y_label = "mean L2 norm";
     chart.log_y = true;
-    size_t colour = 0;
-    for (const ordered_json& m : j["models"]) {
-        const std::string& own = svg::palette()[colour++ % svg::palette().size()];
+    for (size_t i = 0; i < j["models"].size(); i++) {
+        const ordered_json& m = j["models"][i];
+        const std::string& own = colour_of(i);
         for (const bool first : {true, false}) {
             ChartSeries line{name_of(m) + (first ? ", position 0" : ", elsewhere"), {}, {}, own, !first};
             for (const ordered_json& point : m["residual"]) {
@@ -220,9 +224,9 @@ inline std::string pictures_of_confidence(const ordered_json& j) {
     spectrum.x_label = "singular vector";
     spectrum.y_label = "over the largest; cosine";
     spectrum.clip_outliers = false;
-    size_t colour = 0;
-    for (const ordered_json& m : j["models"]) {
-        const std::string& own = svg::palette()[colour++ % svg::palette().size()];
+    for (size_t i = 0; i < j["models"].size(); i++) {
+        const ordered_json& m = j["models"][i];
+        const std::string& own = colour_of(i);
         ChartSeries dots{name_of(m), m["norm"].get<std::vector<double>>(), m["logit_var"].get<std::vector<double>>(),
                          own};
         dots.dots = true;
@@ -263,7 +267,8 @@ inline const char* report_style() {
            "svg{max-width:100%;height:auto}figcaption{font-size:.9rem;color:#555}"
            "a{color:#0b5394}nav li{margin:.2rem 0}"
            "@media "
-           "print{body{max-width:none}h2{break-before:auto}figure,table{break-inside:avoid}nav,.save{display:none}"
+           "print{body{max-width:none}h2{break-before:auto}figure,table{break-inside:avoid}figure "
+           "svg{min-width:0}nav,.save{display:none}"
            "details>*{display:block}}";
 }
 
