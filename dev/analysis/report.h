@@ -256,20 +256,26 @@ struct ReportPart {
 };
 
 inline const char* report_style() {
-    return "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:0 "
-           "auto;padding:1rem;color:#222;background:#fff}"
-           "h1,h2{line-height:1.2}h2{border-top:1px solid #ccc;padding-top:1rem;margin-top:2rem}"
-           ".wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:1rem 0}"
-           "caption{text-align:left;font-weight:600;padding:.3rem 0}th,td{border:1px solid #ddd;padding:.25rem "
-           ".5rem;text-align:right}"
-           "th:first-child,td:first-child{text-align:left}thead th{background:#f3f5f7}"
-           "figure{margin:1rem 0;overflow-x:auto}figure "
-           "svg{max-width:100%;height:auto}figcaption{font-size:.9rem;color:#555}"
-           "a{color:#0b5394}nav li{margin:.2rem 0}"
-           "@media "
-           "print{body{max-width:none}h2{break-before:auto}figure,table{break-inside:avoid}figure "
-           "svg{min-width:0}nav,.save{display:none}"
-           "details>*{display:block}}";
+    return R"(
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222; background: #fff }
+h1, h2 { line-height: 1.2 }
+h2 { border-top: 1px solid #ccc; padding-top: 1rem; margin-top: 2rem }
+a { color: #0b5394 }
+.wide, figure { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: .9rem }
+caption { text-align: left; font-weight: 600; padding: .3rem 0 }
+th, td { border: 1px solid #ddd; padding: .25rem .5rem; text-align: right }
+th:first-child, td:first-child { text-align: left }
+thead th { background: #f3f5f7 }
+figure svg { max-width: 100%; min-width: 32rem; height: auto }
+figcaption { font-size: .9rem; color: #555 }
+@media print {
+  body { max-width: none }
+  figure, table { break-inside: avoid }
+  figure svg { min-width: 0 }
+  nav, .save { display: none }
+}
+)";
 }
 
 // `overview` stands first; `about` says in one paragraph what was measured.
