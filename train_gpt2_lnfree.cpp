@@ -3040,7 +3040,7 @@ inline void print_json(bool wanted, const ordered_json& j) {
 struct EvalOptions {
     std::vector<std::string> models, data;
     int64_t seq = 0, batch = 8, max_tokens = 0, worst = 10;
-    std::string windows = "shifted";
+    std::string windows = "shifted", precision = "fp32";
     std::string baseline;  // one of `models`: what the others' losses are compared with; empty: the first
     std::string logits;    // file for the first sequence's logits; empty: none
     bool markdown = false, json_output = false, force = false;
@@ -3138,6 +3138,7 @@ inline ordered_json evaluate(const std::string& folder, const EvalOptions& o) {
     j["tokens"] = losses.size();
     j["seq"] = T;
     j["windows"] = o.windows;
+    j["precision"] = o.precision;
     for (const auto& [name, share] : std::vector<std::pair<const char*, double>>{{"p0.05", 0.0005},
                                                                                  {"p2.5", 0.025},
                                                                                  {"p25", 0.25},
@@ -3180,6 +3181,7 @@ inline int eval_command(const EvalOptions& o) {
         throw BadInput("--logits " + o.logits + ": is for one model; give a single --model");
     if (!o.logits.empty() && fs::exists(o.logits) && !o.force)
         throw BadInput("--logits " + o.logits + ": already exists; name another file or give --force");
+    engine().use_precision(o.precision);
     ordered_json all = ordered_json::array();
     for (const std::string& folder : o.models) all.push_back(evaluate(folder, o));
     if (o.json_output) {
@@ -3260,7 +3262,7 @@ inline int export_command(const ExportOptions& o) {
 // generate
 
 struct GenerateOptions {
-    std::string model, prompt;
+    std::string model, prompt, precision = "fp32";
     int64_t max_tokens = 200, top_k = 0;
     double temperature = 1.0;
     uint64_t seed = 1;
@@ -3297,6 +3299,7 @@ inline int32_t sample_token(real* logits, int64_t V, double temperature, int64_t
 inline int generate_command(const GenerateOptions& o) {
     if (!(o.temperature >= 0) || o.max_tokens < 1 || o.top_k < 0)
         throw BadInput("generate: --temperature and --top-k must not be negative, --max-tokens at least 1");
+    engine().use_precision(o.precision);
     LoadedModel loaded = load_model(o.model);
     if (!loaded.tokenizer)
         throw BadInput(
@@ -3374,6 +3377,7 @@ struct InfoOptions {
     std::vector<std::string> data;  // shards on which to measure sigma; empty: nothing is measured
     int64_t seq = 0;                // 0: n_ctx
     std::string size;               // instead of a model, for --memory
+    std::string precision = "fp32";
     bool memory = false;
     bool json_output = false;
 };
@@ -3454,6 +3458,7 @@ inline int memory_command(const GPT2Config& c, const std::string& name, bool jso
 }
 
 inline int info_command(const InfoOptions& o) {
+    engine().use_precision(o.precision);
     const std::string& folder = o.model;
     LoadedModel loaded = load_model(folder);
     GPT2& model = *loaded.model;
@@ -3670,6 +3675,14 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
     app.add_option("--gap-v", f.gap_v, "steps between two v sites [auto: 1.5 times the others]");
 }
 
+// For commands that run a finished model, which by themselves choose fp32 on every engine.
+inline void add_precision_flag(CLI::App& app, std::string& precision) {
+    app.add_option("--precision", precision,
+                   "of matrix products: fp32, or bf16 where the processor or GPU is fast with it")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"fp32", "bf16"}));
+}
+
 inline void add_run_flags(CLI::App& app, RunOptions& o) {
     app.add_option("--out", o.out, "output folder: log.jsonl, checkpoints, and at the end the model")->required();
     app.add_option("--data", o.data, "training shards: paths or globs; raw:PATH for headerless uint16");
@@ -3833,6 +3846,7 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--windows", eval.windows,
                     "shifted: T predictions per sequence; paper: windows of T tokens, T - 1 predictions")
         ->capture_default_str();
+    add_precision_flag(*sub, eval.precision);
     sub->add_option("--baseline", eval.baseline, "model that the others' losses are compared with [the first]");
     sub->add_flag("--markdown", eval.markdown, "print the table as Markdown");
     sub->add_option("--worst", eval.worst, "how many of the worst tokens to list")
@@ -3871,6 +3885,7 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--top-k", generate.top_k, "draw from the k most likely tokens; 0: from all")
         ->capture_default_str();
     sub->add_option("--seed", generate.seed, "of the draws")->capture_default_str();
+    add_precision_flag(*sub, generate.precision);
     sub->callback([&] {
         action = [&] {
             generate.json_output = json_output;
@@ -3909,6 +3924,7 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_flag("--memory", info.memory, "what fits into GPUs of 24, 80 and 141 GB (CUDA engine)");
     sub->add_option("--data", info.data, "shards: also measure sigma at position 0 and elsewhere, on 64 sequences");
     sub->add_option("--seq", info.seq, "positions per sequence [n_ctx]")->check(whole_number(1));
+    add_precision_flag(*sub, info.precision);
     sub->callback([&] {
         info.json_output = json_output;
         action = [&] {
@@ -3949,9 +3965,7 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--seq", benching.seq, "positions per sequence")
         ->capture_default_str()
         ->check(whole_number(1, 1 << 20));
-    sub->add_option("--precision", benching.precision, "fp32, or bf16 where the processor has AVX512_BF16")
-        ->capture_default_str()
-        ->check(CLI::IsMember({"fp32", "bf16"}));
+    add_precision_flag(*sub, benching.precision);
     sub->add_option("--seconds", benching.seconds, "time for each figure of a whole step; a tenth for each operation")
         ->capture_default_str();
     std::string growth;

@@ -3651,6 +3651,8 @@ inline void use_cuda_engine() {
     e.training_precision = "bf16";
     // A folded model has no norms, which all of the above is about; the reference runs it.
     e.make_model = [](const GPT2Config& c) -> std::unique_ptr<GPT2> {
+        if (c.form == ModelForm::folded && device_options().in_bf16)
+            throw BadInput("--precision bf16: a folded model runs on the processor, in fp32; leave the flag out");
         if (c.form == ModelForm::folded) return std::make_unique<GPT2>(c);
         return std::make_unique<CudaGPT2>(c);
     };

@@ -703,6 +703,23 @@ TEST_CASE("unfinished models are not exported, and f16 is refused where it would
     CHECK(json_file(out / "half/config.json")["torch_dtype"] == "float16");
 }
 
+TEST_CASE("bf16 is refused by every command that takes --precision where the processor has no fast bf16") {
+    const Workbench& w = workbench();
+    ::setenv("LNFREE_ISA", "portable", 1);  // which never has
+    check_refused(w.evaluation(w.folder / "base", {"--precision", "bf16"}), {"--precision bf16", "AVX512_BF16"});
+    check_refused({"generate", "--model", w.folder / "base", "--precision", "bf16"}, {"--precision bf16"});
+    check_refused({"info", "--model", w.folder / "base", "--precision", "bf16"}, {"--precision bf16"});
+    ::setenv("LNFREE_BF16", "slow", 1);
+    const json rounded = json::parse(succeed(w.evaluation(w.folder / "base", {"--precision", "bf16", "--json"})).out);
+    ::unsetenv("LNFREE_BF16");
+    const json exact = json::parse(succeed(w.evaluation(w.folder / "base", {"--json"})).out);
+    ::unsetenv("LNFREE_ISA");
+    CHECK(rounded["precision"] == "bf16");
+    CHECK(rounded["loss"] != exact["loss"]);
+    CHECK(rounded["loss"].get<double>() == doctest::Approx(exact["loss"].get<double>()).epsilon(0.01));
+    check_refused(w.evaluation(w.folder / "base", {"--precision", "fp8"}), {"--precision", "fp8"});
+}
+
 TEST_CASE("eval, generate, tokenize and plot refuse what they cannot do") {
     const Workbench& w = workbench();
     const std::string base = w.folder / "base";
@@ -1087,10 +1104,11 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
             run_keys);
 
     const json eval = json_of(w.evaluation(w.folder / "free", {"--worst", "3"}),
-                              {"version", "model", "loss", "perplexity", "tokens", "seq", "windows", "percentiles",
-                               "worst", "layernorm_free", "seconds"});
+                              {"version", "model", "loss", "perplexity", "tokens", "seq", "windows", "precision",
+                               "percentiles", "worst", "layernorm_free", "seconds"});
     CHECK(eval["perplexity"].get<double>() == doctest::Approx(std::exp(eval["loss"].get<double>())));
     CHECK(eval["seq"] == 16);
+    CHECK(eval["precision"] == "fp32");
     CHECK(eval["tokens"].get<int>() % 16 == 0);
     REQUIRE(eval["worst"].size() == 3);
     CHECK(eval["worst"][0]["loss"] >= eval["worst"][1]["loss"]);

@@ -65,6 +65,27 @@ struct Task : TinyTask {
     }
 };
 
+// What the command line prints on standard output, with its exit status.
+struct Outcome {
+    int status;
+    std::string out;
+};
+Outcome command_line(const std::vector<std::string>& words, const std::string& scratch_file) {
+    std::vector<std::string> all = {"train_gpt2_lnfree_cuda"};
+    all.insert(all.end(), words.begin(), words.end());
+    std::vector<char*> arguments;
+    for (std::string& word : all) arguments.push_back(word.data());
+    std::fflush(stdout);
+    const int kept = dup(1), file = open(scratch_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    dup2(file, 1);
+    const int status = run_program(static_cast<int>(arguments.size()), arguments.data());
+    std::fflush(stdout);
+    dup2(kept, 1);
+    close(kept);
+    close(file);
+    return {status, read_file(scratch_file, 1 << 30)};
+}
+
 }  // namespace
 
 TEST_CASE("a removal saved by one engine and resumed by the other is the run of one engine") {
@@ -101,4 +122,59 @@ TEST_CASE("a resumed run goes on rounding at random, to the bits of one that was
     task.run_in_two_parts(task.scratch / "in_two", cuda::use_cuda_engine, cuda::use_cuda_engine);
     CHECK(task.losses(task.scratch / "in_two") == task.losses(task.scratch / "at_once"));
     CHECK(task.weights(task.scratch / "in_two") == task.weights(task.scratch / "at_once"));
+}
+
+TEST_CASE("eval and generate compute in the precision that is asked for, in fp32 unless told") {
+    Task task;
+    const auto evaluated = [&](const std::vector<std::string>& more) {
+        std::vector<std::string> words = {
+            "eval",  "--model", task.scratch / "base", "--data", task.options.val[0], "--json",
+            "--seq", "17",      "--val-tokens",        "200"};
+        words.insert(words.end(), more.begin(), more.end());
+        const Outcome outcome = command_line(words, task.scratch / "out");
+        REQUIRE(outcome.status == 0);
+        return json::parse(outcome.out);
+    };
+    const json reference = evaluated({});
+    cuda::use_cuda_engine();
+    const json by_itself = evaluated({}), fp32 = evaluated({"--precision", "fp32"}),
+               bf16 = evaluated({"--precision", "bf16"});
+    const double loss = reference["loss"];
+    CHECK(by_itself["loss"] == fp32["loss"]);
+    CHECK(by_itself["precision"] == "fp32");
+    CHECK(fp32["loss"].get<double>() == doctest::Approx(loss).epsilon(1e-6));
+    CHECK(bf16["precision"] == "bf16");
+    CHECK(bf16["loss"].get<double>() == doctest::Approx(loss).epsilon(0.01));
+    const auto off = [&](const json& other) {  // in the mean rounding averages out
+        double sum = 0;
+        for (const auto& [name, value] : reference["percentiles"].items())
+            sum += std::abs(value.get<double>() - other["percentiles"][name].get<double>());
+        return sum;
+    };
+    CHECK(off(fp32) < 1e-5);
+    CHECK(off(bf16) > 1e-4);
+
+    const auto generated = [&](const char* precision) {
+        return command_line({"generate", "--model", task.scratch / "base", "--prompt", "One day", "--max-tokens", "3",
+                             "--temperature", "0", "--json", "--precision", precision},
+                            task.scratch / "out");
+    };
+    CHECK(generated("bf16").status == 0);
+    CHECK(cuda::device_options().in_bf16);
+    CHECK(generated("fp32").status == 0);
+    CHECK_FALSE(cuda::device_options().in_bf16);
+    cuda::device_options() = {};
+    use_cpu_engine();
+}
+
+TEST_CASE("a folded model, which runs on the processor, is refused in bf16 on the CUDA engine") {
+    cuda::use_cuda_engine();
+    GPT2Config folded = one_layer();
+    folded.form = ModelForm::folded;
+    CHECK(engine().make_model(folded) != nullptr);
+    engine().use_precision("bf16");
+    CHECK_THROWS_WITH_AS(engine().make_model(folded), doctest::Contains("folded"), BadInput);
+    CHECK(engine().make_model(one_layer()) != nullptr);
+    cuda::device_options() = {};
+    use_cpu_engine();
 }
