@@ -17,6 +17,7 @@
 #: SAN=1                 with Address- and UndefinedBehaviorSanitizer    WERROR=1  warnings are errors    V=1  show the commands
 #: CXXFLAGS=...          instead of -O2                    make -j1          one job at a time (default: one per core)
 #: CUDA=0                leave the CUDA engine out          CUDA_ARCHS=...    nvcc's -gencode flags (scripts/cuda_archs.sh)
+#: USE_CUDNN=1           with cuDNN's attention as well     CUDNN_FRONTEND=DIR  where cudnn_frontend.h is, if not in a usual place
 #:
 #: At run time LNFREE_ISA=portable|avx2|avx512 makes the program use that instruction set instead of the best one.
 
@@ -161,31 +162,44 @@ endif
 # them. Warning 1675 is about GCC's unroll pragmas in the reference.
 comma := ,
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),/usr/local/cuda/bin/nvcc)
+CUDA_ROOT := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 ifneq ($(filter cuda,$(FOUND)),)
     CUDA_ARCHS ?= $(shell scripts/cuda_archs.sh '$(NVCC)')
 endif
+# USE_CUDNN=1: cuDNN's attention beside ours. Its frontend is headers only, which take the C++ compiler a minute and 1.4 GB.
+CUDNN := $(filter-out 0,$(USE_CUDNN))
+CUDNN_FLAG := $(if $(CUDNN),-DLNFREE_CUDNN)
+CUDNN_PLACES := $(or $(CUDNN_FRONTEND),$(CUDA_ROOT)/include /usr/local/include /usr/include)
+CUDNN_INCLUDE := $(if $(CUDNN),$(firstword $(patsubst %/cudnn_frontend.h,%,$(wildcard $(CUDNN_PLACES:%=%/cudnn_frontend.h)))))
+ifneq ($(and $(CUDNN),$(FOUND),$(if $(CUDNN_INCLUDE),,missing)),)
+    $(error USE_CUDNN=1: there is no cudnn_frontend.h in $(CUDNN_PLACES); give CUDNN_FRONTEND=DIR (README.md, On a GPU))
+endif
 NVCCFLAGS := -std=c++17 -O3 --threads 0 -I. -diag-suppress 1675 \
              -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas$(if $(filter openmp,$(FOUND)),$(comma)-fopenmp)
-CUDA_ROOT = $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 
 # As $(BUILD)/flags, for nvcc: another GPU rebuilds what is made for it.
 $(BUILD)/cuda_flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(NVCCFLAGS) $(CUDA_ARCHS)' | cmp -s - $@ || echo '$(NVCCFLAGS) $(CUDA_ARCHS)' > $@
+	@echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG)' | cmp -s - $@ || echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG)' > $@
 
 $(BUILD)/cuda_engine.o: train_gpt2_lnfree.cu $(BUILD)/cuda_flags | ready
 	@echo "compile  $< (nvcc)"
-	$(Q)$(NVCC) $(NVCCFLAGS) $(CUDA_ARCHS) -MMD -MP -c $< -o $@
+	$(Q)$(NVCC) $(NVCCFLAGS) $(CUDNN_FLAG) $(CUDA_ARCHS) -MMD -MP -c $< -o $@
 
 $(BUILD)/unit_cuda.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
 	@echo "compile  $< (for CUDA)"
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_portable) -DLNFREE_ENTRY=lnfree_main_cuda -DLNFREE_ISA_NAME='"portable"' \
 	    -MMD -MP -c $< -o $@
 
-train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(BUILD)/unit_cuda.o
+$(BUILD)/cudnn_attention.o: dev/cuda/cudnn_attention.cpp $(BUILD)/flags $(BUILD)/cuda_flags | ready
+	@echo "compile  $<"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(CUDNN_FLAG) -idirafter $(CUDNN_INCLUDE) -idirafter $(CUDA_ROOT)/include \
+	    -MMD -MP -c $< -o $@
+
+train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(BUILD)/unit_cuda.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o)
 	@echo "link     $@"
 	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static \
-	    -lpthread -lrt -o $@
+	    $(if $(CUDNN),-lcudnn -lnvrtc) -lpthread -lrt -o $@
 
 # ---- packages, demo --------------------------------------------------------------------------------------------------
 
@@ -301,7 +315,7 @@ CUDA_LAB_emulation = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas $(CUDA_LAB_DEPE
 
 # ---- style -----------------------------------------------------------------------------------------------------------
 
-SOURCES := $(wildcard train_gpt2_lnfree.cpp train_gpt2_lnfree.cu data/*.h dev/*/*.h dev/cpu/*.cpp dev/cuda/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
+SOURCES := $(wildcard train_gpt2_lnfree.cpp train_gpt2_lnfree.cu data/*.h dev/*/*.h dev/cpu/*.cpp dev/cuda/*.cpp dev/cuda/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
 .PHONY: format lint lint-tools lint-format
 format:
 	clang-format -i $(SOURCES)

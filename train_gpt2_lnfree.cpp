@@ -1549,7 +1549,7 @@ struct Engine {
     struct Options {
         int recompute = -1;  // what backward remakes: 0 nothing, 1 GELU, 2 norms too; -1: the least that fits
         bool stochastic_rounding = false;  // of the bf16 copies of the weights
-        bool plain_attention = false;      // without tensor cores
+        std::string attention = "flash";   // or plain, cudnn
     };
     void (*use_options)(const Options&) = nullptr;  // null: the engine has no such choices
 
@@ -2580,7 +2580,7 @@ class TrainingRun {
         j["adam_updates"] = adam_->updates;
         j["first_val_loss"] = number_or_null(first_val_);
         j["stochastic_rounding"] = o_.engine.stochastic_rounding;
-        j["plain_attention"] = o_.engine.plain_attention;
+        j["attention"] = o_.engine.attention;
         j["data_fingerprint"] = hex(train_->fingerprint());
         return j;
     }
@@ -2622,7 +2622,7 @@ class TrainingRun {
             if (o_.keep_checkpoints < 0) r.at("keep_checkpoints").get_to(o_.keep_checkpoints);
             first_val_ = number_or_nan(r, "first_val_loss");
             r.at("stochastic_rounding").get_to(o_.engine.stochastic_rounding);
-            r.at("plain_attention").get_to(o_.engine.plain_attention);
+            r.at("attention").get_to(o_.engine.attention);
             events_ = events_from_json(loaded.lnfree.at("events"), loaded.model->sites);
             if (loaded.lnfree.at("based_on").is_object())
                 based_on_ = ordered_json::parse(loaded.lnfree["based_on"].dump());
@@ -3704,7 +3704,10 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
             ->check(whole_number(0, 2));
         app.add_flag("--stochastic-rounding", o.engine.stochastic_rounding,
                      "round the bf16 copies of the weights up or down at random");
-        app.add_flag("--plain-attention", o.engine.plain_attention, "attention without tensor cores");
+        app.add_option("--attention", o.engine.attention,
+                       "flash; plain: without tensor cores; cudnn: NVIDIA's, in bf16, if made with USE_CUDNN=1")
+            ->capture_default_str()
+            ->check(CLI::IsMember({"flash", "plain", "cudnn"}));
     }
     app.add_flag("--resume", o.resume, "go on from the last checkpoint in --out, with the values saved there");
     app.add_flag("--force", o.force, "replace an earlier run in --out");

@@ -41,6 +41,9 @@
 #include "data/random.h"
 #include "dev/cuda_on_cpu/cuda.h"
 
+// after cuda.h, whose types it uses
+#include "dev/cuda/cudnn_attention.h"
+
 // The method. Folders, training run and commands are compiled once more on their own, by the C++ compiler, which is many
 // times as fast with them as nvcc; main() below calls them. LNFREE_LIBRARY_ONLY keeps main() out, for tests and the
 // laboratory.
@@ -2691,6 +2694,47 @@ void attention_backward(X* dqkv, float* delta_scratch, const X* dout, const X* q
     attention_backward_plain(dqkv, delta_scratch, dout, qkv, out, lse, B, T, C, NH, stream);
 }
 
+// By cuDNN in programs that have it, for X = bf16; else by the fastest kernels here.
+template <class X>
+void attention_forward_cudnn(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+                             cudaStream_t stream) {
+    if constexpr (kHasCudnn && std::is_same_v<X, bf16>) {
+        cudnn_attention_forward(out, lse, qkv, B, T, C, NH, stream);
+    } else {
+        attention_forward(out, lse, qkv, B, T, C, NH, stream);
+    }
+}
+template <class X>
+void attention_backward_cudnn(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out,
+                              const float* lse, int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream) {
+    if constexpr (kHasCudnn && std::is_same_v<X, bf16>) {
+        cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, C, NH, stream);
+    } else {
+        attention_backward(dqkv, delta_scratch, dout, qkv, out, lse, B, T, C, NH, stream);
+    }
+}
+
+// A choice of kernels: what forward writes, the same choice's backward reads.
+template <class X>
+struct AttentionKernels {
+    const char* name;
+    void (*forward)(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream);
+    void (*backward)(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out, const float* lse,
+                     int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream);
+};
+
+// --attention. BadInput if there is no such choice in this program.
+template <class X>
+AttentionKernels<X> attention_kernels(const std::string& name) {
+    if (name == "flash") return {"flash", attention_forward<X>, attention_backward<X>};
+    if (name == "plain") return {"plain", attention_forward_plain<X>, attention_backward_plain<X>};
+    if (name == "cudnn" && kHasCudnn) return {"cudnn", attention_forward_cudnn<X>, attention_backward_cudnn<X>};
+    if (name == "cudnn")
+        throw BadInput(
+            "--attention cudnn: this program was made without cuDNN; make it with USE_CUDNN=1, or use flash");
+    throw BadInput("--attention " + name + ": use flash, plain or cudnn");
+}
+
 }  // namespace cuda
 }  // namespace lnfree
 
@@ -3120,8 +3164,8 @@ template <class X>
 class DeviceModelOf : public DeviceModel {
   public:
     // `host` has the parameters, the sites and their sums, and must outlive this.
-    DeviceModelOf(GPT2& host, int recompute, bool plain_attention)
-        : host_(host), c_(host.config), wished_recompute_(recompute), plain_attention_(plain_attention) {
+    DeviceModelOf(GPT2& host, int recompute, const std::string& attention)
+        : host_(host), c_(host.config), wished_recompute_(recompute), attention_(attention_kernels<X>(attention)) {
         require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate");
         master_.allocate(host.parameters());
         master_.upload(host.params.data(), host.parameters(), stream_);
@@ -3261,7 +3305,7 @@ class DeviceModelOf : public DeviceModel {
     int64_t B_ = 0, T_ = 0;
     bool training_ = false;
     int wished_recompute_, recompute_ = 0;
-    bool plain_attention_;
+    AttentionKernels<X> attention_;
     PinnedArray<int32_t> pinned_tokens_, pinned_sorted_;
 
     int64_t N() const { return B_ * T_; }
@@ -3400,10 +3444,7 @@ class DeviceModelOf : public DeviceModel {
             linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 2 * C, 3 * C);
             linear(a.qkv + 2 * C, a_.normed_v, x.qkv + 2 * C, x.qkv_bias + 2 * C, C, C, 3 * C);
         }
-        if (plain_attention_)
-            attention_forward_plain(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
-        else
-            attention_forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
+        attention_.forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
         linear(a_.branch, a.att, x.proj, x.proj_bias, C, C, C);
     }
 
@@ -3501,10 +3542,7 @@ class DeviceModelOf : public DeviceModel {
         column_sums(d.proj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
         linear_dweight(d.proj, a.att, a_.dresidual, C, C, C);
         linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);
-        if (plain_attention_)
-            attention_backward_plain(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
-        else
-            attention_backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
+        attention_.backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
         column_sums(d.qkv_bias, a_.scratch, a_.dqkv, N(), 3 * C, 3 * C, stream_);
         if (recompute_ >= 2 || !agree)
             norm_forward(a.normed1, agree ? nullptr : a_.normed_v, a.residual, mean(site), sigma(site), w.ln1_gamma,
@@ -3564,7 +3602,7 @@ struct DeviceOptions {
     bool in_bf16 = false;  // activations and matrix products; see --precision
     int recompute = -1;    // --recompute; -1: the least that fits
     bool stochastic_rounding = false;
-    bool plain_attention = false;  // the kernels without tensor cores, for comparison
+    std::string attention = "flash";  // --attention: see attention_kernels
 };
 inline DeviceOptions& device_options() {
     static DeviceOptions options;
@@ -3606,9 +3644,9 @@ class CudaGPT2 : public GPT2 {
         require_gpu();
         const DeviceOptions& o = device_options();
         if (o.in_bf16) {
-            device_ = std::make_unique<DeviceModelOf<bf16>>(*this, o.recompute, o.plain_attention);
+            device_ = std::make_unique<DeviceModelOf<bf16>>(*this, o.recompute, o.attention);
         } else {
-            device_ = std::make_unique<DeviceModelOf<float>>(*this, o.recompute, o.plain_attention);
+            device_ = std::make_unique<DeviceModelOf<float>>(*this, o.recompute, o.attention);
         }
         return *device_;
     }
@@ -3659,9 +3697,10 @@ inline void use_cuda_engine() {
     e.make_optimiser = []() -> std::unique_ptr<AdamW> { return std::make_unique<CudaAdamW>(); };
     e.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
     e.use_options = [](const Engine::Options& o) {
+        attention_kernels<float>(o.attention);  // refuses what this program has not
         device_options().recompute = o.recompute;
         device_options().stochastic_rounding = o.stochastic_rounding;
-        device_options().plain_attention = o.plain_attention;
+        device_options().attention = o.attention;
     };
     e.device_bytes = device_bytes;
 }

@@ -1347,7 +1347,7 @@ TEST_CASE("lnfree.json records the whole protocol, the data, and what happened w
     CHECK(half["finished"] == false);
     check_keys(half["resume"],
                {"step", "model", "data", "val", "eval_every", "val_tokens", "save_every", "keep_checkpoints",
-                "adam_updates", "first_val_loss", "stochastic_rounding", "plain_attention", "data_fingerprint"},
+                "adam_updates", "first_val_loss", "stochastic_rounding", "attention", "data_fingerprint"},
                "lnfree.json");
     CHECK(json_file(w.folder / "half/config.json")["model_type"] == "gpt2_lnfree_checkpoint");
     CHECK(json_file(w.folder / "free/config.json")["layer_norm_epsilon"] == 1e12);

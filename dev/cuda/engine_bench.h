@@ -10,15 +10,16 @@
 namespace lnfree {
 namespace cuda {
 
-// Dense bf16 with float sums, TFLOP/s, by NVIDIA's data sheets (H100, H200, A100; half of the figures "with sparsity")
-// and the Ada GPU architecture white paper (RTX 4090). Other GPUs have no entry.
+// Dense bf16 with float sums, TFLOP/s. A100, H100, H200: NVIDIA's product pages (nvidia.com/en-us/data-center/a100, h100,
+// h200), which state twice as much "with sparsity"; the SXM parts' figure is 528 tensor cores x 1024 operations x 1.83 GHz
+// as well. RTX 4090: 512 tensor cores x 128 operations x 2.52 GHz, as in the Ada architecture's white paper. Other GPUs
+// have no entry, and the H200 NVL's is 0, not known, because no figure for it could be checked.
 struct VendorPeak {
     const char* in_name;
     double tflops;
 };
-constexpr VendorPeak kVendorPeaks[] = {{" H200 NVL", 835.5}, {" H200", 989.5}, {"H100 NVL", 835.5},
-                                       {"H100 PCIe", 756.5}, {"H100", 989.5},  {"A100", 312},
-                                       {"RTX 4090", 165.2}};
+constexpr VendorPeak kVendorPeaks[] = {{" H200 NVL", 0}, {" H200", 989.5}, {"H100 NVL", 835.5}, {"H100 PCIe", 756.5},
+                                       {"H100", 989.5},  {"A100", 312},    {"RTX 4090", 165.2}};
 
 // 0: not known. The first entry that the name contains counts; laptops and variants of the 4090 are other chips.
 inline double vendor_peak_tflops(const std::string& name) {
@@ -338,13 +339,17 @@ class OpTimes {
         // One product of the causal half of a T x T square with C channels.
         const double product = static_cast<double>(B * C) * static_cast<double>(T) * static_cast<double>(T + 1);
         const double NC = static_cast<double>(N * C);
-        add("attention, forward", L, 2 * product, bytes_of<X>(4 * NC),
-            [&] { attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, c.NH, nullptr); });
-        // dq, dk, dv, dp; remaking the scores is not counted
-        add("attention, backward", L, 4 * product, bytes_of<X>(8 * NC), [&] {
-            attention_backward(dqkv.data(), delta.data(), out.data(), qkv.data(), out.data(), lse.data(), B, T, C, c.NH,
-                               nullptr);
-        });
+        const auto add_both = [&](const std::string& name, double calls, const AttentionKernels<X>& kernels) {
+            add(name + ", forward", calls, 2 * product, bytes_of<X>(4 * NC),
+                [&] { kernels.forward(out.data(), lse.data(), qkv.data(), B, T, C, c.NH, nullptr); });
+            // dq, dk, dv, dp; remaking the scores is not counted
+            add(name + ", backward", calls, 4 * product, bytes_of<X>(8 * NC), [&] {
+                kernels.backward(dqkv.data(), delta.data(), out.data(), qkv.data(), out.data(), lse.data(), B, T, C,
+                                 c.NH, nullptr);
+            });
+        };
+        add_both("attention", L, attention_kernels<X>("flash"));
+        if (kHasCudnn) add_both("attention by cuDNN", 0, attention_kernels<X>("cudnn"));
     }
 
     // In chunks of rows, as the model takes them.

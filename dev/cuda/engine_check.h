@@ -478,18 +478,12 @@ void check_products(Check& check, const CheckSizes& s) {
     check_epilogues<X>(check, products, s);
 }
 
+// Every choice that makes a difference: float has the plain kernels only.
 template <class X>
-struct AttentionKernels {
-    const char* name;
-    void (*forward)(X*, float*, const X*, int64_t, int64_t, int64_t, int64_t, cudaStream_t);
-    void (*backward)(X*, float*, const X*, const X*, const X*, const float*, int64_t, int64_t, int64_t, int64_t,
-                     cudaStream_t);
-};
-template <class X>
-std::vector<AttentionKernels<X>> attention_kernels() {
-    std::vector<AttentionKernels<X>> all = {{"plain", attention_forward_plain<X>, attention_backward_plain<X>}};
-    if constexpr (std::is_same_v<X, bf16>)
-        all.push_back({"tensor cores", attention_forward_tensor_cores<X>, attention_backward_tensor_cores<X>});
+std::vector<AttentionKernels<X>> all_attention_kernels() {
+    std::vector<AttentionKernels<X>> all = {attention_kernels<X>("plain")};
+    if (std::is_same_v<X, bf16>) all.push_back(attention_kernels<X>("flash"));
+    if (std::is_same_v<X, bf16> && kHasCudnn) all.push_back(attention_kernels<X>("cudnn"));
     return all;
 }
 
@@ -616,7 +610,7 @@ void check_operations(Check& check, const CheckSizes& s) {
     });
     check.part("element by element", [&] { check_elementwise<X>(check, s); });
     check.part("products", [&] { check_products<X>(check, s); });
-    for (const AttentionKernels<X>& kernels : attention_kernels<X>())
+    for (const AttentionKernels<X>& kernels : all_attention_kernels<X>())
         check.part("attention", [&] { check_attention(check, s, kernels); });
     check.part("classifier", [&] { check_classifier<X>(check, s); });
     check.part("optimiser", [&] { check_optimiser<X>(check); });
@@ -776,12 +770,14 @@ class OptionsKeeper {
 };
 
 template <class X>
-void check_whole_steps(Check& check) {
+void check_whole_steps(Check& check, const std::string& attention = "flash") {
     check.set_type(sizeof(X) == 2 ? "bf16" : "float");
     const OptionsKeeper keeper;
     device_options().in_bf16 = sizeof(X) == 2;
+    device_options().attention = attention;
     for (const bool precursor : {false, true}) {
-        const std::string name = precursor ? "precursor's removal" : "removal";
+        std::string name = precursor ? "precursor's removal" : "removal";
+        if (attention != "flash") name += " with " + attention + " attention";
         check.part(name, [&] {
             CudaGPT2 model(small_removal_config());
             CudaAdamW adam;
@@ -798,6 +794,7 @@ inline Engine::Report check_engine(FILE* screen) {
     check_operations<bf16>(check, check_sizes());
     check_whole_steps<float>(check);
     check_whole_steps<bf16>(check);
+    if (kHasCudnn) check_whole_steps<bf16>(check, "cudnn");
 
     const Engine::Report report = check.report();
     Table table(report.columns);

@@ -103,8 +103,8 @@ Run reference_run(const Protocol& p, const GPT2Config& config = small_config()) 
 }
 
 Run cuda_run(const Protocol& p, bool in_bf16, int recompute = -1, bool stochastic = false,
-             const GPT2Config& config = small_config()) {
-    cuda::device_options() = {in_bf16, recompute, stochastic, false};
+             const GPT2Config& config = small_config(), const std::string& attention = "flash") {
+    cuda::device_options() = {in_bf16, recompute, stochastic, attention};
     const Run run = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, config);
     cuda::device_options() = {};
     return run;
@@ -195,6 +195,18 @@ TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
         CAPTURE(s);
         CHECK(gpu.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(0.03));
     }
+}
+
+TEST_CASE("--attention plain gives what tensor cores give, to bf16's precision, and other bits") {
+    GPT2Config c = small_config();
+    c.C = 64;  // two heads of 32, which tensor cores take
+    Protocol p = schedule();
+    p.stop = 3;
+    p.grad_accum = 1;
+    const Run flash = cuda_run(p, true, -1, false, c), plain = cuda_run(p, true, -1, false, c, "plain");
+    CHECK(plain.losses != flash.losses);
+    for (size_t s = 0; s < flash.losses.size(); s++)
+        CHECK(plain.losses[s] == doctest::Approx(flash.losses[s]).epsilon(0.01));
 }
 
 TEST_CASE("what backward remakes instead of keeping changes no bit") {

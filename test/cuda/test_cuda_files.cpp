@@ -112,6 +112,29 @@ TEST_CASE("a removal saved by one engine and resumed by the other is the run of 
     }
 }
 
+TEST_CASE("attention kernels that this program has not are refused, before anything is written") {
+    Task task;
+    task.options.out = task.scratch / "out";
+    const auto refused = [&](const char* attention, const char* words) {
+        task.options.engine.attention = attention;
+        CHECK_THROWS_WITH_AS(task.run(task.options), doctest::Contains(words), BadInput);
+    };
+    cuda::use_cuda_engine();
+    refused("cudnn", "USE_CUDNN=1");
+    refused("quick", "use flash, plain or cudnn");
+    CHECK_FALSE(fs::exists(task.options.out));
+    cuda::device_options() = {};
+    use_cpu_engine();
+}
+
+TEST_CASE("a resumed run keeps the attention kernels that it was started with") {
+    Task task;
+    task.options.engine.attention = "plain";
+    task.run_in_two_parts(task.scratch / "out", cuda::use_cuda_engine, cuda::use_cuda_engine);
+    CHECK(cuda::device_options().attention == "plain");
+    cuda::device_options() = {};
+}
+
 TEST_CASE("a resumed run goes on rounding at random, to the bits of one that was never stopped") {
     Task task;
     task.options.flags.precision = "bf16";
