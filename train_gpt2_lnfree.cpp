@@ -1550,6 +1550,7 @@ struct Engine {
         int recompute = -1;  // what backward remakes: 0 nothing, 1 GELU, 2 norms too; -1: the least that fits
         bool stochastic_rounding = false;  // of the bf16 copies of the weights
         std::string attention = "flash";   // or plain, cudnn
+        bool cuda_graphs = false;          // a micro-batch's kernels in one call
     };
     void (*use_options)(const Options&) = nullptr;  // null: the engine has no such choices
 
@@ -3708,6 +3709,8 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
                        "flash; plain: without tensor cores; cudnn: NVIDIA's, in bf16, if made with USE_CUDNN=1")
             ->capture_default_str()
             ->check(CLI::IsMember({"flash", "plain", "cudnn"}));
+        app.add_flag("--cuda-graphs", o.engine.cuda_graphs,
+                     "give the GPU the kernels of a micro-batch in one call: the same bits, sooner for small models");
     }
     app.add_flag("--resume", o.resume, "go on from the last checkpoint in --out, with the values saved there");
     app.add_flag("--force", o.force, "replace an earlier run in --out");
@@ -3717,8 +3720,8 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
 // On --resume only flags that leave the trajectory alone may be given.
 inline void require_resumable_flags(const CLI::App& app) {
     static const std::vector<std::string> allowed = {
-        "--out",        "--resume",           "--threads",   "--json", "--eval-every",
-        "--save-every", "--keep-checkpoints", "--recompute", "--help"};
+        "--out",        "--resume",           "--threads",   "--json",        "--eval-every",
+        "--save-every", "--keep-checkpoints", "--recompute", "--cuda-graphs", "--help"};
     for (const CLI::Option* option : app.get_options())
         if (option->count() > 0 && std::find(allowed.begin(), allowed.end(), option->get_name()) == allowed.end())
             throw BadInput(option->get_name() +

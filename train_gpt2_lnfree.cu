@@ -2995,6 +2995,14 @@ class MatrixProducts {
                   int64_t ldb, Out* C, int64_t ldc, bool accumulate, const Epilogue<Out>& epilogue, cudaStream_t) {
         if (epilogue.bias != nullptr || epilogue.before_gelu != nullptr || epilogue.through_gelu != nullptr)
             return false;
+        emulation::do_or_record([=] { multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate); });
+        return true;
+    }
+
+  private:
+    template <class In, class Out>
+    static void multiply_now(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda,
+                             const In* B, int64_t ldb, Out* C, int64_t ldc, bool accumulate) {
         const std::vector<float> a = floats(A, ta == Transpose::Yes ? K : M, ta == Transpose::Yes ? M : K, lda);
         const std::vector<float> b = floats(B, tb == Transpose::Yes ? N : K, tb == Transpose::Yes ? K : N, ldb);
         std::vector<float> c(static_cast<size_t>(M * N));
@@ -3005,10 +3013,7 @@ class MatrixProducts {
                 Out& out = C[i * ldc + j];
                 out = from_float<Out>(c[static_cast<size_t>(i * N + j)] + (accumulate ? to_float(out) : 0.0f));
             }
-        return true;
     }
-
-  private:
     template <class X>
     static std::vector<float> floats(const X* x, int64_t rows, int64_t columns, int64_t ld) {
         std::vector<float> out(static_cast<size_t>(rows * columns));
@@ -3139,6 +3144,18 @@ inline int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool trai
     return state_bytes(parameters, training, in_bf16) + activations + (int64_t{64} << 20);
 }
 
+struct DeviceOptions {
+    bool in_bf16 = false;  // activations and matrix products; see --precision
+    int recompute = -1;    // --recompute; -1: the least that fits
+    bool stochastic_rounding = false;
+    std::string attention = "flash";  // --attention: see attention_kernels
+    bool cuda_graphs = false;         // --cuda-graphs: see RecordedWork
+};
+inline DeviceOptions& device_options() {
+    static DeviceOptions options;
+    return options;
+}
+
 // A model's state and passes, whatever X is.
 class DeviceModel {
   public:
@@ -3160,12 +3177,65 @@ class DeviceModel {
     virtual void fetch_gradients(float* to) = 0;
 };
 
+// Work that is the same for every micro-batch but for what lies in the device's memory. With --cuda-graphs the GPU gets it in
+// one call: recorded when it comes for the second time (the first time loads kernels and chooses products, which cannot be
+// recorded), launched from then on. A recording holds every argument as it was, pointers too, so `frozen` names all that
+// is passed by value and can change, and forget() is for when memory moves.
+class RecordedWork {
+  public:
+    RecordedWork() = default;
+    RecordedWork(const RecordedWork&) = delete;
+    RecordedWork& operator=(const RecordedWork&) = delete;
+    ~RecordedWork() { forget(); }
+
+    template <class Work>
+    void run(const std::vector<double>& frozen, cudaStream_t stream, const Work& work) {
+        if (frozen != frozen_) {
+            forget();
+            frozen_ = frozen;
+            return work();
+        }
+        if (graph_ == nullptr) record(stream, work);
+        require_cuda(cudaGraphLaunch(graph_, stream), "a recorded pass");
+    }
+    void forget() {
+        if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+        graph_ = nullptr;
+        frozen_.clear();
+    }
+
+  private:
+    std::vector<double> frozen_;
+    cudaGraphExec_t graph_ = nullptr;
+
+    template <class Work>
+    void record(cudaStream_t stream, const Work& work) {
+        cudaGraph_t recorded = nullptr;
+        require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a pass");
+        try {
+            work();
+        } catch (...) {
+            if (cudaStreamEndCapture(stream, &recorded) == cudaSuccess && recorded != nullptr)
+                cudaGraphDestroy(recorded);
+            throw;
+        }
+        require_cuda(cudaStreamEndCapture(stream, &recorded), "recording a pass");
+        const cudaError_t error = cudaGraphInstantiate(&graph_, recorded, 0);
+        cudaGraphDestroy(recorded);
+        require_cuda(error, "recording a pass");
+    }
+};
+
 template <class X>
 class DeviceModelOf : public DeviceModel {
   public:
     // `host` has the parameters, the sites and their sums, and must outlive this.
-    DeviceModelOf(GPT2& host, int recompute, const std::string& attention)
-        : host_(host), c_(host.config), wished_recompute_(recompute), attention_(attention_kernels<X>(attention)) {
+    DeviceModelOf(GPT2& host, const DeviceOptions& options)
+        : host_(host),
+          c_(host.config),
+          wished_recompute_(options.recompute),
+          attention_(attention_kernels<X>(options.attention)),
+          with_graphs_(options.cuda_graphs) {
         require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate");
         master_.allocate(host.parameters());
         master_.upload(host.params.data(), host.parameters(), stream_);
@@ -3199,18 +3269,17 @@ class DeviceModelOf : public DeviceModel {
                                int64_t grad_accum) override {
         prepare_training(B, T);
         upload_tokens(inputs, targets);
-        run_blocks();
-        // The GPU is busy with the forward pass now; the encoder's backward pass, which wants these, comes last.
+        const auto pass = [&] { forward_and_backward(aux_weight, grad_accum); };
+        if (with_graphs_)
+            recorded_.run(frozen_in_a_pass(aux_weight, grad_accum), stream_, pass);
+        else
+            pass();
+        // The GPU is busy now; the encoder's backward pass, which wants the positions by token, comes last.
         const int64_t count = sorted_positions_size(N());
         int32_t* sorted = pinned_sorted_.reserve(count);
         sort_positions(sorted, inputs, N(), c_.V);
         copy_to_device(a_.sorted, sorted, count);
-        const int64_t f = 2 * c_.L;
-        sigma_statistics(a_.statistics, a_.sigma, a_.stride, f + 1, B, T, stream_);
-        aux_loss(a_.aux, sigma(f), a_.tokens, c_.end_of_text, aux_weight, 1.0 / static_cast<double>(grad_accum), B, T,
-                 stream_);
-        classify(1.0 / static_cast<double>(N() * grad_accum));
-        backward();
+        encoder_backward(d_.wte, d_.wpe, a_.scratch, a_.dresidual, a_.sorted, B_, T_, c_.C, stream_);
         return collect();
     }
 
@@ -3306,6 +3375,8 @@ class DeviceModelOf : public DeviceModel {
     bool training_ = false;
     int wished_recompute_, recompute_ = 0;
     AttentionKernels<X> attention_;
+    bool with_graphs_;
+    RecordedWork recorded_;
     PinnedArray<int32_t> pinned_tokens_, pinned_sorted_;
 
     int64_t N() const { return B_ * T_; }
@@ -3324,6 +3395,7 @@ class DeviceModelOf : public DeviceModel {
         recompute_ = choose_recompute(B, T, training);
         const int64_t needed = a_.lay_out(nullptr, c_, B, T, training, recompute_);
         require_cuda(cudaStreamSynchronize(stream_), "the work before");
+        recorded_.forget();
         if (needed > arena_.size()) arena_.allocate(needed);
         a_.lay_out(arena_.data(), c_, B, T, training, recompute_);
         B_ = B;
@@ -3403,6 +3475,31 @@ class DeviceModelOf : public DeviceModel {
     void linear_dweight(float* dweight, const X* inp, const X* dout, int64_t K, int64_t M, int64_t stride) {
         products_.multiply(Transpose::Yes, Transpose::No, K, M, N(), inp, K, dout, stride, dweight, stride, true,
                            Epilogue<float>(), stream_);
+    }
+
+    // ----- a pass
+
+    // All but the encoder's backward pass, whose operands the host prepares meanwhile.
+    void forward_and_backward(double aux_weight, int64_t grad_accum) {
+        run_blocks();
+        const int64_t f = 2 * c_.L;
+        sigma_statistics(a_.statistics, a_.sigma, a_.stride, f + 1, B_, T_, stream_);
+        aux_loss(a_.aux, sigma(f), a_.tokens, c_.end_of_text, aux_weight, 1.0 / static_cast<double>(grad_accum), B_, T_,
+                 stream_);
+        classify(1.0 / static_cast<double>(N() * grad_accum));
+        backward();
+    }
+    // What forward_and_backward passes by value and can change while the memory stays. Numbers that a site does not use are
+    // left out: they may be NaN, which equals nothing.
+    std::vector<double> frozen_in_a_pass(double aux_weight, int64_t grad_accum) const {
+        std::vector<double> frozen = {aux_weight, static_cast<double>(grad_accum)};
+        for (const Site& site : host_.sites.all) {
+            const bool is_fake = site.norm != Norm::layer_norm;
+            const double position0 = site.own_position0 ? 1 : 0, end_of_text = site.own_end_of_text ? 1 : 0;
+            frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, position0, end_of_text});
+            frozen.push_back(is_fake && position0 + end_of_text > 0 ? site.sigma_bar_0 : 0);
+        }
+        return frozen;
     }
 
     // ----- forward
@@ -3493,7 +3590,6 @@ class DeviceModelOf : public DeviceModel {
             mlp_backward(l);
             attention_block_backward(l);
         }
-        encoder_backward(d_.wte, d_.wpe, a_.scratch, a_.dresidual, a_.sorted, B_, T_, c_.C, stream_);
     }
 
     void mlp_backward(int64_t l) {
@@ -3598,17 +3694,6 @@ class DeviceModelOf : public DeviceModel {
 // What the commands of the reference see: a GPT2 and an AdamW that do their work on the device. The device's copies are
 // made when they are first needed, so that commands that only read and write files need no GPU.
 
-struct DeviceOptions {
-    bool in_bf16 = false;  // activations and matrix products; see --precision
-    int recompute = -1;    // --recompute; -1: the least that fits
-    bool stochastic_rounding = false;
-    std::string attention = "flash";  // --attention: see attention_kernels
-};
-inline DeviceOptions& device_options() {
-    static DeviceOptions options;
-    return options;
-}
-
 // Throws NoGpu (exit 3) where there is none.
 inline void require_gpu() {
     int count = 0;
@@ -3644,9 +3729,9 @@ class CudaGPT2 : public GPT2 {
         require_gpu();
         const DeviceOptions& o = device_options();
         if (o.in_bf16) {
-            device_ = std::make_unique<DeviceModelOf<bf16>>(*this, o.recompute, o.attention);
+            device_ = std::make_unique<DeviceModelOf<bf16>>(*this, o);
         } else {
-            device_ = std::make_unique<DeviceModelOf<float>>(*this, o.recompute, o.attention);
+            device_ = std::make_unique<DeviceModelOf<float>>(*this, o);
         }
         return *device_;
     }
@@ -3701,6 +3786,7 @@ inline void use_cuda_engine() {
         device_options().recompute = o.recompute;
         device_options().stochastic_rounding = o.stochastic_rounding;
         device_options().attention = o.attention;
+        device_options().cuda_graphs = o.cuda_graphs;
     };
     e.device_bytes = device_bytes;
 }

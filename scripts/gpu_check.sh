@@ -180,6 +180,11 @@ run_pair() { # COMMAND FLAG...
 }
 step "pretraining on both" pretrain.log run_pair pretrain --size tiny --steps 60 --batch 8 --seq 128
 step "removal on both" remove.log run_pair remove --model "$work/cpu_pretrain" --steps 60 --batch 8 --seq 128 --grad-accum 1
+with_graphs() {
+    train "$engine" remove "$work/graphs" --model "$work/cpu_pretrain" --steps 60 --batch 8 --seq 128 --grad-accum 1 \
+        --precision fp32 --cuda-graphs && compare_losses "$work/gpu_remove" "$work/graphs"
+}
+step "removal with CUDA graphs and without" graphs.log with_graphs
 
 # ---- the table
 

@@ -769,15 +769,16 @@ class OptionsKeeper {
     DeviceOptions before_;
 };
 
+// `choose` changes the options, and `which` says to what.
 template <class X>
-void check_whole_steps(Check& check, const std::string& attention = "flash") {
+void check_whole_steps(
+    Check& check, const std::string& which = "", void (*choose)(DeviceOptions&) = [](DeviceOptions&) {}) {
     check.set_type(sizeof(X) == 2 ? "bf16" : "float");
     const OptionsKeeper keeper;
     device_options().in_bf16 = sizeof(X) == 2;
-    device_options().attention = attention;
+    choose(device_options());
     for (const bool precursor : {false, true}) {
-        std::string name = precursor ? "precursor's removal" : "removal";
-        if (attention != "flash") name += " with " + attention + " attention";
+        const std::string name = (precursor ? "precursor's removal" : "removal") + which;
         check.part(name, [&] {
             CudaGPT2 model(small_removal_config());
             CudaAdamW adam;
@@ -794,7 +795,8 @@ inline Engine::Report check_engine(FILE* screen) {
     check_operations<bf16>(check, check_sizes());
     check_whole_steps<float>(check);
     check_whole_steps<bf16>(check);
-    if (kHasCudnn) check_whole_steps<bf16>(check, "cudnn");
+    check_whole_steps<bf16>(check, " with CUDA graphs", [](DeviceOptions& o) { o.cuda_graphs = true; });
+    if (kHasCudnn) check_whole_steps<bf16>(check, " with cuDNN", [](DeviceOptions& o) { o.attention = "cudnn"; });
 
     const Engine::Report report = check.report();
     Table table(report.columns);

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "dev/cuda_on_cpu/block.h"
+#include "dev/cuda_on_cpu/capture.h"
 #include "dev/cuda_on_cpu/kernel_name.h"
 #include "dev/cuda_on_cpu/runtime.h"
 
@@ -135,7 +136,9 @@ void launch_with(bool is_dependent, void (*kernel)(P...), dim3 grid, dim3 block,
         const auto& [function, arguments] = *static_cast<const Call*>(what);
         std::apply(function, arguments);
     };
-    run_grid({grid, block, shared_bytes, run_thread, &call, is_dependent}, reinterpret_cast<const void*>(kernel));
+    do_or_record([=] {
+        run_grid({grid, block, shared_bytes, run_thread, &call, is_dependent}, reinterpret_cast<const void*>(kernel));
+    });
 }
 
 }  // namespace emulation

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "dev/cuda_on_cpu/capture.h"
 #include "dev/cuda_on_cpu/types.h"
 
 enum cudaError_t {
@@ -24,7 +25,9 @@ enum cudaError_t {
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
+    cudaErrorIllegalState = 401,
     cudaErrorNotReady = 600,
+    cudaErrorStreamCaptureUnsupported = 900,
 };
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
@@ -78,6 +81,11 @@ inline cudaError_t result(cudaError_t error) {
     return error;
 }
 
+// What waits for a stream, or hands out memory, cannot be part of a capture.
+inline cudaError_t unless_capturing() {
+    return result(recording() == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported);
+}
+
 inline size_t physical_memory() {
     return static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
 }
@@ -87,6 +95,7 @@ inline size_t physical_memory() {
 inline cudaError_t allocate(void** p, size_t bytes) {
     if (p == nullptr) return result(cudaErrorInvalidValue);
     *p = nullptr;
+    if (const cudaError_t error = unless_capturing(); error != cudaSuccess) return error;
     if (bytes == 0) return cudaSuccess;
     if (bytes > physical_memory() || ::posix_memalign(p, 256, bytes) != 0) {
         *p = nullptr;
@@ -133,21 +142,28 @@ inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) {
 inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
     if (bytes == 0) return cudaSuccess;
     if (to == nullptr || from == nullptr) return lnfree::cuda::emulation::result(cudaErrorInvalidValue);
+    if (const cudaError_t error = lnfree::cuda::emulation::unless_capturing(); error != cudaSuccess) return error;
     std::memmove(to, from, bytes);
     return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = nullptr) {
-    return cudaMemcpy(to, from, bytes, kind);
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+    if (bytes == 0) return cudaSuccess;
+    if (to == nullptr || from == nullptr) return lnfree::cuda::emulation::result(cudaErrorInvalidValue);
+    lnfree::cuda::emulation::do_or_record([=] { std::memmove(to, from, bytes); });
+    return cudaSuccess;
 }
 inline cudaError_t cudaMemset(void* p, int value, size_t bytes) {
     if (bytes == 0) return cudaSuccess;
     if (p == nullptr) return lnfree::cuda::emulation::result(cudaErrorInvalidValue);
+    if (const cudaError_t error = lnfree::cuda::emulation::unless_capturing(); error != cudaSuccess) return error;
     std::memset(p, value, bytes);
     return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = nullptr) {
-    return cudaMemset(p, value, bytes);
+    if (bytes == 0) return cudaSuccess;
+    if (p == nullptr) return lnfree::cuda::emulation::result(cudaErrorInvalidValue);
+    lnfree::cuda::emulation::do_or_record([=] { std::memset(p, value, bytes); });
+    return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     *total = lnfree::cuda::emulation::physical_memory();
@@ -169,7 +185,7 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cudaSuccess;
+    return lnfree::cuda::emulation::unless_capturing();
 }
 inline cudaError_t cudaStreamQuery(cudaStream_t) {
     return cudaSuccess;
@@ -207,6 +223,38 @@ inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, 
     return cudaSuccess;
 }
 
+// ---- graphs ----------------------------------------------------------------------------------------------------------
+
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    auto& recording = lnfree::cuda::emulation::recording();
+    if (recording != nullptr) return lnfree::cuda::emulation::result(cudaErrorIllegalState);
+    recording = std::make_unique<lnfree::cuda::emulation::Recording>();
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+    auto& recording = lnfree::cuda::emulation::recording();
+    if (recording == nullptr) return lnfree::cuda::emulation::result(cudaErrorIllegalState);
+    *graph = new CUgraph_st{std::move(*recording)};
+    recording = nullptr;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long = 0) {
+    *executable = new CUgraphExec_st{{graph->work}};
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t) {
+    for (const auto& work : executable->work) lnfree::cuda::emulation::do_or_record(work);
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+    delete executable;
+    return cudaSuccess;
+}
+
 // ---- the device ------------------------------------------------------------------------------------------------------
 
 inline cudaError_t cudaGetDeviceCount(int* count) {
@@ -221,7 +269,7 @@ inline cudaError_t cudaSetDevice(int device) {
     return lnfree::cuda::emulation::result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 inline cudaError_t cudaDeviceSynchronize() {
-    return cudaSuccess;
+    return lnfree::cuda::emulation::unless_capturing();
 }
 
 // The limits of an H200, but only a few multiprocessors: kernels that size their grid by them then loop over their data
@@ -303,6 +351,10 @@ inline const char* cudaGetErrorName(cudaError_t error) {
             return "cudaErrorMemoryAllocation";
         case cudaErrorInvalidConfiguration:
             return "cudaErrorInvalidConfiguration";
+        case cudaErrorIllegalState:
+            return "cudaErrorIllegalState";
+        case cudaErrorStreamCaptureUnsupported:
+            return "cudaErrorStreamCaptureUnsupported";
         case cudaErrorNoDevice:
             return "cudaErrorNoDevice";
         case cudaErrorInvalidDevice:

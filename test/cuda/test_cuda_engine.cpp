@@ -160,6 +160,13 @@ double largest_weight_difference(const std::vector<float>& a, const std::vector<
     return largest;
 }
 
+// A value in every element, whatever was there.
+struct Constant {
+    static constexpr bool reads_b = false;
+    float value;
+    float operator()(float, float) const { return value; }
+};
+
 }  // namespace
 
 TEST_CASE("40 steps through a whole removal in fp32: the reference's losses to 1e-5, weights to 1e-4") {
@@ -218,6 +225,70 @@ TEST_CASE("what backward remakes instead of keeping changes no bit") {
         CHECK(remade.losses == kept.losses);
         CHECK(remade.weights == kept.weights);
     }
+}
+
+TEST_CASE("with --cuda-graphs every pass through a removal gives the bits of the pass that it replays") {
+    Protocol p = schedule();
+    p.grad_accum = 3;  // the second of equal passes is recorded, the third is the recording
+    for (const bool precursor : {false, true}) {
+        CAPTURE(precursor);
+        if (precursor) {
+            p.own_position0 = true;
+            p.aux_weight = 0;
+            p.release_end_of_text = 36;
+            p.release_position0 = 38;
+        }
+        const Run launched = cuda_run(p, false);
+        cuda::DeviceOptions with_graphs;
+        with_graphs.cuda_graphs = true;
+        cuda::device_options() = with_graphs;
+        const Run replayed = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, small_config());
+        cuda::device_options() = {};
+        CHECK(replayed.losses == launched.losses);
+        CHECK(replayed.aux == launched.aux);
+        CHECK(replayed.norms == launched.norms);
+        CHECK(replayed.weights == launched.weights);
+    }
+}
+
+TEST_CASE("recorded work is recorded at the second time, replays old values, and starts anew with other ones") {
+    cuda::RecordedWork recorded;
+    cuda::DeviceArray<float> device;
+    device.allocate(1);
+    float value = 1;
+    int given = 0;
+    const auto run = [&](double frozen) {
+        recorded.run({frozen}, nullptr, [&] {
+            given++;
+            cuda::map(device.data(), device.data(), static_cast<const float*>(nullptr), 1, Constant{value}, nullptr);
+        });
+        float on_device = 0;
+        device.download(&on_device, 1, nullptr);
+        return on_device;
+    };
+    CHECK(run(0) == 1);  // done at once
+    value = 2;
+    CHECK(run(0) == 2);  // recorded, and launched
+    CHECK(given == 2);
+    value = 3;
+    CHECK(run(0) == 2);  // which is why everything that changes must be named
+    CHECK(given == 2);
+    CHECK(run(1) == 3);
+    recorded.forget();
+    value = 4;
+    CHECK(run(1) == 4);
+    CHECK(given == 4);
+}
+
+TEST_CASE("what cannot be recorded is refused, and leaves the stream as it was") {
+    cuda::RecordedWork recorded;
+    cuda::DeviceArray<float> device;
+    const auto wait = [] { cuda::require_cuda(cudaDeviceSynchronize(), "waiting"); };
+    recorded.run({1}, nullptr, wait);
+    CHECK_THROWS_WITH_AS(recorded.run({1}, nullptr, wait), doctest::Contains("StreamCaptureUnsupported"), RunFailure);
+    cudaGetLastError();
+    device.allocate(1);  // nothing is being recorded any more
+    CHECK(device.data() != nullptr);
 }
 
 TEST_CASE("a run changes engines half-way and ends where one engine ends") {
