@@ -46,7 +46,7 @@
 
 // The method. Folders, training run and commands are compiled once more on their own, by the C++ compiler, which is many
 // times as fast with them as nvcc; main() below calls them. LNFREE_LIBRARY_ONLY keeps main() out, for tests and the
-// laboratory.
+// laboratory; LNFREE_KERNELS_ONLY the model and the engine too, so that only the kernels that are called are compiled.
 #if !defined(LNFREE_LIBRARY_ONLY) && !defined(LNFREE_METHOD_ONLY)
 #define LNFREE_METHOD_ONLY
 #endif
@@ -3025,6 +3025,7 @@ class MatrixProducts {
 
 #endif
 
+#ifndef LNFREE_KERNELS_ONLY
 // =====================================================================================================================
 // 4. The model on the device
 // =====================================================================================================================
@@ -3790,6 +3791,7 @@ inline void use_cuda_engine() {
     };
     e.device_bytes = device_bytes;
 }
+#endif  // LNFREE_KERNELS_ONLY
 
 }  // namespace cuda
 }  // namespace lnfree

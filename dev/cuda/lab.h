@@ -24,6 +24,9 @@
 #ifndef LNFREE_LIBRARY_ONLY
 #define LNFREE_LIBRARY_ONLY
 #endif
+#ifndef LNFREE_KERNELS_ONLY
+#define LNFREE_KERNELS_ONLY
+#endif
 #ifndef LNFREE_METHOD_ONLY
 #define LNFREE_METHOD_ONLY
 #endif
