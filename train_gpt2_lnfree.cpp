@@ -802,6 +802,15 @@ inline void softmax_cross_entropy(real* losses, real* logits, const int32_t* tar
     }
 }
 
+// Whether each row's target is what greedy decoding would take: the largest logit, the first of equals. logits (rows,V)
+inline void is_likeliest(uint8_t* likeliest, const real* logits, const int32_t* targets, int64_t rows, int64_t V) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        const real* z = logits + n * V;
+        likeliest[n] = std::max_element(z, z + V) - z == targets[n];
+    }
+}
+
 // =====================================================================================================================
 // 3. The model
 // =====================================================================================================================
@@ -1177,6 +1186,25 @@ class GPT2 {
     }
     // Of the last pass: logits of `count` positions from `first` on, counted through the batch; out (count,V).
     void final_logits(real* out, int64_t first, int64_t count) { unembed(out, act_.normed + first * config.C, count); }
+    // Cross-entropy of some predictions, losses (n), and whether each target is the likeliest token (the first of equals):
+    // at position rows[i] = b * T + t token targets[i] follows. No other logits are made. inputs (B,T)
+    void score(real* losses, uint8_t* likeliest, const int32_t* inputs, int64_t B, int64_t T,
+               const std::vector<int64_t>& rows, const int32_t* targets) {
+        act_.reserve(B, T, false, config);
+        run_blocks(inputs);
+        final_norm(inputs);
+        const int64_t C = config.C, V = config.V, n = static_cast<int64_t>(rows.size());
+        for (int64_t first = 0; first < n; first += act_.rows_per_chunk) {
+            const int64_t count = std::min(act_.rows_per_chunk, n - first);
+            for (int64_t i = 0; i < count; i++) {
+                const real* row = act_.normed + rows[static_cast<size_t>(first + i)] * C;
+                std::copy(row, row + C, act_.branch + i * C);
+            }
+            unembed(act_.logits, act_.branch, count);
+            is_likeliest(likeliest + first, act_.logits, targets + first, count, V);
+            softmax_cross_entropy(losses + first, act_.logits, targets + first, 0, false, count, V);
+        }
+    }
     // The stream in front of ln_f (B,T,C) with its means (B,T), and what ln_f divides it by (B,T).
     const real* final_residual() const { return act_.final_residual; }
     const real* final_means() const { return act_.meanf; }
@@ -3997,6 +4025,12 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--data", analysing.data, "token shards to measure on; patching needs none");
     sub->add_option("--prompts", analysing.prompts,
                     "JSON file of prompt sets, for patching [the story world's, for byte models]");
+    sub->add_option("--evals", analysing.benchmarks.evals, "folder with the benchmarks' files");
+    sub->add_option("--tasks", analysing.benchmarks.tasks, "benchmarks by name [all that the folder has]");
+    sub->add_option("--limit", analysing.benchmarks.limit, "the first so many questions of each benchmark; 0: all")
+        ->capture_default_str();
+    sub->add_option("--choices", analysing.benchmarks.choices,
+                    "file for the benchmarks' answers, question by question");
     sub->add_option("--seq", analysing.seq, "positions per sequence [n_ctx, at most 512]");
     sub->add_option("--sequences", analysing.sequences, "sequences, spread evenly over the data")
         ->capture_default_str()

@@ -26,7 +26,10 @@ Subjects& subjects() {
         o.seq = expected().at("seq");
         o.sequences = expected().at("sequences");
         o.batch = 5;
-        return load_subjects(o, true, true);
+        Subjects made = load_subjects(o);
+        made.sample = sample_for(made, o);
+        made.prompts = prompts_for(made, o);
+        return made;
     }();
     return s;
 }

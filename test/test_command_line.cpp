@@ -1262,6 +1262,10 @@ TEST_CASE("analyze refuses what it cannot measure") {
     check_refused({"analyze", "loss", "--model", base, "--data", data, "--seq", "17"}, {"--seq 17", "16"});
     check_refused({"analyze", "sinks", "--model", base, "--data", data, "--seq", "1"}, {"--seq 1"});
     check_refused({"analyze", "report", "--model", base, "--data", data}, {"--out"});
+    check_refused({"analyze", "report", "--model", base, "--out", out / "report"}, {"--data"});
+    check_refused({"analyze", "benchmarks", "--model", base}, {"--evals"});
+    check_refused({"analyze", "benchmarks", "--model", base, base, "--evals", out / "x", "--choices", out / "c"},
+                  {"--choices", "single"});
     check_refused({"analyze", "patching", "--model", base}, {"set story form 1", "16"});
     const auto patching = [&](const std::string& prompts, const Words& words) {
         write_bytes(out / "prompts.json", prompts);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "dev/analysis/attribution.h"
+#include "dev/analysis/benchmarks.h"
 #include "dev/analysis/confidence.h"
 #include "dev/analysis/loss.h"
 #include "dev/analysis/norms.h"
@@ -19,6 +20,7 @@ struct Options {
     int64_t seq = 0;      // 0: n_ctx, at most 512 as in the paper
     int64_t sequences = 100, batch = 8;
     uint64_t seed = 1;
+    BenchmarkOptions benchmarks;
     bool json_output = false, force = false;
 };
 
@@ -26,8 +28,10 @@ struct Options {
 struct Subjects {
     std::vector<std::string> folders;
     std::vector<LoadedModel> loaded;
-    Sample sample;                   // empty for patching
-    std::vector<PromptSet> prompts;  // for patching
+    Sample sample;                                  // what a measurement is taken on: text,
+    std::vector<PromptSet> prompts;                 // prompts,
+    BenchmarkOptions benchmarks;                    // or questions,
+    std::vector<std::vector<BenchmarkTask>> tasks;  // tokenised for each model
     Settings settings;
 
     GPT2& model(size_t i) const { return *loaded[i].model; }
@@ -236,6 +240,12 @@ inline Table table_of_patching(const ordered_json& j) {
     return table;
 }
 
+inline Table table_of_benchmarks(const ordered_json& j) {
+    std::vector<std::pair<std::string, ordered_json>> models;
+    for (const ordered_json& m : j["models"]) models.emplace_back(m["model"], m);
+    return benchmark_table(models);
+}
+
 // error of the first model minus error of each other one, layer by layer; the first being the control makes positive
 // values gains (Sec. 5.2).
 inline void add_improvements(ordered_json& models) {
@@ -275,13 +285,15 @@ inline ordered_json one_by_one(Subjects& s, MeasureOne measure) {
     return j;
 }
 
+enum class TakenOn { text, prompts, questions };
+
 struct Measurement {
     const char* name;
     const char* what;
     const char* title;  // in the report, and what it says there
     const char* explanation;
-    bool prompts;                          // on prompts rather than on text
-    double passes;                         // its cost, about, in forward passes over the sample
+    TakenOn on;
+    double passes;                         // over the sample, forward, that it costs about; for text
     ordered_json (*measure)(Subjects& s);  // {"models": [...], ...}
     Table (*table)(const ordered_json& j);
     std::string (*pictures)(const ordered_json& j);
@@ -293,7 +305,7 @@ inline const std::vector<Measurement>& measurements() {
          "Loss, confidence and divergence",
          "What the models predict on the same text. Intervals are 95 %, by bootstrap over sequences. ECE is the "
          "expected calibration error: how far confidence and accuracy are apart.",
-         false, 1.3,
+         TakenOn::text, 1.3,
          [](Subjects& s) {
              std::vector<GPT2*> models;
              for (const LoadedModel& loaded : s.loaded) models.push_back(loaded.model.get());
@@ -305,7 +317,7 @@ inline const std::vector<Measurement>& measurements() {
          "Direct logit attribution takes the last LayerNorm for linear. Its error is the mean distance from the direct "
          "effect (the stream with and without the component, through the last norm), in percent of the mean size of "
          "that effect. Without LayerNorm both are the same number.",
-         false, 2.5,
+         TakenOn::text, 2.5,
          [](Subjects& s) {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_attribution(t.model(i), t.sample, t.settings); });
@@ -316,7 +328,7 @@ inline const std::vector<Measurement>& measurements() {
          "The stream of a prompt with the other answer is replaced, layer by layer and position by position, by that "
          "of the clean prompt. 1 means that the patch brings the clean answer back. Attribution patching estimates "
          "that from one gradient.",
-         true, 0,
+         TakenOn::prompts, 0,
          [](Subjects& s) {
              ordered_json j = one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_patching(t.model(i), t.prompts, t.settings); });
@@ -328,12 +340,13 @@ inline const std::vector<Measurement>& measurements() {
          "Norm of the first position",
          "In models with LayerNorm the stream at position 0 is often many times longer than elsewhere; a model without "
          "has no use for that.",
-         false, 1, [](Subjects& s) { return one_by_one(s, [](Subjects& t, size_t i) { return norms_of(t, i); }); },
+         TakenOn::text, 1,
+         [](Subjects& s) { return one_by_one(s, [](Subjects& t, size_t i) { return norms_of(t, i); }); },
          table_of_norms, pictures_of_norms},
         {"sinks", "share of heads, and of queries, that attend to position 0", "Attention sinks",
          "A head is a sink in a sequence if its queries, but for the first, give position 0 at least 30 % of their "
          "attention on average.",
-         false, 1,
+         TakenOn::text, 1,
          [](Subjects& s) {
              return one_by_one(s,
                                [](Subjects& t, size_t i) { return measure_sinks(t.model(i), t.sample, t.settings); });
@@ -342,12 +355,21 @@ inline const std::vector<Measurement>& measurements() {
         {"confidence", "confidence neurons, the unembedding's spectrum, mean ablation", "Confidence neurons",
          "Neurons of the last MLP that write much and move all tokens alike: with LayerNorm they set how confident the "
          "model is. Neurons are set to their mean over the sample; the change is what they did.",
-         false, 3.5,
+         TakenOn::text, 3.5,
          [](Subjects& s) {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_confidence(t.model(i), t.sample, t.settings); });
          },
-         table_of_confidence, pictures_of_confidence}};
+         table_of_confidence, pictures_of_confidence},
+        {"benchmarks", "HellaSwag, PIQA, WinoGrande, BoolQ, LAMBADA from --evals", "Benchmarks",
+         "Questions with given answers: the model chooses the likeliest. Asked and scored as lm-evaluation-harness "
+         "does, without examples.",
+         TakenOn::questions, 0,
+         [](Subjects& s) {
+             return one_by_one(
+                 s, [](Subjects& t, size_t i) { return run_benchmarks(t.loaded[i], t.tasks[i], t.benchmarks); });
+         },
+         table_of_benchmarks, [](const ordered_json&) { return std::string(); }}};
     return all;
 }
 
@@ -362,11 +384,17 @@ inline double patching_tokens(const std::vector<PromptSet>& sets, int64_t L) {
 
 inline double estimated_seconds(const Measurement& m, const Subjects& s) {
     double flops = 0;
+    if (m.on == TakenOn::questions) {
+        double seconds = 0;
+        for (size_t i = 0; i < s.loaded.size(); i++) seconds += benchmark_seconds(s.loaded[i], s.tasks[i]);
+        return seconds;
+    }
     for (size_t i = 0; i < s.loaded.size(); i++) {
         const GPT2Config& c = s.model(i).config;
-        const double tokens =
-            m.prompts ? patching_tokens(s.prompts, c.L) : m.passes * static_cast<double>(s.sample.inputs.size());
-        flops += tokens * training_flops_per_token(c, s.model(i).parameters(), m.prompts ? 1 : s.sample.T) / 3;
+        const double tokens = m.on == TakenOn::prompts ? patching_tokens(s.prompts, c.L)
+                                                       : m.passes * static_cast<double>(s.sample.inputs.size());
+        flops += tokens *
+                 training_flops_per_token(c, s.model(i).parameters(), m.on == TakenOn::prompts ? 1 : s.sample.T) / 3;
     }
     return flops / (0.7 * measure_flops(s.model(0).config));
 }
@@ -374,11 +402,11 @@ inline double estimated_seconds(const Measurement& m, const Subjects& s) {
 // What a result was measured on: the same request need not be measured again.
 inline ordered_json request_of(const Measurement& m, const Options& o) {
     ordered_json j{{"models", o.models}};
-    if (m.prompts) {
-        j["prompts"] = o.prompts;
-    } else {
+    if (m.on == TakenOn::prompts) j["prompts"] = o.prompts;
+    if (m.on == TakenOn::questions)
+        j.update({{"evals", o.benchmarks.evals}, {"tasks", o.benchmarks.tasks}, {"limit", o.benchmarks.limit}});
+    if (m.on == TakenOn::text)
         j.update({{"data", o.data}, {"seq", o.seq}, {"sequences", o.sequences}, {"seed", o.seed}});
-    }
     return j;
 }
 
@@ -398,7 +426,7 @@ inline ordered_json run_measurement(const Measurement& m, const Options& o, Subj
     j["version"] = kFormatVersion;
     j["what"] = m.name;
     j["request"] = request_of(m, o);
-    if (!m.prompts) {
+    if (m.on == TakenOn::text) {
         j["seq"] = s.sample.T;
         j["sequences"] = s.sample.sequences;
     }
@@ -411,20 +439,31 @@ inline ordered_json run_measurement(const Measurement& m, const Options& o, Subj
     return j;
 }
 
-inline Subjects load_subjects(const Options& o, bool text, bool prompts) {
-    if (o.models.empty()) throw BadInput("--model is required: one model folder or several");
+inline Subjects load_subjects(const Options& o) {
     Subjects s;
     s.folders = o.models;
     for (const std::string& folder : o.models) s.loaded.push_back(load_model(folder));
     require_one_vocabulary(s);
-    if (text) s.sample = sample_for(s, o);
-    if (prompts) s.prompts = prompts_for(s, o);
     s.settings.batch = o.batch;
     s.settings.seed = o.seed;
     s.settings.pause = [] {
         if (g_signal != 0) throw Interrupted{g_signal};
     };
     return s;
+}
+
+// Reads what a measurement is taken on, once. BadInput if that is not given or does not fit.
+inline void prepare(Subjects& s, const Measurement& m, const Options& o) {
+    if (m.on == TakenOn::text && s.sample.sequences == 0) s.sample = sample_for(s, o);
+    if (m.on == TakenOn::prompts && s.prompts.empty()) s.prompts = prompts_for(s, o);
+    if (m.on != TakenOn::questions || !s.tasks.empty()) return;
+    if (o.benchmarks.evals.empty()) throw BadInput("--evals is required: the folder with the benchmarks' files");
+    if (!o.benchmarks.choices.empty() && o.models.size() > 1)
+        throw BadInput("--choices " + o.benchmarks.choices + ": is for one model; give a single --model");
+    s.benchmarks = o.benchmarks;
+    s.benchmarks.pause = s.settings.pause;
+    s.benchmarks.force = o.force;
+    for (const LoadedModel& loaded : s.loaded) s.tasks.push_back(prepare_benchmarks(loaded, s.benchmarks));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -475,13 +514,14 @@ inline ordered_json earlier_result(const Measurement& m, const Options& o) {
 inline int report_command(const Options& o) {
     if (o.out.empty()) throw BadInput("--out is required: the folder for report.html, report.json and the parts");
     stop_on_signals();
-    Subjects subjects = load_subjects(o, true, false);
+    Subjects subjects = load_subjects(o);
+    subjects.sample = sample_for(subjects, o);
     std::map<std::string, ordered_json> results;
     std::vector<ReportPart> parts;
     for (const Measurement& m : measurements()) {
         ReportPart part{m.name, m.title, m.explanation, {}, "", nullptr, ""};
         try {
-            if (m.prompts) subjects.prompts = prompts_for(subjects, o);
+            prepare(subjects, m, o);
             part.data = earlier_result(m, o);
             if (part.data.is_null()) {
                 part.data = run_measurement(m, o, subjects, stderr);
@@ -527,7 +567,8 @@ inline int analyze_command(const std::string& what, const analysis::Options& o) 
     if (!o.out.empty() && fs::exists(result_file(*found, o)) && !o.force)
         throw BadInput("--out " + result_file(*found, o) + ": already exists; name another folder or give --force");
     stop_on_signals();
-    Subjects subjects = load_subjects(o, !found->prompts, found->prompts);
+    Subjects subjects = load_subjects(o);
+    prepare(subjects, *found, o);
     const ordered_json j = run_measurement(*found, o, subjects, stderr);
     if (!o.out.empty()) save_result(j, *found, o);
     if (!o.json_output) {
