@@ -257,6 +257,8 @@ $(BUILD)/test/main.o: test/main.cpp $(BUILD)/flags | ready
 $(eval $(call test_kind,long,test/long,))
 # Sanitised, the others take minutes each; the emulation has its own eye on shared memory in all of them.
 PROGRAMS_cuda := $(if $(SAN),$(filter %/test_emulation %/test_bf16 %/test_streaming,$(PROGRAMS_cuda)),$(PROGRAMS_cuda))
+# The oracle's numbers run through nothing that test_analysis does not.
+PROGRAMS_float := $(if $(SAN),$(filter-out %/test_analysis_oracle,$(PROGRAMS_float)),$(PROGRAMS_float))
 TEST_PROGRAMS := $(PROGRAMS_float) $(PROGRAMS_double) $(PROGRAMS_cuda) $(foreach isa,$(TEST_ISAS),$(PROGRAMS_isa-$(isa)))
 
 .PHONY: test run-test

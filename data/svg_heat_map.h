@@ -30,8 +30,8 @@ inline std::string shade(double share) {
     char text[8];
     int parts[3];
     for (size_t i = 0; i < 3; i++)
-        parts[i] = static_cast<int>(
-            colours[below][i] + (at - static_cast<double>(below)) * (colours[below + 1][i] - colours[below][i]) + 0.5);
+        parts[i] = static_cast<int>(std::lround(colours[below][i] + (at - static_cast<double>(below)) *
+                                                                        (colours[below + 1][i] - colours[below][i])));
     std::snprintf(text, sizeof text, "#%02X%02X%02X", parts[0] & 255, parts[1] & 255, parts[2] & 255);
     return text;
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds `analyze benchmarks` against lm-evaluation-harness, item by item, on the same model folder.
 
-    pip install lm_eval torch transformers        (tried with lm_eval 0.4.13)
+    pip install "lm_eval[hf]" torch transformers        (tried with lm_eval 0.4.13)
     test/interop/compare_with_lm_eval.py MODEL EVALS [--program ./train_gpt2_lnfree] [--limit 200] [--tasks piqa ...]
 
 EVALS holds the files that dev/analysis/benchmarks.h reads; the Hub is not needed. The harness runs its own tasks, of which only the place
@@ -27,7 +27,7 @@ try:
     import lm_eval.tasks
     from lm_eval.tasks.hellaswag.utils import preprocess
 except ImportError as missing:
-    print(f"skipped: {missing}; pip install lm_eval torch transformers")
+    print(f"skipped: {missing}; pip install 'lm_eval[hf]' torch transformers")
     sys.exit(0)
 
 LABEL = "Made-up label"
