@@ -154,6 +154,35 @@ TEST_CASE("a model is no distance from itself, and its loss is what eval compute
     CHECK(j["models"][0]["per_position"].size() == 13);
 }
 
+TEST_CASE("every token that a model is sure will not come is listed with what stood before it") {
+    GPT2 model(small_config());
+    randomise(model, 3);
+    real* wte = model.tensor("wte.weight");
+    for (int64_t i = 0; i < model.config.V * model.config.C; i++) wte[i] *= 40;
+    const Sample sample = random_sample(4, 13, model.config.V);
+    const ordered_json j = measure_loss({&model}, sample, settings_with(3));
+    const ordered_json& listed = j["models"][0]["over_50"];
+    const real* losses = model.token_losses(sample.inputs.data(), sample.targets.data(), 4, 13);
+    size_t k = 0;
+    for (size_t n = 0; n < 52; n++) {
+        if (!(losses[n] > 50)) continue;
+        CAPTURE(n);
+        REQUIRE(k < listed.size());
+        const ordered_json& entry = listed[k++];
+        const size_t position = n % 13;
+        CHECK(entry["window"] == n / 13);
+        CHECK(entry["position"] == position);
+        CHECK(entry["token"] == sample.targets[n]);
+        CHECK(entry["loss"].get<double>() == doctest::Approx(static_cast<double>(losses[n])).epsilon(1e-5));
+        CHECK(entry["residual_norm"].get<double>() > 0);
+        CHECK(entry["context"].size() == position + 1);
+        CHECK(entry["context"].back() == sample.inputs[n]);
+    }
+    CHECK(k == listed.size());
+    CHECK(k > 5);
+    CHECK(k < 52);
+}
+
 TEST_CASE("patching the last layer's input at the last position brings all of the clean behaviour back") {
     GPT2 model(small_config());
     randomise(model, 3);
