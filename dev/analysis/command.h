@@ -404,7 +404,10 @@ inline ordered_json request_of(const Measurement& m, const Options& o) {
     ordered_json j{{"models", o.models}};
     if (m.on == TakenOn::prompts) j["prompts"] = o.prompts;
     if (m.on == TakenOn::questions)
-        j.update({{"evals", o.benchmarks.evals}, {"tasks", o.benchmarks.tasks}, {"limit", o.benchmarks.limit}});
+        j.update({{"evals", o.benchmarks.evals},
+                  {"tasks", o.benchmarks.tasks},
+                  {"limit", o.benchmarks.limit},
+                  {"choices", o.benchmarks.choices}});
     if (m.on == TakenOn::text)
         j.update({{"data", o.data}, {"seq", o.seq}, {"sequences", o.sequences}, {"seed", o.seed}});
     return j;
