@@ -1205,8 +1205,9 @@ class GPT2 {
             softmax_cross_entropy(losses + first, act_.logits, targets + first, 0, false, count, V);
         }
     }
-    // The stream in front of ln_f (B,T,C) with its means (B,T), and what ln_f divides it by (B,T).
+    // The stream in front of ln_f and behind it (B,T,C), its means in front (B,T), and what ln_f divides by (B,T).
     const real* final_residual() const { return act_.final_residual; }
+    const real* final_normed() const { return act_.normed; }
     const real* final_means() const { return act_.meanf; }
     const real* final_divisors(const int32_t* inputs) {
         if (sites.f().norm != Norm::folded) return divisors(sites.f(), act_.sigmaf, inputs);

@@ -327,7 +327,7 @@ TEST_CASE("patching pictures average the sets that count, of the commonest lengt
 TEST_CASE("a page holds its parts, says what was not measured, and can be saved from") {
     Table table({"model", "value"});
     table.add_row({"a & b", "1.5"});
-    ReportPart measured{"loss", "Loss", "What it is.", {{table, "A caption"}}, "", {{"loss", 1.5}}, ""};
+    ReportPart measured{"loss", "Loss", "What it is.", {table}, "", {{"loss", 1.5}}, ""};
     ReportPart missing{"patching", "Patching", "What it is.", {}, "", nullptr, "--prompts is required"};
     const std::string page = render_report("A title", "About.", table, {measured, missing});
     CHECK(page.find("a &amp; b") != std::string::npos);

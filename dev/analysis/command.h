@@ -151,25 +151,22 @@ inline std::vector<PromptSet> prompts_for(const Subjects& s, const Options& o) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The measurements, by name
 
-inline Table table_of_loss(const ordered_json& j) {
+inline std::vector<Table> tables_of_loss(const ordered_json& j) {
     Table table({"model", "loss (nats)", "95 % interval", "median", "entropy", "ECE", "tokens above 50", "final norm"});
     for (const ordered_json& m : j["models"])
         table.add_row({m["model"], format_fixed(m["loss"], 4),
                        format_fixed(m["loss_interval"][0], 4) + " to " + format_fixed(m["loss_interval"][1], 4),
                        format_fixed(m["median"], 4), format_fixed(m["entropy"], 4), format_fixed(m["ece"], 4),
                        std::to_string(m["over_50"].size()), format_fixed(m["final_norm"], 1)});
-    return table;
-}
-
-inline Table table_of_divergences(const ordered_json& j) {
-    Table table({"model", "and", "Jensen-Shannon divergence (nats)"});
+    if (j["divergences"].empty()) return {table};
+    Table apart({"model", "and", "Jensen-Shannon divergence (nats)"});
     for (const ordered_json& d : j["divergences"])
-        table.add_row({j["models"][d["a"].get<size_t>()]["model"], j["models"][d["b"].get<size_t>()]["model"],
+        apart.add_row({j["models"][d["a"].get<size_t>()]["model"], j["models"][d["b"].get<size_t>()]["model"],
                        format_fixed(d["js"], 4)});
-    return table;
+    return {table, apart};
 }
 
-inline Table table_of_attribution(const ordered_json& j) {
+inline std::vector<Table> tables_of_attribution(const ordered_json& j) {
     Table table(
         {"model", "NMAE of heads (%)", "95 % interval", "of MLPs, mean", "of the embedding", "largest difference"});
     for (const ordered_json& m : j["models"])
@@ -177,28 +174,21 @@ inline Table table_of_attribution(const ordered_json& j) {
                        format_fixed(m["nmae_interval"][0], 2) + " to " + format_fixed(m["nmae_interval"][1], 2),
                        format_fixed(mean_of(m["nmae_mlp"].get<std::vector<double>>()), 2),
                        format_fixed(m["nmae_embedding"], 2), format_general(m["largest_difference"])});
-    return table;
+    return {table};
 }
 
-inline Table table_of_norms(const ordered_json& j) {
-    std::vector<std::string> head = {"stream in front of"};
+inline std::vector<Table> tables_of_norms(const ordered_json& j) {
+    Table table({"model", "stream in front of", "norm at position 0", "elsewhere"});
     for (const ordered_json& m : j["models"])
-        head.push_back(m["model"].get<std::string>() + ": position 0 / elsewhere");
-    Table table(head);
-    const size_t points = j["models"][0]["residual"].size();
-    for (size_t l = 0; l < points; l++) {
-        std::vector<std::string> row = {l + 1 < points ? "block " + std::to_string(l) : "ln_f"};
-        for (const ordered_json& m : j["models"]) {
-            if (m["residual"].size() != points) throw BadInput("models of different depth: give them one at a time");
-            const double elsewhere = number_or_nan(m["residual"][l], "elsewhere");
-            row.push_back(format_general(m["residual"][l]["at_0"]) + " / " + format_general(elsewhere));
+        for (size_t l = 0; l < m["residual"].size(); l++) {
+            const ordered_json& point = m["residual"][l];
+            table.add_row({m["model"], l + 1 < m["residual"].size() ? "block " + std::to_string(l) : "ln_f",
+                           format_general(point["at_0"]), format_general(point["elsewhere"])});
         }
-        table.add_row(row);
-    }
-    return table;
+    return {table};
 }
 
-inline Table table_of_sinks(const ordered_json& j) {
+inline std::vector<Table> tables_of_sinks(const ordered_json& j) {
     Table table({"model", "sinks among heads (%)", "95 % interval", "among (head, query) pairs (%)", "95 % interval "});
     const auto percent = [](const ordered_json& share) { return format_fixed(100 * share.get<double>(), 1); };
     for (const ordered_json& m : j["models"]) {
@@ -206,10 +196,10 @@ inline Table table_of_sinks(const ordered_json& j) {
         table.add_row({m["model"], percent(m["rate_heads"]), percent(heads[0]) + " to " + percent(heads[1]),
                        percent(m["rate_pairs"]), percent(pairs[0]) + " to " + percent(pairs[1])});
     }
-    return table;
+    return {table};
 }
 
-inline Table table_of_confidence(const ordered_json& j) {
+inline std::vector<Table> tables_of_confidence(const ordered_json& j) {
     Table table({"model", "neurons set to their mean", "loss (%)", "|loss| (nats)", "entropy (%)"});
     for (const ordered_json& m : j["models"])
         for (const ordered_json& a : m["ablations"]) {
@@ -220,11 +210,11 @@ inline Table table_of_confidence(const ordered_json& j) {
                            format_fixed(a["loss_change_abs"], 5),
                            format_fixed(100 * a["entropy_change_relative"].get<double>(), 3)});
         }
-    return table;
+    return {table};
 }
 
 // Mean over layers of the errors of attribution patching, and what it gains over the first model.
-inline Table table_of_patching(const ordered_json& j) {
+inline std::vector<Table> tables_of_patching(const ordered_json& j) {
     Table table({"model", "prompts solved (%)", "sets that count", "error, mean over layers",
                  "improvement on the first", "spread over layers"});
     for (const ordered_json& m : j["models"]) {
@@ -237,13 +227,13 @@ inline Table table_of_patching(const ordered_json& j) {
             row.push_back(m.contains(key) && !m[key].is_null() ? format_fixed(m[key], 3) : measured ? "" : "n/a");
         table.add_row(row);
     }
-    return table;
+    return {table};
 }
 
-inline Table table_of_benchmarks(const ordered_json& j) {
+inline std::vector<Table> tables_of_benchmarks(const ordered_json& j) {
     std::vector<std::pair<std::string, ordered_json>> models;
     for (const ordered_json& m : j["models"]) models.emplace_back(m["model"], m);
-    return benchmark_table(models);
+    return {benchmark_table(models)};
 }
 
 // error of the first model minus error of each other one, layer by layer; the first being the control makes positive
@@ -295,7 +285,7 @@ struct Measurement {
     TakenOn on;
     double passes;                         // over the sample, forward, that it costs about; for text
     ordered_json (*measure)(Subjects& s);  // {"models": [...], ...}
-    Table (*table)(const ordered_json& j);
+    std::vector<Table> (*tables)(const ordered_json& j);
     std::string (*pictures)(const ordered_json& j);
 };
 
@@ -311,7 +301,7 @@ inline const std::vector<Measurement>& measurements() {
              for (const LoadedModel& loaded : s.loaded) models.push_back(loaded.model.get());
              return measure_loss(models, s.sample, s.settings);
          },
-         table_of_loss, pictures_of_loss},
+         tables_of_loss, pictures_of_loss},
         {"dla", "direct logit attribution against direct effect, per head, MLP and embedding",
          "Direct logit attribution",
          "Direct logit attribution takes the last LayerNorm for linear. Its error is the mean distance from the direct "
@@ -322,7 +312,7 @@ inline const std::vector<Measurement>& measurements() {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_attribution(t.model(i), t.sample, t.settings); });
          },
-         table_of_attribution, pictures_of_attribution},
+         tables_of_attribution, pictures_of_attribution},
         {"patching", "activation patching against attribution patching of the stream",
          "Activation and attribution patching",
          "The stream of a prompt with the other answer is replaced, layer by layer and position by position, by that "
@@ -335,14 +325,14 @@ inline const std::vector<Measurement>& measurements() {
              add_improvements(j["models"]);
              return j;
          },
-         table_of_patching, pictures_of_patching},
+         tables_of_patching, pictures_of_patching},
         {"norms", "norms of the stream and sigmas of every site, position 0 against the rest",
          "Norm of the first position",
          "In models with LayerNorm the stream at position 0 is often many times longer than elsewhere; a model without "
          "has no use for that.",
          TakenOn::text, 1,
          [](Subjects& s) { return one_by_one(s, [](Subjects& t, size_t i) { return norms_of(t, i); }); },
-         table_of_norms, pictures_of_norms},
+         tables_of_norms, pictures_of_norms},
         {"sinks", "share of heads, and of queries, that attend to position 0", "Attention sinks",
          "A head is a sink in a sequence if its queries, but for the first, give position 0 at least 30 % of their "
          "attention on average.",
@@ -351,7 +341,7 @@ inline const std::vector<Measurement>& measurements() {
              return one_by_one(s,
                                [](Subjects& t, size_t i) { return measure_sinks(t.model(i), t.sample, t.settings); });
          },
-         table_of_sinks, pictures_of_sinks},
+         tables_of_sinks, pictures_of_sinks},
         {"confidence", "confidence neurons, the unembedding's spectrum, mean ablation", "Confidence neurons",
          "Neurons of the last MLP that write much and move all tokens alike: with LayerNorm they set how confident the "
          "model is. Neurons are set to their mean over the sample; the change is what they did.",
@@ -360,7 +350,7 @@ inline const std::vector<Measurement>& measurements() {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_confidence(t.model(i), t.sample, t.settings); });
          },
-         table_of_confidence, pictures_of_confidence},
+         tables_of_confidence, pictures_of_confidence},
         {"benchmarks", "HellaSwag, PIQA, WinoGrande, BoolQ, LAMBADA from --evals", "Benchmarks",
          "Questions with given answers: the model chooses the likeliest. Asked and scored as lm-evaluation-harness "
          "does, without examples.",
@@ -369,7 +359,7 @@ inline const std::vector<Measurement>& measurements() {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return run_benchmarks(t.loaded[i], t.tasks[i], t.benchmarks); });
          },
-         table_of_benchmarks, [](const ordered_json&) { return std::string(); }}};
+         tables_of_benchmarks, [](const ordered_json&) { return std::string(); }}};
     return all;
 }
 
@@ -491,7 +481,7 @@ inline Table overview(const Options& o, const std::map<std::string, ordered_json
         if (const ordered_json* m = part("norms", i)) {
             double largest = 0;
             for (const ordered_json& point : (*m)["residual"])
-                largest = std::max(largest, point["at_0"].get<double>() / number_or_nan(point, "elsewhere"));
+                largest = std::max(largest, point["at_0"].get<double>() / point["elsewhere"].get<double>());
             row[4] = format_fixed(largest, 2);
         }
         if (const ordered_json* m = part("sinks", i)) row[5] = format_fixed(100 * (*m)["rate_heads"].get<double>(), 1);
@@ -524,9 +514,9 @@ inline int report_command(const Options& o) {
     for (const Measurement& m : measurements()) {
         ReportPart part{m.name, m.title, m.explanation, {}, "", nullptr, ""};
         try {
-            prepare(subjects, m, o);
             part.data = earlier_result(m, o);
             if (part.data.is_null()) {
+                prepare(subjects, m, o);
                 part.data = run_measurement(m, o, subjects, stderr);
                 save_result(part.data, m, o);
             }
@@ -535,9 +525,7 @@ inline int report_command(const Options& o) {
             parts.push_back(part);
             continue;
         }
-        part.tables.emplace_back(m.table(part.data), m.title);
-        if (m.name == std::string("loss") && o.models.size() > 1)
-            part.tables.emplace_back(table_of_divergences(part.data), "How far two models' predictions are apart");
+        part.tables = m.tables(part.data);
         part.pictures = m.pictures(part.data);
         results[m.name] = part.data;
         parts.push_back(part);
@@ -574,10 +562,8 @@ inline int analyze_command(const std::string& what, const analysis::Options& o) 
     prepare(subjects, *found, o);
     const ordered_json j = run_measurement(*found, o, subjects, stderr);
     if (!o.out.empty()) save_result(j, *found, o);
-    if (!o.json_output) {
-        std::printf("%s", found->table(j).text().c_str());
-        if (what == "loss" && o.models.size() > 1) std::printf("\n%s", table_of_divergences(j).text().c_str());
-    }
+    if (!o.json_output)
+        for (const Table& table : found->tables(j)) std::printf("%s\n", table.text().c_str());
     print_json(o.json_output, j);
     return 0;
 }

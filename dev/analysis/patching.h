@@ -86,15 +86,18 @@ class Patching {
         model_.trace(tokens.data(), count_, T_, probe, keep);
     }
 
-    // f of the pass that was traced last: `rows` prompts, the set's over and over.
+    // f of the pass that was traced last: `rows` prompts, the set's over and over. Two logits of each, not all V.
     std::vector<double> differences(int64_t rows) {
-        Buffer logits(model_.config.V);
+        const Weights& w = model_.weights();
         std::vector<double> all;
         for (int64_t i = 0; i < rows; i++) {
             const size_t prompt = static_cast<size_t>(i % count_);
-            model_.final_logits(logits.data(), i * T_ + T_ - 1, 1);
-            all.push_back(static_cast<double>(logits.data()[set_.right[prompt]]) -
-                          static_cast<double>(logits.data()[set_.wrong[prompt]]));
+            const int64_t right = set_.right[prompt], wrong = set_.wrong[prompt];
+            const real* x = model_.final_normed() + (i * T_ + T_ - 1) * C_;
+            double f = w.head_bias == nullptr ? 0 : static_cast<double>(w.head_bias[right] - w.head_bias[wrong]);
+            for (int64_t c = 0; c < C_; c++)
+                f += static_cast<double>(x[c]) * static_cast<double>(w.head[right * C_ + c] - w.head[wrong * C_ + c]);
+            all.push_back(f);
         }
         return all;
     }

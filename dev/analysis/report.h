@@ -63,9 +63,9 @@ inline std::vector<double> counting(size_t n) {
     return x;
 }
 
-inline std::vector<std::string> labels(const char* prefix, size_t n) {
+inline std::vector<std::string> labels(size_t n) {
     std::vector<std::string> names;
-    for (size_t i = 0; i < n; i++) names.push_back(prefix + std::to_string(i));
+    for (size_t i = 0; i < n; i++) names.push_back(std::to_string(i));
     return names;
 }
 
@@ -105,8 +105,8 @@ inline std::string pictures_of_attribution(const ordered_json& j) {
         map.x_label = "head";
         map.y_label = "layer";
         map.values = m["nmae_head"].get<std::vector<std::vector<double>>>();
-        map.rows = labels("", map.values.size());
-        map.columns = labels("", map.values[0].size());
+        map.rows = labels(map.values.size());
+        map.columns = labels(map.values[0].size());
         map.low = 0;
         map.high = std::max(1.0, highest);
         map.decimals = 1;
@@ -150,8 +150,8 @@ inline std::string pictures_of_patching(const ordered_json& j) {
             map.title = name_of(m) + ": " + key + " patching";
             map.x_label = "position";
             map.y_label = "layer";
-            map.rows = labels("", map.values.size());
-            map.columns = labels("", map.values[0].size());
+            map.rows = labels(map.values.size());
+            map.columns = labels(map.values[0].size());
             map.low = 0;
             map.high = 1;
             map.decimals = 2;
@@ -183,9 +183,7 @@ inline std::string pictures_of_norms(const ordered_json& j) {
             ChartSeries line{name_of(m) + (first ? ", position 0" : ", elsewhere"), {}, {}, own, !first};
             for (const ordered_json& point : m["residual"]) {
                 line.x.push_back(static_cast<double>(line.x.size()));
-                line.y.push_back(point[first ? "at_0" : "elsewhere"].is_null()
-                                     ? NAN
-                                     : point[first ? "at_0" : "elsewhere"].get<double>());
+                line.y.push_back(point[first ? "at_0" : "elsewhere"]);
             }
             chart.series.push_back(line);
         }
@@ -249,7 +247,7 @@ inline std::string pictures_of_confidence(const ordered_json& j) {
 
 struct ReportPart {
     std::string name, title, explanation;
-    std::vector<std::pair<Table, std::string>> tables;  // with captions
+    std::vector<Table> tables;
     std::string pictures;
     ordered_json data;  // null: `missing` says why
     std::string missing;
@@ -297,7 +295,7 @@ inline std::string render_report(const std::string& title, const std::string& ab
             html += "<p><strong>Not measured:</strong> " + svg::escape(part.missing) + "</p></section>\n";
             continue;
         }
-        for (const auto& [table, caption] : part.tables) html += html_table(table, caption);
+        for (const Table& table : part.tables) html += html_table(table, part.title);
         html += part.pictures + "<p class=\"save\"><a download=\"" + part.name +
                 ".json\" href=\"data:application/json;base64," + base64(part.data.dump()) + "\">Save these numbers (" +
                 part.name + ".json)</a></p></section>\n";
