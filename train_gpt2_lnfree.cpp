@@ -4041,6 +4041,7 @@ inline int parse_and_run(int argc, char** argv) {
         ->check(whole_number(1, 65536));
     sub->add_option("--seed", analysing.seed, "of the resampling behind the intervals")->capture_default_str();
     sub->add_option("--out", analysing.out, "folder in which to leave the result as MEASUREMENT.json as well");
+    sub->add_flag("--markdown", analysing.markdown, "print the tables as Markdown");
     sub->add_flag("--force", analysing.force, "replace an earlier result there");
     sub->callback([&] {
         analysing.json_output = json_output;

@@ -5,7 +5,7 @@
 #
 # Without TEXT the built-in story world is the corpus and nothing is downloaded. TEXT is any text that `tokenize` reads
 # (.txt, .jsonl, .gz of both). Everything lands in demo/: three models, both exports, log files, loss.svg, table.md, and the
-# measurements of the three models in report/.
+# measurements of the three models in report/ and findings.md.
 # Settings: PRETRAIN_STEPS, STEPS (of control and removal), OUT.
 set -eu
 
@@ -68,7 +68,8 @@ cat table.md
 "$engine" plot --run control=control lnfree=lnfree --title "Removing every LayerNorm: training loss" --out loss.svg
 
 say "7. What the paper measures in them: attribution, patching, norms, sinks, confidence neurons"
-"$engine" analyze report --model original control lnfree --data "text_val_*.bin" --out report
+"$engine" analyze report --model original control lnfree --data "text_val_*.bin" --out report --markdown >findings.md
+cat findings.md
 
 cat <<END
 

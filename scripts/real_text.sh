@@ -1,13 +1,14 @@
 #!/bin/sh
 # The method on real text: trains a byte-level GPT-2, then control and removal, and prints the table for the README.
 #
-#   scripts/real_text.sh [CORPUS]
+#   scripts/real_text.sh [CORPUS...]
 #
 # CORPUS (.txt, .jsonl, .gz of both) defaults to ../shared/data/text/openwebtext_sample.jsonl.gz. Settings with their
-# defaults: OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=5000 SETTLE_STEPS=1250
-# STEPS=300 BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree ALSO="". The documents held out (5 %) are never trained
-# on. A run that is there already is not made again. ALSO adds removals done otherwise: no_aux (without the auxiliary
-# loss), at_once (all sites at the same step).
+# defaults: TOKENIZER=byte OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=5000
+# SETTLE_STEPS=1250 STEPS=300 BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree FLAGS="" (more for every training)
+# VAL_TOKENS=0 (for the table; 0: all) ALSO="". The documents held out (5 %) are never trained on. A run that is there
+# already is not made again. ALSO adds removals done otherwise: no_aux (without the auxiliary loss), at_once (all sites at
+# the same step).
 #
 # The original is trained in two stages, the second at a twentieth of the learning rate, until it has settled: a model
 # that is still learning would gain from any further training, and hide what the removal costs. SETTLE_STEPS=0 leaves
@@ -15,7 +16,8 @@
 set -eu
 
 engine=${ENGINE:-./train_gpt2_lnfree}
-corpus=${1:-../shared/data/text/openwebtext_sample.jsonl.gz}
+tokenizer=${TOKENIZER:-byte}
+if [ $# -eq 0 ]; then set -- ../shared/data/text/openwebtext_sample.jsonl.gz; fi
 out=${OUT:-runs/real_text}
 size=${SIZE:---n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128}
 pretrain_steps=${PRETRAIN_STEPS:-5000}
@@ -25,11 +27,13 @@ also=${ALSO:-}
 seed=${SEED:-1}
 
 if [ ! -x "$engine" ]; then echo "scripts/real_text.sh: $engine is not built; run make" >&2; exit 2; fi
-if [ ! -r "$corpus" ]; then echo "scripts/real_text.sh: $corpus cannot be read; name a text file" >&2; exit 2; fi
+for corpus in "$@"; do
+    if [ ! -r "$corpus" ]; then echo "scripts/real_text.sh: $corpus cannot be read; name a text file" >&2; exit 2; fi
+done
 
 mkdir -p "$out"
-[ -e "$out/text.json" ] || "$engine" tokenize --input "$corpus" --tokenizer byte --out "$out/text"
-data="--data $out/text_train_*.bin --val $out/text_val_*.bin --seq ${SEQ:-128} --batch ${BATCH:-32} --seed $seed"
+[ -e "$out/text.json" ] || "$engine" tokenize --input "$@" --tokenizer "$tokenizer" --out "$out/text"
+data="--data $out/text_train_*.bin --val $out/text_val_*.bin --seq ${SEQ:-128} --batch ${BATCH:-32} --seed $seed ${FLAGS:-}"
 
 # A run that was stopped goes on; one that is finished stays.
 run() { # COMMAND NAME FLAGS...
@@ -60,7 +64,8 @@ done
 
 engine=$(realpath "$engine")
 # shellcheck disable=SC2086
-(cd "$out" && "$engine" eval --model $original control lnfree $also --baseline control --data "text_val_*.bin" --markdown) > "$out/table.md"
+(cd "$out" && "$engine" eval --model $original control lnfree $also --baseline control --val-tokens "${VAL_TOKENS:-0}" \
+    --data "text_val_*.bin" --markdown) > "$out/table.md"
 cat "$out/table.md"
 "$engine" plot --run control="$out/control" lnfree="$out/lnfree" --title "Removing every LayerNorm, real text" --out "$out/loss.svg" --force
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Writes measured tables into README.md between their markers, so that nobody types figures.
 #
-#   scripts/update_readme.sh        takes demo/table.md, demo/loss.svg, runs/real_text/table.md and runs/sweep/table.md
-#                                   where they are
+#   scripts/update_readme.sh        takes table.md, findings.md and loss.svg of demo/, runs/real_text/table.md,
+#                                   runs/sweep/table.md and runs/findings/*/findings.md where they are
 set -eu
 
 insert() { # MARKER FILE
@@ -16,6 +16,9 @@ insert() { # MARKER FILE
 }
 
 insert "demo table" demo/table.md
+insert "demo findings" demo/findings.md
+insert "story findings" runs/findings/story/findings.md
+insert "bpe findings" runs/findings/bpe/findings.md
 insert "real text table" runs/real_text/table.md
 insert "sweep table" runs/sweep/table.md
 if [ -r demo/loss.svg ]; then cp demo/loss.svg scripts/demo_loss.svg; fi

@@ -1240,6 +1240,7 @@ TEST_CASE("analyze gives the documented keys for several models, and a report of
     const json patched =
         json_of(analyze("patching", {"--prompts", out / "prompts.json"}), {"version", "what", "request", "models"});
     CHECK(patched["models"][0]["prompts"] == 2);
+    CHECK(contains(succeed(analyze("sinks", {"--markdown"})).out, "| model"));
 
     const Outcome first = succeed(analyze("report", {"--out", out / "report"}));
     CHECK(contains(first.err, "dla"));
@@ -1250,6 +1251,8 @@ TEST_CASE("analyze gives the documented keys for several models, and a report of
     CHECK_FALSE(contains(again.err, "dla"));  // that was measured already
     CHECK(read_bytes(out / "report/report.html") == page);
     CHECK(json::parse(read_bytes(out / "report/report.json"))["patching"].is_null());
+    const std::string overview = succeed(analyze("report", {"--out", out / "report", "--markdown"})).out;
+    CHECK(overview.compare(0, 7, "| model") == 0);
 }
 
 TEST_CASE("analyze refuses what it cannot measure") {

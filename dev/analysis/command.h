@@ -21,7 +21,7 @@ struct Options {
     int64_t sequences = 100, batch = 8;
     uint64_t seed = 1;
     BenchmarkOptions benchmarks;
-    bool json_output = false, force = false;
+    bool markdown = false, json_output = false, force = false;
 };
 
 // The models and what they are measured on.
@@ -465,13 +465,13 @@ inline void prepare(Subjects& s, const Measurement& m, const Options& o) {
 // One line per model with the figure that each measurement is about. A part that was not measured leaves its cell empty.
 inline Table overview(const Options& o, const std::map<std::string, ordered_json>& results) {
     Table table({"model", "LayerNorm", "loss (nats)", "DLA error (%)", "norm at position 0 / elsewhere, largest",
-                 "sinks (%)", "entropy without the top neurons (%)", "patching error"});
+                 "sinks (%)", "entropy without the top neurons (%)", "indirect objects solved (%)", "patching error"});
     const auto part = [&](const char* name, size_t i) -> const ordered_json* {
         const auto found = results.find(name);
         return found == results.end() ? nullptr : &found->second["models"][i];
     };
     for (size_t i = 0; i < o.models.size(); i++) {
-        std::vector<std::string> row(8);
+        std::vector<std::string> row(9);
         for (const auto& [name, result] : results) {
             row[0] = name_of(result["models"][i]);
             row[1] = result["models"][i]["layernorm_free"].get<bool>() ? "none" : "yes";
@@ -487,9 +487,11 @@ inline Table overview(const Options& o, const std::map<std::string, ordered_json
         if (const ordered_json* m = part("sinks", i)) row[5] = format_fixed(100 * (*m)["rate_heads"].get<double>(), 1);
         if (const ordered_json* m = part("confidence", i))
             row[6] = format_fixed(100 * (*m)["ablations"].back()["entropy_change_relative"].get<double>(), 3);
-        if (const ordered_json* m = part("patching", i))
-            row[7] =
+        if (const ordered_json* m = part("patching", i)) {
+            row[7] = format_fixed(100 * (*m)["accuracy"].get<double>(), 1);
+            row[8] =
                 (*m)["error"].is_null() ? "n/a" : format_fixed(mean_of((*m)["error"].get<std::vector<double>>()), 3);
+        }
         table.add_row(row);
     }
     return table;
@@ -539,7 +541,9 @@ inline int report_command(const Options& o) {
     ordered_json all{{"version", kFormatVersion}, {"what", "report"}};
     for (const ReportPart& part : parts) all[part.name] = part.data;
     write_file_atomically(o.out + "/report.json", all.dump(1) + "\n");
-    if (!o.json_output)
+    if (o.markdown)
+        std::printf("%s", summary.markdown().c_str());
+    else if (!o.json_output)
         std::printf("%s\nwrote %s/report.html and report.json\n", summary.text().c_str(), o.out.c_str());
     print_json(o.json_output, all);
     return 0;
@@ -563,7 +567,8 @@ inline int analyze_command(const std::string& what, const analysis::Options& o) 
     const ordered_json j = run_measurement(*found, o, subjects, stderr);
     if (!o.out.empty()) save_result(j, *found, o);
     if (!o.json_output)
-        for (const Table& table : found->tables(j)) std::printf("%s\n", table.text().c_str());
+        for (const Table& table : found->tables(j))
+            std::printf("%s\n", o.markdown ? table.markdown().c_str() : table.text().c_str());
     print_json(o.json_output, j);
     return 0;
 }

@@ -1,0 +1,42 @@
+#!/bin/sh
+# Do the paper's findings hold in models trained here? Trains original, control and LN-free of a family, and measures them.
+#
+#   scripts/findings.sh story    one token per byte, on the story world mixed with real text, until the original tells
+#                                who gets the thing (the built-in indirect-object prompts)
+#   scripts/findings.sh bpe      GPT-2's vocabulary, on real text, with published indirect-object prompts
+#
+# Everything lands in OUT/FAMILY (OUT=runs/findings): the models, report/report.html, and findings.md for the README. What
+# is there already is not made again. Settings with their defaults, story / bpe: PRETRAIN_STEPS=4000 / 1000, STEPS=200,
+# STORIES=10000; and scripts/real_text.sh's SEED and ENGINE.
+set -eu
+
+family=${1:-}
+case $family in story | bpe) ;; *) echo "scripts/findings.sh: which family: story or bpe" >&2; exit 2 ;; esac
+if [ ! -d ../shared/data/text ]; then
+    echo "scripts/findings.sh: ../shared/data/text is not there; these runs need its texts (scripts/demo.sh needs none)" >&2
+    exit 2
+fi
+shared=$(realpath ../shared)
+here=$(realpath "$(dirname "$0")")
+ENGINE=$(realpath "${ENGINE:-./train_gpt2_lnfree}")
+OUT=${OUT:-runs/findings}/$family
+export ENGINE OUT STEPS="${STEPS:-200}" SETTLE_STEPS=0
+mkdir -p "$OUT"
+
+case $family in
+    story)
+        stories=$OUT/stories.jsonl
+        [ -e "$stories" ] || "$ENGINE" stories --count "${STORIES:-10000}" --seed 1 --out "$stories"
+        SIZE="--n-layer 6 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=${PRETRAIN_STEPS:-4000} \
+            "$here/real_text.sh" "$stories" "$shared/data/text/tinystories_sample.jsonl.gz"
+        set -- ;;
+    bpe)
+        SIZE="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 256" PRETRAIN_STEPS=${PRETRAIN_STEPS:-1000} \
+            TOKENIZER=$shared/data/gpt2-bpe BATCH=8 SEQ=256 FLAGS="--grad-accum 1" VAL_TOKENS=100000 \
+            "$here/real_text.sh" "$shared"/data/text/*.gz
+        set -- --prompts "$shared/facts/ioi_prompts.json" --evals "$shared/data/evals" --limit 100 ;;
+esac
+
+cd "$OUT"
+"$ENGINE" analyze report --model pretrained control lnfree --data "text_val_*.bin" --out report "$@" --markdown >findings.md
+cat findings.md
