@@ -158,8 +158,8 @@ endif
 
 # ---- the CUDA engine -------------------------------------------------------------------------------------------------
 
-# nvcc gets the kernels and the model; folders, training run and commands are compiled by g++, which is much faster with
-# them. Warning 1675 is about GCC's unroll pragmas in the reference.
+# nvcc gets the kernels and the model; folders, training run and commands are the CPU program's portable unit. Warning
+# 1675 is about GCC's unroll pragmas in the reference.
 comma := ,
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),/usr/local/cuda/bin/nvcc)
 CUDA_ROOT := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
@@ -186,17 +186,12 @@ $(BUILD)/cuda_engine.o: train_gpt2_lnfree.cu $(BUILD)/cuda_flags | ready
 	@echo "compile  $< (nvcc)"
 	$(Q)$(NVCC) $(NVCCFLAGS) $(CUDNN_FLAG) $(CUDA_ARCHS) -MMD -MP -c $< -o $@
 
-$(BUILD)/unit_cuda.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
-	@echo "compile  $< (for CUDA)"
-	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_portable) -DLNFREE_ENTRY=lnfree_main_cuda -DLNFREE_ISA_NAME='"portable"' \
-	    -MMD -MP -c $< -o $@
-
 $(BUILD)/cudnn_attention.o: dev/cuda/cudnn_attention.cpp $(BUILD)/flags $(BUILD)/cuda_flags | ready
 	@echo "compile  $<"
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(CUDNN_FLAG) -idirafter $(CUDNN_INCLUDE) -idirafter $(CUDA_ROOT)/include \
 	    -MMD -MP -c $< -o $@
 
-train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(BUILD)/unit_cuda.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o)
+train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(BUILD)/unit_portable.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o)
 	@echo "link     $@"
 	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static \
 	    $(if $(CUDNN),-lcudnn -lnvrtc) -lpthread -lrt -o $@
@@ -311,8 +306,11 @@ lab_cuda: $(CUDA_LAB)
 $(CUDA_LAB): %: %.cu $(BUILD)/flags $(BUILD)/cuda_flags | ready
 	@echo "compile  $< ($(CUDA_LAB_BY))"
 	$(Q)$(CUDA_LAB_$(CUDA_LAB_BY))
+# Without a GPU at hand: intermediate code alone, which the driver translates for whatever GPU it meets. Translating each
+# program for five of them takes four times as long.
+CUDA_LAB_ARCHS = $(if $(word 3,$(CUDA_ARCHS)),-gencode arch=compute_80$(comma)code=compute_80,$(CUDA_ARCHS))
 CUDA_LAB_DEPENDENCIES = -MMD -MP -MF $(BUILD)/$(@F).cuda_lab.d
-CUDA_LAB_nvcc = $(NVCC) $(NVCCFLAGS) $(CUDA_ARCHS) $(CUDA_LAB_DEPENDENCIES) $< -lcublasLt -o $@
+CUDA_LAB_nvcc = $(NVCC) $(NVCCFLAGS) $(CUDA_LAB_ARCHS) $(CUDA_LAB_DEPENDENCIES) $< -lcublasLt -o $@
 CUDA_LAB_emulation = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas $(CUDA_LAB_DEPENDENCIES) -MT $@ -x c++ $< -x none $(LIBS) -lboost_context -o $@
 
 # ---- style -----------------------------------------------------------------------------------------------------------

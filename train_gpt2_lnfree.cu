@@ -3800,14 +3800,14 @@ inline void use_cuda_engine() {
 #include "dev/cuda/engine_bench.h"
 #include "dev/cuda/engine_check.h"
 
-// train_gpt2_lnfree.cpp, compiled with -DLNFREE_ENTRY=lnfree_main_cuda.
-extern "C" int lnfree_main_cuda(int argc, char** argv);
+// train_gpt2_lnfree.cpp, its build for plain x86-64 (Makefile).
+extern "C" int lnfree_main_portable(int argc, char** argv);
 
 int main(int argc, char** argv) {
     lnfree::cuda::use_cuda_engine();
     lnfree::engine().check = lnfree::cuda::check_engine;
     lnfree::engine().bench = lnfree::cuda::bench_engine;
-    return lnfree_main_cuda(argc, argv);
+    return lnfree_main_portable(argc, argv);
 }
 #endif
 

@@ -6,8 +6,8 @@
 #   scripts/findings.sh bpe      GPT-2's vocabulary, on real text, with published indirect-object prompts
 #
 # Everything lands in OUT/FAMILY (OUT=runs/findings): the models, report/report.html, and findings.md for the README. What
-# is there already is not made again. Settings with their defaults, story / bpe: PRETRAIN_STEPS=4000 / 1000, STEPS=200,
-# STORIES=10000; and scripts/real_text.sh's SEED and ENGINE.
+# is there already is not made again. Settings with their defaults, story / bpe: PRETRAIN_STEPS=4000 / 1000, STEPS=200;
+# STORIES=3000, OPENINGS=100000 (stories of which single sentences are taken); and scripts/real_text.sh's SEED and ENGINE.
 set -eu
 
 family=${1:-}
@@ -25,10 +25,17 @@ mkdir -p "$OUT"
 
 case $family in
     story)
-        stories=$OUT/stories.jsonl
-        [ -e "$stories" ] || "$ENGINE" stories --count "${STORIES:-10000}" --seed 1 --out "$stories"
+        stories=$OUT/stories.jsonl openings=$OUT/openings.jsonl
+        [ -e "$stories" ] || "$ENGINE" stories --count "${STORIES:-3000}" --seed 1 --out "$stories"
+        # Who gets the thing decides a few bytes of a story's 800. Openings that are one such sentence and nothing else make
+        # that denser: otherwise a model of this size takes far longer to notice that it can be known.
+        if [ ! -e "$openings" ]; then
+            "$ENGINE" stories --count "${OPENINGS:-100000}" --seed 2 --out "$OUT/more.jsonl"
+            sed -n 's/^\({"text":"[A-Z][^\\]\{1,100\}\)\\n.*/\1\\n"}/p' "$OUT/more.jsonl" >"$openings"
+            rm "$OUT/more.jsonl"
+        fi
         SIZE="--n-layer 6 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=${PRETRAIN_STEPS:-4000} \
-            "$here/real_text.sh" "$stories" "$shared/data/text/tinystories_sample.jsonl.gz"
+            "$here/real_text.sh" "$stories" "$openings" "$shared/data/text/tinystories_sample.jsonl.gz"
         set -- ;;
     bpe)
         SIZE="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 256" PRETRAIN_STEPS=${PRETRAIN_STEPS:-1000} \
