@@ -91,7 +91,8 @@ struct Site {
     double sigma_bar = NAN;    // what FakeLN divides by; frozen at removal
     double running = NAN;      // sigma averaged over the training batches so far, what sigma_bar will be
     double last_sigma = NAN;   // the last step's average alone; a removed site keeps reporting it
-    double sigma_bar_0 = NAN;  // precursor only: what position 0 is divided by while own_position0 holds
+    double own_share = 0;      // gradual removal: FakeLN divides by sigma^own_share * sigma_bar^(1 - own_share)
+    double sigma_bar_0 = NAN;  // what position 0 is divided by while own_position0 holds
     bool own_position0 = false;
     bool own_end_of_text = false;  // precursor only, v sites: end-of-text positions use sigma_bar_0 as well
 };
@@ -126,8 +127,9 @@ struct Sites {
     }
     bool all_removed() const { return removed() == static_cast<int>(all.size()); }
     bool all_linear_everywhere() const {
-        return all_removed() &&
-               std::none_of(all.begin(), all.end(), [](const Site& s) { return s.own_position0 || s.own_end_of_text; });
+        return all_removed() && std::none_of(all.begin(), all.end(), [](const Site& s) {
+                   return s.own_share > 0 || s.own_position0 || s.own_end_of_text;
+               });
     }
 
   private:
@@ -147,6 +149,13 @@ struct Event {
     double sigma_bar;
 };
 
+// Where the auxiliary loss acts (section 2): at ln_f as in the paper, or at the input of every norm; on sigma's distance
+// from its target, or on that relative to the target.
+struct AuxSettings {
+    double weight = 0;  // lambda
+    bool everywhere = false, relative = false;
+};
+
 // Every value that a run depends on, after presets and flags have been resolved (protocol.md 4, 5, 8).
 struct Protocol {
     std::string preset = "auto";
@@ -157,16 +166,26 @@ struct Protocol {
     int64_t warmup = 0;
     double weight_decay = 0.01, beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8, clip = 1.0;
     double aux_weight = 0.1;  // lambda
-    double sigma_ema = 0.0;   // m: share of the running sigma that survives a step
-    bool removes = true;      // false for pretrain and for the vanilla control
+    bool aux_everywhere = false, aux_relative = false;
+    double sigma_ema = 0.0;              // m: share of the running sigma that survives a step
+    bool sigma_skips_position0 = false;  // sigma statistics leave position 0 out
+    int64_t gradual = 0;                 // steps from LayerNorm's divisor to FakeLN's; 0: at once
+    bool removes = true;                 // false for pretrain and for the vanilla control
     double start_mlp = 0, start_qk = 0, start_v = 0, start_f = 0;
     double gap_mlp = 0, gap_qk = 0, gap_v = 0;
     bool own_position0 = false;  // the precursor's special cases
     double release_end_of_text = 0, release_position0 = 0;
+    int64_t release_steps = 0;   // in which position 0's own sigma becomes sigma_bar, geometrically; 0: at once
+    int64_t shrink_steps = 0;    // in which position 0's embedding comes down to the others' length; 0: left alone
+    double plant_position0 = 0;  // pretrain, for experiments (section 7); 0: nothing is planted
+    int64_t plant_step = 0;
     uint64_t seed = 1;
     std::string precision = "fp32";  // of the operands of matrix products; weights, sums and the optimiser stay fp32
 
     int64_t tokens_per_step() const { return batch * seq * grad_accum; }
+    // No starts and gaps: the run decides (section 7).
+    bool adaptive() const { return preset == "adaptive" && removes; }
+    AuxSettings aux() const { return {aux_weight, aux_everywhere, aux_relative}; }
 };
 
 // Flags that were given on the command line; each overrides what the preset says.
@@ -175,6 +194,9 @@ struct ProtocolFlags {
     std::optional<int64_t> steps, stop, tokens, batch, seq, grad_accum, warmup;
     std::optional<double> lr, min_lr, weight_decay, aux_weight, sigma_ema;
     std::optional<double> start_mlp, start_qk, start_v, start_f, gap_mlp, gap_qk, gap_v;
+    std::optional<int64_t> gradual, release_position0, release_steps, shrink_steps, plant_step;
+    double plant_position0 = 0;
+    bool sigma_skips_position0 = false, own_position0 = false, aux_everywhere = false, aux_relative = false;
     uint64_t seed = 1;
     std::string precision;  // empty: the engine's choice
 };
@@ -254,10 +276,10 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     const auto& presets = paper_presets();
     const auto found =
         std::find_if(presets.begin(), presets.end(), [&](const PaperPreset& q) { return p.preset == q.name; });
-    const bool is_auto = p.preset == "auto";
+    const bool is_auto = p.preset == "auto" || p.preset == "adaptive";
     if (!is_auto && found == presets.end())
         throw BadInput("--preset " + p.preset +
-                       ": there is no such preset; use auto, small, medium, large, xl or precursor");
+                       ": there is no such preset; use auto, adaptive, small, medium, large, xl or precursor");
 
     if (is_auto) {
         set_auto_sizes(p, parameters, flags);
@@ -278,7 +300,12 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     p.min_lr = flags.min_lr.value_or(std::min(p.min_lr, p.lr));
     p.weight_decay = flags.weight_decay.value_or(p.weight_decay);
     p.aux_weight = flags.aux_weight.value_or(p.aux_weight);
+    p.aux_everywhere = flags.aux_everywhere;
+    p.aux_relative = flags.aux_relative;
     p.sigma_ema = flags.sigma_ema.value_or(p.sigma_ema);
+    p.sigma_skips_position0 = flags.sigma_skips_position0;
+    p.gradual = flags.gradual.value_or(0);
+    p.shrink_steps = flags.shrink_steps.value_or(0);
     p.start_mlp = flags.start_mlp.value_or(p.start_mlp);
     p.gap_mlp = flags.gap_mlp.value_or(p.gap_mlp);
     p.gap_qk = flags.gap_qk.value_or(p.gap_qk);
@@ -286,10 +313,13 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     p.start_qk = flags.start_qk.value_or(p.start_mlp + L * p.gap_mlp);
     p.start_v = flags.start_v.value_or(p.start_qk + L * p.gap_qk);
     p.start_f = flags.start_f.value_or(p.start_v + L * p.gap_v);
+    p.own_position0 = p.own_position0 || flags.own_position0;
+    p.release_steps = flags.release_steps.value_or(0);
     if (p.own_position0) {
         p.release_end_of_text = p.start_f + 20;
-        p.release_position0 = p.release_end_of_text + 100;
-        p.stop = static_cast<int64_t>(p.release_position0) + 20;
+        p.release_position0 =
+            static_cast<double>(flags.release_position0.value_or(static_cast<int64_t>(p.release_end_of_text) + 100));
+        p.stop = static_cast<int64_t>(p.release_position0) + p.release_steps + 20;
     }
     p.stop = flags.stop.value_or(is_auto ? p.steps : std::min(p.stop, p.steps));
     if (!removes) p.aux_weight = 0;
@@ -323,7 +353,7 @@ inline void check_protocol(const Protocol& p, int L) {
     };
     require_positive_or_zero("--weight-decay", p.weight_decay);
     require_positive_or_zero("--aux-weight", p.aux_weight);
-    if (!p.removes) return;
+    if (!p.removes || p.adaptive()) return;
     require_positive_or_zero("--start-mlp", p.start_mlp);
     require_positive_or_zero("--start-qk", p.start_qk);
     require_positive_or_zero("--start-v", p.start_v);
@@ -361,26 +391,45 @@ inline void update_running_sigma(Site& site, double sigma_avg, double m) {
     site.running = std::isnan(site.running) ? sigma_avg : m * site.running + (1 - m) * sigma_avg;
 }
 
-// Removes what is due at step s: freezes sigma_bar at the running value after step s - 1 and lets FakeLN take over.
-// The precursor froze its sigma_bar before training and only switches here; later it releases its special cases.
+// A site sets out; lower_own_share takes it the rest of the way.
+inline void begin_removal(const Protocol& p, Site& site) {
+    site.norm = Norm::fake_ln;
+    site.own_share = 1;
+    site.own_position0 = p.own_position0;
+    site.own_end_of_text = p.own_position0 && site.kind == SiteKind::v;
+}
+
+// One step of gradual removal: `steps` of them bring the share from 1 to 0.
+inline void lower_own_share(Site& site, int64_t steps) {
+    const double next = steps > 0 ? site.own_share - 1 / static_cast<double>(steps) : 0;
+    site.own_share = next > 1e-9 ? next : 0;
+}
+
+// Removes what is due at step s: freezes sigma_bar at the running value after step s - 1 and lets FakeLN take over, at once
+// or (ours) in `gradual` steps, during which sigma_bar goes on following the running value. The precursor froze its
+// sigma_bar before training and only switches here; later it releases its special cases.
 inline std::vector<Event> apply_due_events(const Protocol& p, Sites& sites, int64_t s) {
     std::vector<Event> events;
     if (!p.removes) return events;
     for (size_t i = 0; i < sites.all.size(); i++) {
         Site& site = sites.all[i];
         const int index = static_cast<int>(i);
-        if (site.norm == Norm::layer_norm && removal_step(p, site) == s) {
+        if (site.norm == Norm::layer_norm && !p.adaptive() && removal_step(p, site) == s) begin_removal(p, site);
+        if (site.own_share > 0) {
             if (!p.own_position0) site.sigma_bar = site.running;
-            site.norm = Norm::fake_ln;
-            site.own_position0 = p.own_position0;
-            site.own_end_of_text = p.own_position0 && site.kind == SiteKind::v;
-            events.push_back({s, index, "removed", site.sigma_bar});
+            lower_own_share(site, p.gradual);
+            if (site.own_share == 0) events.push_back({s, index, "removed", site.sigma_bar});
         }
         if (site.own_end_of_text && s == static_cast<int64_t>(p.release_end_of_text)) {
             site.own_end_of_text = false;
             events.push_back({s, index, "end-of-text released", site.sigma_bar});
         }
-        if (site.own_position0 && s == static_cast<int64_t>(p.release_position0)) {
+        if (site.own_position0 && s >= static_cast<int64_t>(p.release_position0)) {
+            const int64_t left = static_cast<int64_t>(p.release_position0) + p.release_steps - s;
+            if (left > 0) {
+                site.sigma_bar_0 *= std::pow(site.sigma_bar / site.sigma_bar_0, 1 / static_cast<double>(left + 1));
+                continue;
+            }
             site.own_position0 = false;
             events.push_back({s, index, "position 0 released", site.sigma_bar});
         }
@@ -491,17 +540,21 @@ inline void norm_forward(real* out, const real* inp, const real* mean, const rea
     }
 }
 
-// The divisors of a removed site: sigma_bar everywhere, except for the precursor's two special cases.
-// divisor (B,T), tokens (B,T)
-inline void fakeln_divisors(real* divisor, const Site& site, const int32_t* tokens, int32_t end_of_text, int64_t B,
-                            int64_t T) {
+// The divisors of a removed site: sigma_bar everywhere, except for the precursor's two special cases. A site that is removed
+// gradually is on its way from LayerNorm's divisor to that: with a share w of its own sigma, which falls from 1 to 0,
+//     divisor = sigma^w * sigma_bar^(1 - w)
+// divisor, sigma (B,T), tokens (B,T)
+inline void fakeln_divisors(real* divisor, const Site& site, const real* sigma, const int32_t* tokens,
+                            int32_t end_of_text, int64_t B, int64_t T) {
     for (int64_t n = 0; n < B * T; n++) {
         const bool special = (site.own_position0 && n % T == 0) || (site.own_end_of_text && tokens[n] == end_of_text);
-        divisor[n] = static_cast<real>(special ? site.sigma_bar_0 : site.sigma_bar);
+        double d = special ? site.sigma_bar_0 : site.sigma_bar;
+        if (site.own_share > 0) d *= std::pow(static_cast<double>(sigma[n]) / d, site.own_share);
+        divisor[n] = static_cast<real>(d);
     }
 }
 
-// d gamma and d beta are the same sums for both norms, added to dgamma, dbeta (C).
+// d gamma and d beta are the same sums for all norms, added to dgamma, dbeta (C).
 inline void add_norm_parameter_gradients(real* dgamma, real* dbeta, const real* dout, const real* inp, const real* mean,
                                          const real* divisor, int64_t N, int64_t C) {
     std::vector<real> sums(static_cast<size_t>(2 * C), real(0));
@@ -566,19 +619,60 @@ inline void fakeln_backward(real* dinp, real* dgamma, real* dbeta, const real* d
     add_norm_parameter_gradients(dgamma, dbeta, dout, inp, mean, divisor, N, C);
 }
 
+// Gradual removal, between the two: a change of x moves the divisor w times as much as LayerNorm's, relative to its size.
+// With xhat = (x - mean) / divisor:   dx = (g - mean(g)) / divisor - w * (x - mean) / sigma^2 * mean(g * xhat)
+inline void blended_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp,
+                             const real* gamma, const real* mean, const real* sigma, const real* divisor,
+                             double own_share, int64_t N, int64_t C) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; n++) {
+        const real* x = inp + n * C;
+        const real* d = dout + n * C;
+        real* dx = dinp + n * C;
+        const real m = mean[n], scale = real(1) / divisor[n];
+        real sum_g = 0, sum_gx = 0;
+#pragma omp simd reduction(+ : sum_g, sum_gx)
+        for (int64_t c = 0; c < C; c++) {
+            const real g = d[c] * gamma[c];
+            sum_g += g;
+            sum_gx += g * (x[c] - m) * scale;
+        }
+        const real mean_g = sum_g / static_cast<real>(C), mean_gx = sum_gx / static_cast<real>(C);
+        const real slope = static_cast<real>(own_share) * mean_gx / (sigma[n] * sigma[n]);
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) dx[c] += (d[c] * gamma[c] - mean_g) * scale - slope * (x[c] - m);
+    }
+    add_norm_parameter_gradients(dgamma, dbeta, dout, inp, mean, divisor, N, C);
+}
+
+// Whichever of the three a site needs; divisor is what its forward pass divided by.
+inline void norm_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
+                          const real* mean, const real* sigma, const real* divisor, const Site& site, int64_t N,
+                          int64_t C) {
+    if (site.norm == Norm::layer_norm) {
+        layernorm_backward(dinp, dgamma, dbeta, dout, inp, gamma, mean, sigma, N, C);
+    } else if (site.own_share > 0) {
+        blended_backward(dinp, dgamma, dbeta, dout, inp, gamma, mean, sigma, divisor, site.own_share, N, C);
+    } else {
+        fakeln_backward(dinp, dgamma, dbeta, dout, inp, gamma, mean, divisor, N, C);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The auxiliary loss (paper, eq. 3; protocol.md 6) keeps sigma even across positions at the input of ln_f:
 //     L_aux = lambda * mean over all positions of (sigma - sigma_hat)^2
-// sigma_hat is the mean over positions other than t = 0 and other than end-of-text; no gradient flows through it.
+// sigma_hat is the mean over positions other than t = 0 and other than end-of-text; no gradient flows through it. The
+// relative loss is of sigma / sigma_hat - 1, so that a norm weighs the same however long the stream has become.
 struct AuxLoss {
     double loss = 0;
     double sigma_hat = 0;
+    double weight = 0;    // what multiplies the squares: lambda, or lambda / sigma_hat^2
     bool active = false;  // false when lambda is 0 or when every position is excluded from sigma_hat
 };
 
 // sigma (B,T), tokens (B,T)
-inline AuxLoss aux_loss_forward(const real* sigma, const int32_t* tokens, int32_t end_of_text, double lambda, int64_t B,
-                                int64_t T) {
+inline AuxLoss aux_loss_forward(const real* sigma, const int32_t* tokens, int32_t end_of_text,
+                                const AuxSettings& settings, int64_t B, int64_t T) {
     AuxLoss aux;
     int64_t counted = 0;
     for (int64_t n = 0; n < B * T; n++) {
@@ -586,23 +680,24 @@ inline AuxLoss aux_loss_forward(const real* sigma, const int32_t* tokens, int32_
         aux.sigma_hat += static_cast<double>(sigma[n]);
         counted++;
     }
-    if (lambda == 0 || counted == 0) return aux;
+    if (settings.weight == 0 || counted == 0) return aux;
     aux.active = true;
     aux.sigma_hat /= static_cast<double>(counted);
+    aux.weight = settings.relative ? settings.weight / (aux.sigma_hat * aux.sigma_hat) : settings.weight;
     for (int64_t n = 0; n < B * T; n++) {
         const double off = static_cast<double>(sigma[n]) - aux.sigma_hat;
         aux.loss += off * off;
     }
-    aux.loss *= lambda / static_cast<double>(B * T);
+    aux.loss *= aux.weight / static_cast<double>(B * T);
     return aux;
 }
 
-// d sigma / d x = (x - mean) / (C * sigma), so  dx += lambda * 2 / N * (sigma - sigma_hat) * (x - mean) / (C * sigma).
+// d sigma / d x = (x - mean) / (C * sigma), so  dx += weight * 2 / N * (sigma - sigma_hat) * (x - mean) / (C * sigma).
 // `scale` is 1 / accumulation steps.
 inline void aux_loss_backward(real* dinp, const AuxLoss& aux, const real* inp, const real* mean, const real* sigma,
-                              double lambda, double scale, int64_t N, int64_t C) {
+                              double scale, int64_t N, int64_t C) {
     if (!aux.active) return;
-    const double factor = scale * lambda * 2.0 / static_cast<double>(N * C);
+    const double factor = scale * aux.weight * 2.0 / static_cast<double>(N * C);
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; n++) {
         const real* x = inp + n * C;
@@ -1043,7 +1138,13 @@ struct SigmaSum {
     double at_0 = 0, elsewhere = 0;
     int64_t n_at_0 = 0, n_elsewhere = 0;
 
-    double mean() const { return (at_0 + elsewhere) / static_cast<double>(n_at_0 + n_elsewhere); }
+    double mean_at_0() const { return at_0 / static_cast<double>(n_at_0); }
+    double mean_elsewhere() const {
+        return n_elsewhere > 0 ? elsewhere / static_cast<double>(n_elsewhere) : mean_at_0();
+    }
+    double mean(bool without_position0 = false) const {
+        return without_position0 ? mean_elsewhere() : (at_0 + elsewhere) / static_cast<double>(n_at_0 + n_elsewhere);
+    }
     void add(const real* sigma, int64_t B, int64_t T) {
         for (int64_t n = 0; n < B * T; n++) (n % T == 0 ? at_0 : elsewhere) += static_cast<double>(sigma[n]);
         n_at_0 += B;
@@ -1102,37 +1203,37 @@ class GPT2 {
     virtual void zero_gradients() { grads.zero(); }
     // Euclidean norm of the whole gradient (section 4).
     virtual double gradient_norm();
+    // The embedding of position 0 becomes factor * itself + added (C); null: nothing is added.
+    virtual void edit_position0(double factor, const real* added) {
+        for (int64_t c = 0; c < config.C; c++)
+            w_.wpe[c] = static_cast<real>(factor) * w_.wpe[c] + (added == nullptr ? real(0) : added[c]);
+    }
     // Brings `params` up to date where training works on another copy.
     virtual void fetch_parameters() {}
     void clear_sigma_sums() { sigma_sums.assign(sites.all.size(), SigmaSum()); }
     // Adds the sigmas of the last pass, which must have kept every layer's.
     void collect_sigma_sums() {
         for (size_t i = 0; i < sites.all.size(); i++) {
-            const Site& site = sites.all[i];
-            const real* sigma = site.kind == SiteKind::f     ? act_.sigmaf
-                                : site.kind == SiteKind::mlp ? act_.layers[site.layer].sigma2
-                                                             : act_.layers[site.layer].sigma1;
-            sigma_sums[i].add(sigma, act_.B, act_.T);
+            sigma_sums[i].add(sigmas_at(sites.all[i]), act_.B, act_.T);
         }
     }
 
     // One micro-batch of training: adds the gradients of (cross-entropy + auxiliary loss) / grad_accum to `grads` and
     // this micro-batch's sigmas to `sigma_sums`. inputs, targets (B,T)
     virtual BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                                       double aux_weight, int64_t grad_accum) {
+                                       const AuxSettings& aux, int64_t grad_accum) {
         act_.reserve(B, T, true, config);
         run_blocks(inputs);
         collect_sigma_sums();
         BatchLoss result;
-        const AuxLoss aux = aux_loss_forward(act_.sigmaf, inputs, config.end_of_text, aux_weight, B, T);
-        result.aux = aux.loss;
+        result.aux = auxiliary_losses(inputs, aux);
+        aux_scale_ = 1.0 / static_cast<double>(grad_accum);
         result.loss = classify(inputs, targets, 1.0 / static_cast<double>(B * T * grad_accum));
 
         std::fill(act_.dresidual, act_.dresidual + B * T * config.C, real(0));
         norm_backward(act_.dresidual, dw_.lnf_gamma, dw_.lnf_beta, act_.dbranch, act_.final_residual, w_.lnf_gamma,
                       act_.meanf, act_.sigmaf, sites.f(), inputs);
-        aux_loss_backward(act_.dresidual, aux, act_.final_residual, act_.meanf, act_.sigmaf, aux_weight,
-                          1.0 / static_cast<double>(grad_accum), B * T, config.C);
+        auxiliary_backward(sites.f(), act_.final_residual, act_.meanf);
         for (int64_t l = config.L - 1; l >= 0; l--) {
             mlp_backward(l, inputs);
             attention_block_backward(l, inputs);
@@ -1219,6 +1320,7 @@ class GPT2 {
     // gradient (B,T,C)). dnormed (B,T,C) is the gradient of ln_f's output. Adds to `grads` what has no meaning here.
     void stream_gradients(const real* dnormed, const int32_t* inputs,
                           const std::function<void(int64_t layer, const real* gradient)>& see) {
+        aux_.clear();
         const int64_t NC = positions() * config.C;
         std::copy(dnormed, dnormed + NC, act_.dbranch);
         std::fill(act_.dresidual, act_.dresidual + NC, real(0));
@@ -1240,8 +1342,12 @@ class GPT2 {
         final_norm(no_tokens.data());
         unembed(out, act_.normed, N);
     }
-    // sigma at the input of ln_f in the last pass, (B,T).
-    const real* final_sigmas() const { return act_.sigmaf; }
+    // sigma at a site's input in the last pass, which must have kept every layer's, (B,T).
+    const real* sigmas_at(const Site& site) const {
+        return site.kind == SiteKind::f     ? act_.sigmaf
+               : site.kind == SiteKind::mlp ? act_.layers[site.layer].sigma2
+                                            : act_.layers[site.layer].sigma1;
+    }
 
     // Bytes of the activation arena for B sequences of T positions.
     int64_t activation_bytes(int64_t B, int64_t T, bool training) const {
@@ -1257,7 +1363,7 @@ class GPT2 {
         const Site &qk = sites.qk(static_cast<int>(l)), &v = sites.v(static_cast<int>(l));
         if (qk.norm != v.norm) return false;
         if (qk.norm != Norm::fake_ln) return true;
-        return qk.sigma_bar == v.sigma_bar && qk.own_end_of_text == v.own_end_of_text &&
+        return qk.sigma_bar == v.sigma_bar && qk.own_share == v.own_share && qk.own_end_of_text == v.own_end_of_text &&
                qk.own_position0 == v.own_position0 && (!qk.own_position0 || qk.sigma_bar_0 == v.sigma_bar_0);
     }
 
@@ -1266,6 +1372,31 @@ class GPT2 {
     Activations act_;
 
     int64_t positions() const { return act_.B * act_.T; }
+
+    std::vector<AuxLoss> aux_;  // of the last training pass, one per site; empty for other passes
+    double aux_scale_ = 1;      // 1 / accumulation steps
+
+    // The auxiliary loss at f, or at every norm; qk and v share one. Where there are several their mean, so that lambda
+    // keeps its meaning.
+    double auxiliary_losses(const int32_t* inputs, AuxSettings settings) {
+        aux_.assign(sites.all.size(), AuxLoss());
+        if (settings.everywhere) settings.weight /= static_cast<double>(2 * config.L + 1);
+        double sum = 0;
+        for (size_t i = 0; i < sites.all.size(); i++) {
+            const Site& site = sites.all[i];
+            if (site.kind == SiteKind::v || (site.kind != SiteKind::f && !settings.everywhere)) continue;
+            aux_[i] = aux_loss_forward(sigmas_at(site), inputs, config.end_of_text, settings, act_.B, act_.T);
+            sum += aux_[i].loss;
+        }
+        return sum;
+    }
+
+    // Adds to dresidual, the gradient of `inp`, which is the input of `site`.
+    void auxiliary_backward(const Site& site, const real* inp, const real* mean) {
+        if (aux_.empty()) return;
+        const AuxLoss& aux = aux_[static_cast<size_t>(&site - sites.all.data())];
+        aux_loss_backward(act_.dresidual, aux, inp, mean, sigmas_at(site), aux_scale_, positions(), config.C);
+    }
 
     // The norm of a site: LayerNorm, FakeLN, or nothing where it is folded into the next weights.
     void norm(real* out, const real* inp, const real* mean, const real* sigma, const real* gamma, const real* beta,
@@ -1283,16 +1414,15 @@ class GPT2 {
         const int64_t N = positions(), C = config.C;
         if (site.norm == Norm::folded) {
             residual_forward(dinp, dinp, dout, N * C);
-        } else if (site.norm == Norm::layer_norm) {
-            layernorm_backward(dinp, dgamma, dbeta, dout, inp, gamma, mean, sigma, N, C);
         } else {
-            fakeln_backward(dinp, dgamma, dbeta, dout, inp, gamma, mean, divisors(site, sigma, tokens), N, C);
+            lnfree::norm_backward(dinp, dgamma, dbeta, dout, inp, gamma, mean, sigma, divisors(site, sigma, tokens),
+                                  site, N, C);
         }
     }
 
     const real* divisors(const Site& site, const real* sigma, const int32_t* tokens) {
         if (site.norm == Norm::layer_norm) return sigma;
-        fakeln_divisors(act_.divisor, site, tokens, config.end_of_text, act_.B, act_.T);
+        fakeln_divisors(act_.divisor, site, sigma, tokens, config.end_of_text, act_.B, act_.T);
         return act_.divisor;
     }
 
@@ -1372,6 +1502,7 @@ class GPT2 {
         matmul_backward(act_.dbranch, d.fc, d.fc_bias, act_.dhidden, act_.normed, w.fc, N, C, H, H);
         norm_backward(act_.dresidual, d.ln2_gamma, d.ln2_beta, act_.dbranch, a.residual_mid, w.ln2_gamma, a.mean2,
                       a.sigma2, site, inputs);
+        auxiliary_backward(site, a.residual_mid, a.mean2);
     }
 
     void attention_block_backward(int64_t l, const int32_t* inputs) {
@@ -1387,6 +1518,7 @@ class GPT2 {
             norm_backward(act_.dresidual, d.ln1_gamma, d.ln1_beta, act_.dbranch, a.residual, w.ln1_gamma, a.mean1,
                           a.sigma1, *p.site, inputs);
         }
+        auxiliary_backward(sites.qk(static_cast<int>(l)), a.residual, a.mean1);
     }
 
     void final_norm(const int32_t* inputs) {
@@ -1508,11 +1640,23 @@ inline double clip_scale(double norm, double clip) {
     return norm > clip ? clip / norm : 1.0;
 }
 
+// Ours: an embedding of position 0 that is far longer than the others makes that position's sigma stand out at every site.
+// As long as LayerNorm divides its length away, the embedding can be shortened at little cost: over the first shrink_steps
+// steps by a factor each that brings sigma in front of block 0 down to what the other positions have. AdamW could not do
+// that: its steps are of one size, however long the vector.
+inline void shrink_position0(GPT2& model, const Protocol& p, int64_t s) {
+    if (s >= p.shrink_steps) return;
+    const SigmaSum& first = model.sigma_sums[static_cast<size_t>(model.sites.L)];  // qk[0]
+    const double ratio = first.mean_elsewhere() / first.mean_at_0();
+    if (ratio < 1) model.edit_position0(std::pow(ratio, 1 / static_cast<double>(p.shrink_steps - s)), nullptr);
+}
+
 // The optimiser half of one training step, after its micro-batches: running sigmas, clipping, AdamW.
 // Returns the gradient norm before clipping.
 inline double finish_step(GPT2& model, AdamW& adam, const Protocol& p, int64_t s) {
     for (size_t i = 0; i < model.sites.all.size(); i++)
-        update_running_sigma(model.sites.all[i], model.sigma_sums[i].mean(), p.sigma_ema);
+        update_running_sigma(model.sites.all[i], model.sigma_sums[i].mean(p.sigma_skips_position0), p.sigma_ema);
+    shrink_position0(model, p, s);
     const double norm = model.gradient_norm();
     adam.update(model, p, learning_rate(p, s), clip_scale(norm, p.clip));
     return norm;
@@ -1528,10 +1672,10 @@ inline void measure_before_training(GPT2& model, const Protocol& p, const std::v
         Site& site = model.sites.all[i];
         const SigmaSum& sum = model.sigma_sums[i];
         if (site.norm != Norm::layer_norm) continue;
-        site.running = sum.mean();
+        site.running = sum.mean(p.sigma_skips_position0);
         if (!p.own_position0) continue;
-        site.sigma_bar_0 = sum.at_0 / static_cast<double>(sum.n_at_0);
-        site.sigma_bar = sum.n_elsewhere > 0 ? sum.elsewhere / static_cast<double>(sum.n_elsewhere) : site.sigma_bar_0;
+        site.sigma_bar_0 = sum.mean_at_0();
+        site.sigma_bar = sum.mean_elsewhere();
     }
 }
 
@@ -1539,7 +1683,7 @@ inline void measure_before_training(GPT2& model, const Protocol& p, const std::v
 inline std::vector<Event> begin_step(GPT2& model, const Protocol& p, int64_t s,
                                      const std::vector<std::vector<int32_t>>& inputs) {
     const auto& all = model.sites.all;
-    const bool due = p.removes && std::any_of(all.begin(), all.end(), [&](const Site& site) {
+    const bool due = p.removes && !p.adaptive() && std::any_of(all.begin(), all.end(), [&](const Site& site) {
                          return site.norm == Norm::layer_norm && (removal_step(p, site) == 0 || p.own_position0);
                      });
     if (s == 0 && due) measure_before_training(model, p, inputs);
@@ -1698,6 +1842,7 @@ inline void move_sigma_v_into_c_attn(TensorRecipes& recipes, GPT2& model, int64_
 inline void require_exportable(const GPT2& model, const char* form) {
     for (const Site& site : model.sites.all) {
         const char* reason = site.norm == Norm::layer_norm ? "still has its LayerNorm"
+                             : site.own_share > 0          ? "is still on its way to FakeLN"
                              : site.own_position0          ? "still has its own sigma at position 0"
                              : site.own_end_of_text        ? "still has its own sigma at end-of-text"
                                                            : nullptr;
@@ -1864,7 +2009,11 @@ void visit_protocol(AnyProtocol& p, Visit visit) {
     visit("adam_eps", p.adam_eps);
     visit("clip", p.clip);
     visit("aux_weight", p.aux_weight);
+    visit("aux_everywhere", p.aux_everywhere);
+    visit("aux_relative", p.aux_relative);
     visit("sigma_ema", p.sigma_ema);
+    visit("sigma_skips_position0", p.sigma_skips_position0);
+    visit("gradual", p.gradual);
     visit("removes", p.removes);
     visit("start_mlp", p.start_mlp);
     visit("start_qk", p.start_qk);
@@ -1876,6 +2025,10 @@ void visit_protocol(AnyProtocol& p, Visit visit) {
     visit("own_position0", p.own_position0);
     visit("release_end_of_text", p.release_end_of_text);
     visit("release_position0", p.release_position0);
+    visit("release_steps", p.release_steps);
+    visit("shrink_steps", p.shrink_steps);
+    visit("plant_position0", p.plant_position0);
+    visit("plant_step", p.plant_step);
     visit("seed", p.seed);
     visit("precision", p.precision);
 }
@@ -1912,6 +2065,7 @@ inline ordered_json sites_json(const Sites& sites) {
         j["sigma_bar"] = number_or_null(site.sigma_bar);
         j["sigma_avg"] = number_or_null(site.last_sigma);
         j["running"] = number_or_null(site.running);
+        if (site.own_share > 0) j["own_share"] = site.own_share;
         if (std::isfinite(site.sigma_bar_0)) {
             j["sigma_bar_0"] = site.sigma_bar_0;
             j["own_position0"] = site.own_position0;
@@ -1943,11 +2097,14 @@ inline Sites sites_from_json(const json& list, int L, const std::string& path) t
         site.last_sigma = number_or_nan(j, "sigma_avg");
         site.running = number_or_nan(j, "running");
         site.sigma_bar_0 = number_or_nan(j, "sigma_bar_0");
+        site.own_share = j.value("own_share", 0.0);
         site.own_position0 = j.value("own_position0", false);
         site.own_end_of_text = j.value("own_end_of_text", false);
         const bool needs_0 = site.own_position0 || site.own_end_of_text;
         if (site.norm == Norm::fake_ln && (!(site.sigma_bar > 0) || (needs_0 && !(site.sigma_bar_0 > 0))))
             throw BadInput(path + ": site " + expected + " is fakeln but has no positive sigma_bar");
+        if (!(site.own_share >= 0 && site.own_share <= 1))
+            throw BadInput(path + ": site " + expected + " has an own_share outside 0 to 1");
     }
     return sites;
 } catch (const json::exception&) {
@@ -2253,10 +2410,11 @@ inline void remove_leftovers(const std::string& out) {
 }
 
 // Removes all but the last `keep`; each first loses its name, so that none is ever there by halves.
-inline void prune_checkpoints(const std::string& out, size_t keep) {
+inline void prune_checkpoints(const std::string& out, size_t keep, const std::string& also = "") {
     const std::vector<fs::path> all = list_checkpoints(out);
     std::error_code ignored;
     for (size_t i = 0; i + keep < all.size(); i++) {
+        if (all[i].filename() == also) continue;
         const fs::path doomed = all[i].parent_path() / ("." + all[i].filename().string() + ".old");
         fs::rename(all[i], doomed, ignored);
         fs::remove_all(doomed, ignored);
@@ -2368,6 +2526,20 @@ inline void initialise(GPT2& model, uint64_t seed) {
     }
 }
 
+// An experimenter's device: makes position 0 stand out at every site as it does in large trained models and never in small
+// young ones. `length` times a random centred direction of unit root mean square is added to its embedding.
+inline void plant_position0(GPT2& model, double length, uint64_t seed) {
+    const int64_t C = model.config.C;
+    SplitMix64 random(seed);
+    std::vector<double> direction(static_cast<size_t>(C));
+    double mean = 0, squares = 0;
+    for (double& x : direction) mean += (x = random.normal()) / static_cast<double>(C);
+    for (double& x : direction) squares += (x - mean) * (x - mean) / static_cast<double>(C);
+    std::vector<real> added;
+    for (const double x : direction) added.push_back(static_cast<real>(length * (x - mean) / std::sqrt(squares)));
+    model.edit_position0(1, added.data());
+}
+
 // What a run was asked to do, beyond its protocol.
 struct RunOptions {
     std::string command;  // pretrain, remove or finetune
@@ -2442,6 +2614,63 @@ class RunLog {
     std::unique_ptr<FILE, Close> file_;
 };
 
+// ---------------------------------------------------------------------------------------------------------------------
+// A schedule that adapts (ours)
+//
+// Starts and gaps that suit one model do not suit the next, so `--preset adaptive` has none. In front of a removal it asks
+// the model: a forward pass over a few held-out sequences says what each remaining site would cost right now. The cheapest go,
+// as many at once as cost no more than kAllowance together; then the run waits until the held-out loss is back. Where the
+// training loss jumps, the state from before the removal comes back, the learning rate is halved, the allowance too, and
+// divisors take longer on their way to sigma_bar. Whatever is left at kDeadline of the run goes then, slowly. All of it
+// follows from losses, which are the same bits for any number of threads, so that a run can be repeated and resumed.
+
+constexpr int64_t kHeldOutSequences = 16;
+constexpr double kAllowance = 0.25;  // nats that a removal may cost at first
+constexpr double kBack = 0.01;       // nats above the held-out loss before it, within which a removal has been got over
+constexpr double kJump = 0.3;   // a spike: so many nats, and twice the expected cost, above the training loss's trend
+constexpr double kRate = 0.05;  // nats per step: what costs more than allowed takes accordingly many steps
+constexpr double kDeadline = 0.6;    // of the run's steps
+constexpr double kOutlierRatio = 2;  // of sigma at position 0 to sigma elsewhere, from which on it stands out
+constexpr double kFlat = 0.002;      // nats that the held-out loss must gain in a fifth of the run, or it ends
+constexpr int64_t kMostRollBacks = 10;
+
+// What the decisions rest on, beyond the protocol and the sites. Part of a checkpoint.
+struct AdaptiveState {
+    double before = NAN;  // held-out loss in front of the last removal
+    double expected = 0;  // what that removal was to cost
+    double mean = NAN;    // running mean of the training loss,
+    double trend = NAN;   // and the lowest that it has been
+    double allowance = kAllowance;
+    int64_t gentle = 0;  // least number of steps that divisors take
+    int64_t chosen_at = -1, roll_backs = 0;
+    double level = NAN;  // after the last removal: the lowest held-out loss, and when it was there
+    int64_t level_at = 0;
+    std::string snapshot;  // name of the checkpoint to go back to
+
+    template <class Any, class Visit>
+    static void visit(Any& a, Visit see) {
+        see("before", a.before);
+        see("expected", a.expected);
+        see("mean", a.mean);
+        see("trend", a.trend);
+        see("allowance", a.allowance);
+        see("gentle", a.gentle);
+        see("chosen_at", a.chosen_at);
+        see("roll_backs", a.roll_backs);
+        see("level", a.level);
+        see("level_at", a.level_at);
+        see("snapshot", a.snapshot);
+    }
+
+    // Takes in the loss of a training step; true if it is a spike.
+    bool note(double loss) {
+        if (loss > trend + kJump + 2 * expected) return true;
+        mean = std::isnan(mean) ? loss : 0.9 * mean + 0.1 * loss;
+        trend = std::isnan(trend) ? mean : std::min(trend, mean);
+        return false;
+    }
+};
+
 class TrainingRun {
   public:
     explicit TrainingRun(RunOptions options) : o_(std::move(options)), screen_(o_.json_output ? stderr : stdout) {}
@@ -2491,6 +2720,7 @@ class TrainingRun {
     RunLog log_;
     std::vector<Event> events_;
     ordered_json based_on_;  // lnfree.json of the model that the run started from
+    AdaptiveState adaptive_;
     int64_t step_ = 0;
     double first_val_ = NAN, last_val_ = NAN;
     double started_ = 0;  // clock at the first step of this process
@@ -2539,6 +2769,8 @@ class TrainingRun {
         p_.min_lr = o_.flags.min_lr.value_or(p_.lr / 10);
         p_.beta2 = 0.95;
         p_.weight_decay = o_.flags.weight_decay.value_or(0.1);
+        p_.plant_position0 = o_.flags.plant_position0;
+        p_.plant_step = o_.flags.plant_step.value_or(std::max<int64_t>(1, p_.steps - 300));
         check_protocol(p_, static_cast<int>(model_->config.L));
     }
 
@@ -2612,6 +2844,8 @@ class TrainingRun {
         j["stochastic_rounding"] = o_.engine.stochastic_rounding;
         j["attention"] = o_.engine.attention;
         j["data_fingerprint"] = hex(train_->fingerprint());
+        if (p_.adaptive())
+            AdaptiveState::visit(adaptive_, [&](const char* key, const auto& value) { j["adaptive"][key] = value; });
         return j;
     }
 
@@ -2653,16 +2887,16 @@ class TrainingRun {
             first_val_ = number_or_nan(r, "first_val_loss");
             r.at("stochastic_rounding").get_to(o_.engine.stochastic_rounding);
             r.at("attention").get_to(o_.engine.attention);
-            events_ = events_from_json(loaded.lnfree.at("events"), loaded.model->sites);
             if (loaded.lnfree.at("based_on").is_object())
                 based_on_ = ordered_json::parse(loaded.lnfree["based_on"].dump());
-            model_ = std::move(loaded.model);
-            tokenizer_ = std::move(loaded.tokenizer);
-            if (model_->config.form == ModelForm::checkpoint) model_->config.form = ModelForm::hugging_face;
-            adam_->prepare(model_->parameters());
-            r.at("adam_updates").get_to(adam_->updates);
-            read_moments(adam_->m, *model_, folder + "/adam_m.safetensors");
-            read_moments(adam_->v, *model_, folder + "/adam_v.safetensors");
+            if (p_.adaptive())
+                AdaptiveState::visit(adaptive_, [&](const char* key, auto& value) {
+                    if constexpr (std::is_same_v<decltype(value), double&>)
+                        value = number_or_nan(r.at("adaptive"), key);
+                    else
+                        r.at("adaptive").at(key).get_to(value);
+                });
+            take_state(folder, loaded);
             require_usable_record(folder);
             open_shards();
             if (r.at("data_fingerprint") != hex(train_->fingerprint()))
@@ -2671,6 +2905,19 @@ class TrainingRun {
         } catch (const json::exception& e) {
             throw BadInput(folder + "/lnfree.json: cannot be resumed from: " + e.what());
         }
+    }
+
+    // Model, optimiser and events of a checkpoint become this run's. Throws json::exception if it lacks something.
+    void take_state(const std::string& folder, LoadedModel& loaded) {
+        events_ = events_from_json(loaded.lnfree.at("events"), loaded.model->sites);
+        model_ = std::move(loaded.model);
+        tokenizer_ = std::move(loaded.tokenizer);
+        if (model_->config.form == ModelForm::checkpoint) model_->config.form = ModelForm::hugging_face;
+        adam_ = engine().make_optimiser();
+        adam_->prepare(model_->parameters());
+        loaded.lnfree.at("resume").at("adam_updates").get_to(adam_->updates);
+        read_moments(adam_->m, *model_, folder + "/adam_m.safetensors");
+        read_moments(adam_->v, *model_, folder + "/adam_v.safetensors");
     }
 
     // A checkpoint's lnfree.json is a file like any other: nothing in it may lead the loop astray.
@@ -2693,6 +2940,7 @@ class TrainingRun {
             training_step();
         }
         validate();
+        if (p_.adaptive() && !model_->sites.all_linear_everywhere()) stop_unfinished();
     }
 
     void read_step_batches() {
@@ -2712,6 +2960,7 @@ class TrainingRun {
         const double begin = seconds_now();
         if (o_.on_step) o_.on_step(step_);
         read_step_batches();
+        if (p_.adaptive()) adapt();
         const Sites sites_before = model_->sites;
         const std::vector<Event> events_before = events_;
         const std::vector<Event> events = begin_step(*model_, p_, step_, inputs_);
@@ -2719,21 +2968,166 @@ class TrainingRun {
         BatchLoss mean;
         for (size_t a = 0; a < inputs_.size(); a++) {
             const BatchLoss l = model_->forward_backward(inputs_[a].data(), targets_[a].data(), p_.batch, p_.seq,
-                                                         p_.aux_weight, p_.grad_accum);
+                                                         p_.aux(), p_.grad_accum);
             mean.loss += l.loss / static_cast<double>(p_.grad_accum);
             mean.aux += l.aux / static_cast<double>(p_.grad_accum);
-            if (!std::isfinite(mean.loss + mean.aux)) stop_for_divergence("loss");
+            if (!std::isfinite(mean.loss + mean.aux)) return diverged("loss");
             if (g_signal != 0) {
                 model_->sites = sites_before;  // the step has not happened
                 events_ = events_before;
                 stop_for_signal();
             }
         }
+        if (p_.adaptive() && adaptive_.note(mean.loss))
+            return roll_back("the loss jumped from " + format_fixed(adaptive_.trend, 4) + " to " +
+                             format_fixed(mean.loss, 4));
         if (checkpoint_is_due()) save_checkpoint_before_step(sites_before, events_before);
         const double norm = finish_step(*model_, *adam_, p_, step_);
-        if (!std::isfinite(norm)) stop_for_divergence("gradient");
+        if (p_.plant_position0 > 0 && step_ + 1 == p_.plant_step) plant_position0(*model_, p_.plant_position0, p_.seed);
+        if (!std::isfinite(norm)) return diverged("gradient");
         report_step(mean, norm, events, static_cast<double>(p_.tokens_per_step()) / (seconds_now() - begin));
         if (step_ == 0 && o_.command != "pretrain") warn_if_untrained(mean.loss);
+    }
+
+    // ----- the schedule that adapts
+
+    // Before a step: what stands out at the start, the next removal, or the end.
+    void adapt() {
+        if (adaptive_.chosen_at == step_) return;  // resumed in the middle of this step
+        if (step_ == 0) look_for_outliers();
+        if (adaptive_.snapshot.empty()) take_snapshot();
+        const auto& all = model_->sites.all;
+        const bool under_way = std::any_of(all.begin(), all.end(), [](const Site& s) { return s.own_share > 0; });
+        if (under_way || step_ < std::max(std::max<int64_t>(1, p_.warmup), p_.shrink_steps)) return;
+        const double now = held_out_loss();
+        if (model_->sites.all_removed()) return end_when_flat(now);
+        const int64_t patience = std::max<int64_t>(5, p_.stop / 15);
+        if (std::isnan(adaptive_.before) || now <= adaptive_.before + kBack || step_ - adaptive_.chosen_at >= patience)
+            choose(now);
+    }
+
+    double held_out_loss() {
+        return mean_loss(*model_, *val_, p_.seq, std::min(p_.batch, kHeldOutSequences),
+                         static_cast<uint64_t>(kHeldOutSequences * p_.seq), false, "");
+    }
+
+    // What the held-out loss would be without these sites' LayerNorms, right now.
+    double held_out_loss_without(const std::vector<size_t>& group) {
+        const Sites sites = model_->sites;
+        for (const size_t i : group) {
+            model_->sites.all[i].norm = Norm::fake_ln;
+            model_->sites.all[i].sigma_bar = sites.all[i].running;
+        }
+        const double loss = held_out_loss();
+        model_->sites = sites;
+        return loss;
+    }
+
+    // A position 0 that stands out is left out of every sigma_bar, and shortened if its embedding is what makes it so long.
+    void look_for_outliers() {
+        model_->clear_sigma_sums();
+        model_->measure_sigmas(inputs_[0].data(), p_.batch, p_.seq);
+        const auto ratio = [](const SigmaSum& sum) { return sum.mean_at_0() / sum.mean_elsewhere(); };
+        double largest = 0;
+        for (const SigmaSum& sum : model_->sigma_sums) largest = std::max(largest, ratio(sum));
+        const double first = ratio(model_->sigma_sums[static_cast<size_t>(model_->sites.L)]);  // qk[0]
+        if (largest > kOutlierRatio) p_.sigma_skips_position0 = true;
+        if (first > kOutlierRatio) p_.shrink_steps = std::max<int64_t>(1, p_.stop / 10);
+        if (largest > kOutlierRatio)
+            decide("position 0 left out of sigma_bar", {{"sigma_ratio", largest}, {"shrink_steps", p_.shrink_steps}});
+    }
+
+    void take_snapshot() {
+        adaptive_.snapshot = checkpoint_name(step_);
+        save_checkpoint();
+    }
+
+    void choose(double now) {
+        take_snapshot();
+        std::vector<std::pair<double, size_t>> costs;
+        for (size_t i = 0; i < model_->sites.all.size(); i++)
+            if (model_->sites.all[i].norm == Norm::layer_norm) costs.emplace_back(held_out_loss_without({i}) - now, i);
+        std::sort(costs.begin(), costs.end());
+        std::vector<size_t> group = {costs[0].second};
+        double cost = costs[0].first;
+        const bool last_chance = static_cast<double>(step_) >= kDeadline * static_cast<double>(p_.stop);
+        for (size_t k = 1; k < costs.size(); k++) {
+            std::vector<size_t> more = group;
+            more.push_back(costs[k].second);
+            const double together = held_out_loss_without(more) - now;
+            if (together > adaptive_.allowance && !last_chance) break;
+            group = more;
+            cost = together;
+        }
+        const int64_t slowly =
+            cost > adaptive_.allowance ? static_cast<int64_t>(std::ceil(std::min(cost, 100.0) / kRate)) : 0;
+        p_.gradual = std::min(std::max(slowly, adaptive_.gentle), std::max<int64_t>(1, p_.stop / 5));
+        adaptive_.before = now;
+        adaptive_.expected = std::min(std::max(0.0, cost), 2.0);
+        adaptive_.chosen_at = step_;
+        ordered_json names = ordered_json::array();
+        for (const size_t i : group) {
+            begin_removal(p_, model_->sites.all[i]);
+            names.push_back(site_name(model_->sites.all[i]));
+        }
+        decide("remove", {{"sites", names}, {"held_out", now}, {"cost", cost}, {"gradual", p_.gradual}});
+    }
+
+    // Back to the state before the last removal; from here on everything gentler.
+    void roll_back(const std::string& reason) {
+        const std::string folder = (fs::path(o_.out) / "checkpoints" / adaptive_.snapshot).string();
+        if (++adaptive_.roll_backs > kMostRollBacks)
+            throw RunFailure("step " + std::to_string(step_) + ": " + reason + ", for the " +
+                             std::to_string(adaptive_.roll_backs) + "th time; " +
+                             std::to_string(model_->sites.removed()) + " of " +
+                             std::to_string(model_->sites.all.size()) + " sites were removed by then");
+        LoadedModel loaded = load_model(folder);
+        take_state(folder, loaded);
+        model_->prepare_training(p_.batch, p_.seq);
+        adam_->resume(*model_, p_);
+        p_.lr /= 2;
+        p_.min_lr /= 2;
+        adaptive_.allowance /= 2;
+        adaptive_.gentle = std::max<int64_t>(4, 2 * adaptive_.gentle);
+        adaptive_.before = NAN;
+        adaptive_.expected = 0;
+        adaptive_.mean = adaptive_.trend;
+        decide("roll back",
+               {{"because", reason}, {"to", adaptive_.snapshot}, {"lr", p_.lr}, {"gentle", adaptive_.gentle}});
+    }
+
+    void diverged(const std::string& what) {
+        if (!p_.adaptive()) stop_for_divergence(what);
+        roll_back("the " + what + " is not finite");
+    }
+
+    // All sites are gone: the run ends before its steps are used up if nothing is gained any more.
+    void end_when_flat(double now) {
+        if (!(now > adaptive_.level - kFlat)) {
+            adaptive_.level = now;
+            adaptive_.level_at = step_;
+        } else if (step_ - adaptive_.level_at >= std::max<int64_t>(1, p_.stop / 5)) {
+            p_.stop = step_ + 1;
+            decide("end", {{"held_out", now}});
+        }
+    }
+
+    [[noreturn]] void stop_unfinished() {
+        save_checkpoint();
+        std::string left;
+        for (const Site& site : model_->sites.all)
+            if (site.norm == Norm::layer_norm || site.own_share > 0) left += " " + site_name(site);
+        throw RunFailure("the run's " + std::to_string(p_.stop) + " steps are used up, after " +
+                         std::to_string(adaptive_.roll_backs) +
+                         " times back, and these sites still have their sigma:" + left + "; give more --steps");
+    }
+
+    void decide(const std::string& what, const ordered_json& why) {
+        ordered_json line{{"step", step_}, {"decision", what}};
+        line.update(why);
+        log_.write(line);
+        std::fprintf(screen_, "step %lld  %s  %s\n", static_cast<long long>(step_), what.c_str(), why.dump().c_str());
+        std::fflush(screen_);
     }
 
     void report_step(const BatchLoss& mean, double norm, const std::vector<Event>& events, double tokens_per_s) {
@@ -2814,7 +3208,7 @@ class TrainingRun {
         ordered_json record = lnfree_json(ModelForm::checkpoint, false);
         record["resume"] = resume_json();
         write_checkpoint(o_.out, *model_, *adam_, record, step_, tokenizer_.get());
-        prune_checkpoints(o_.out, 2);
+        prune_checkpoints(o_.out, 2, adaptive_.snapshot);
     }
 
     [[noreturn]] void stop_for_signal() {
@@ -3042,9 +3436,9 @@ inline ordered_json TrainingRun::dry_run() {
     std::fprintf(screen_, "%s", table.text().c_str());
     if (p_.removes) {
         j["schedule"] = ordered_json::array();
-        std::fprintf(screen_, "\nremovals:");
+        std::fprintf(screen_, "\nremovals:%s", p_.adaptive() ? " as the loss allows" : "");
         for (const Site& site : model_->sites.all) {
-            if (site.norm != Norm::layer_norm) continue;
+            if (site.norm != Norm::layer_norm || p_.adaptive()) continue;
             j["schedule"].push_back({{"step", removal_step(p_, site)}, {"site", site_name(site)}});
             std::fprintf(screen_, " %s@%lld", site_name(site).c_str(), static_cast<long long>(removal_step(p_, site)));
         }
@@ -3691,8 +4085,24 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
     app.add_option("--precision", f.precision,
                    std::string("fp32, or bf16: operands of matrix products rounded, weights and sums fp32 [") +
                        engine().training_precision + "]");
+    if (app.get_name() == "pretrain") {
+        app.add_option(
+            "--plant-position0", f.plant_position0,
+            "for experiments: lengthen position 0's embedding by this much, as large models do of themselves");
+        app.add_option("--plant-step", f.plant_step, "step before which that happens [300 before the end]");
+    }
     if (!removes) return;
     app.add_option("--aux-weight", f.aux_weight, "weight lambda of the auxiliary loss [auto: 0.1; 0.03; 0.01]");
+    app.add_flag("--aux-everywhere", f.aux_everywhere,
+                 "the auxiliary loss at the input of every norm, not of ln_f alone");
+    app.add_flag("--aux-relative", f.aux_relative, "the auxiliary loss on sigma relative to its target");
+    app.add_option("--gradual", f.gradual, "steps that each site takes from its own sigma to sigma_bar [0: at once]");
+    app.add_flag("--sigma-without-position0", f.sigma_skips_position0, "sigma_bar of the other positions alone");
+    app.add_flag("--own-position0", f.own_position0, "position 0 keeps a sigma of its own until it is released");
+    app.add_option("--release-position0", f.release_position0, "step at which that goes [120 after f]");
+    app.add_option("--release-steps", f.release_steps, "steps that it takes to go [0: at once]");
+    app.add_option("--shrink-position0", f.shrink_steps,
+                   "steps in which a long embedding of position 0 comes down to the others' length [0: left alone]");
     app.add_option("--sigma-ema", f.sigma_ema,
                    "share m of the running sigma that survives a step [auto: 0; 0.19 above 500M parameters]");
     app.add_option("--start-mlp", f.start_mlp, "step at which mlp[0] goes [auto: warm-up]");

@@ -425,10 +425,11 @@ void encoder_backward(float* dwte, float* dwpe, float* scratch, const X* dout, c
 constexpr int kHeldChannels = 2048;
 
 // What a norm site divides by: LayerNorm by the position's own sigma; FakeLN by sigma_bar, except for the precursor's two
-// special cases, which divide by sigma_bar_0 (fakeln_divisors in train_gpt2_lnfree.cpp). The backward pass follows from it
-// too: a position's own sigma depends on x, the others are constants.
+// special cases, which divide by sigma_bar_0; a site on its way from one to the other by sigma^w sigma_bar^(1 - w)
+// (fakeln_divisors in train_gpt2_lnfree.cpp). The backward pass follows from it too: a position's own sigma depends on x,
+// the others are constants.
 struct Divisor {
-    bool own_sigma = true;
+    float own_share = 1;  // w
     float sigma_bar = 1, sigma_bar_0 = 1;
     bool own_position0 = false, own_end_of_text = false;
     int32_t end_of_text = -1;
@@ -438,7 +439,7 @@ struct Divisor {
 
 inline Divisor divisor_of(const Site& site, const int32_t* tokens, int32_t end_of_text, int64_t T) {
     Divisor d;
-    d.own_sigma = site.norm == Norm::layer_norm;
+    d.own_share = site.norm == Norm::layer_norm ? 1 : static_cast<float>(site.own_share);
     d.sigma_bar = static_cast<float>(site.sigma_bar);
     d.sigma_bar_0 = static_cast<float>(site.sigma_bar_0);
     d.own_position0 = site.own_position0;
@@ -451,9 +452,10 @@ inline Divisor divisor_of(const Site& site, const int32_t* tokens, int32_t end_o
 
 // 1 / what position n is divided by; sigma is its own.
 __device__ __forceinline__ float norm_scale(const Divisor& d, float sigma, int64_t n) {
-    if (d.own_sigma) return 1.0f / sigma;
+    if (d.own_share == 1) return 1.0f / sigma;
     const bool special = (d.own_position0 && n % d.T == 0) || (d.own_end_of_text && d.tokens[n] == d.end_of_text);
-    return 1.0f / (special ? d.sigma_bar_0 : d.sigma_bar);
+    const float fixed = special ? d.sigma_bar_0 : d.sigma_bar;
+    return d.own_share == 0 ? 1.0f / fixed : powf(sigma / fixed, -d.own_share) / fixed;
 }
 
 // Residual addition, mean, sigma and norm in one pass over memory:
@@ -618,7 +620,7 @@ void norm_forward(X* normed_a, X* normed_b, const X* x, const float* mean, const
 // The auxiliary loss as the device keeps it (aux_loss, below): what norm_backward needs of it, and what a step reports.
 struct AuxTerm {
     float sigma_hat;  // mean of sigma over all positions but t = 0 and end-of-text
-    float factor;     // lambda * 2 / (B * T) * scale, for the gradient
+    float factor;     // weight * 2 / (B * T) * scale, for the gradient
     double loss;      // lambda included
     int active;       // 0: lambda is 0 or every position is excluded; then there is neither loss nor gradient
 };
@@ -627,12 +629,13 @@ struct AuxTerm {
 //     LayerNorm:  dx = (g - mean(g) - xhat * mean(g * xhat)) / sigma
 //     FakeLN:     dx = (g - mean(g)) / divisor
 //     dgamma = sum over n of dout * xhat,   dbeta = sum over n of dout
-// Written for both at once, and for two branches a and b that read one x through the same gamma with divisors of their own
-// (s = 1 / divisor):
+// Written for both at once, with a share w of the position's own sigma in the divisor that is 1 for LayerNorm, 0 for FakeLN
+// and between them while a site is removed gradually, and for two branches a and b that read one x through the same gamma
+// with divisors of their own (s = 1 / divisor):
 //     e  = dout_a * s_a + dout_b * s_b
-//     l  = dout of the LayerNorm branches alone
+//     l  = dout_a * s_a * w_a + dout_b * s_b * w_b
 //     dx = gamma * e - mean(gamma * e) + slope * (x - mean)
-//     slope = -mean(gamma * l * (x - mean)) / sigma^3 + the auxiliary loss's, factor * (sigma - sigma_hat) / (C * sigma)
+//     slope = -mean(gamma * l * (x - mean)) / sigma^2 + the auxiliary loss's, factor * (sigma - sigma_hat) / (C * sigma)
 //     dgamma = sum over n of e * (x - mean),   dbeta = sum over n of dout_a + dout_b
 // so that FakeLN, a second branch and the auxiliary loss cost no more than reading what is theirs.
 template <class X>
@@ -667,7 +670,7 @@ __device__ __forceinline__ NormRow norm_row(const NormBackward<X>& p, int64_t n,
 // The factor of (x - mean) in dx, once the sum over the row of gamma * l * (x - mean) is known.
 __device__ __forceinline__ float norm_slope(const NormRow& row, float sum_gx, int64_t C) {
     const float mean_gx = sum_gx / static_cast<float>(C) * row.inverse_sigma;
-    return row.aux_slope - mean_gx * row.inverse_sigma * row.inverse_sigma;
+    return row.aux_slope - mean_gx * row.inverse_sigma;
 }
 
 // dout of an element, in the combinations that backward needs.
@@ -677,7 +680,8 @@ struct NormGradient {
 
 __device__ __forceinline__ NormGradient norm_gradient(const NormRow& row, const Divisor& a, const Divisor& b, float da,
                                                       float db) {
-    return {da * row.scale_a + db * row.scale_b, (a.own_sigma ? da : 0.0f) + (b.own_sigma ? db : 0.0f), da + db};
+    const float ea = da * row.scale_a, eb = db * row.scale_b;
+    return {ea + eb, a.own_share * ea + b.own_share * eb, da + db};
 }
 
 // What a round of norm_backward_kernel works on: R rows, on their way from memory while the round before is computed. Every
@@ -939,12 +943,12 @@ inline void sigma_statistics(double* sums, const float* sigma, int64_t stride, i
                      shared_bytes_of<double>(kWarp), stream, sums, sigma, stride, B * T, static_cast<unsigned>(T));
 }
 
-// The auxiliary loss (paper, eq. 3; protocol.md 6): lambda * mean over all positions of (sigma - sigma_hat)^2. One block:
-// there are B * T numbers to read, a few hundred KiB.
+// The auxiliary loss (paper, eq. 3; protocol.md 6): weight * mean over all positions of (sigma - sigma_hat)^2, with weight
+// lambda, or if it is relative lambda / sigma_hat^2. One block: there are B * T numbers to read, a few hundred KiB.
 template <int threads>
 __global__ void __launch_bounds__(threads)
     aux_loss_kernel(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
-                    double scale, int64_t N, unsigned T) {
+                    bool relative, double scale, int64_t N, unsigned T) {
     begin_kernel();
     SharedMemory shared;
     Shared<double> partial = shared.take<double>(kWarp);
@@ -960,6 +964,7 @@ __global__ void __launch_bounds__(threads)
     counted = block_sum(counted, partial);
     const bool active = lambda != 0 && counted > 0;
     const double sigma_hat = active ? sum / counted : 0;
+    const double weight = active && relative ? lambda / (sigma_hat * sigma_hat) : lambda;
     double squares = 0;
     LNFREE_UNROLL_BY(8)
     for (unsigned n = threadIdx.x; n < N; n += threads) {
@@ -969,17 +974,17 @@ __global__ void __launch_bounds__(threads)
     squares = block_sum(squares, partial);
     if (threadIdx.x != 0) return;
     out->sigma_hat = static_cast<float>(sigma_hat);
-    out->factor = static_cast<float>(scale * lambda * 2.0 / static_cast<double>(N));
-    out->loss = active ? lambda / static_cast<double>(N) * squares : 0.0;
+    out->factor = static_cast<float>(scale * weight * 2.0 / static_cast<double>(N));
+    out->loss = active ? weight / static_cast<double>(N) * squares : 0.0;
     out->active = active;
 }
 
 // sigma, tokens (B,T). `scale` is 1 / accumulation steps, for the gradient alone.
 inline void aux_loss(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
-                     double scale, int64_t B, int64_t T, cudaStream_t stream) {
+                     bool relative, double scale, int64_t B, int64_t T, cudaStream_t stream) {
     launch_dependent(aux_loss_kernel<kStatisticsThreads>, blocks(1), dim3(kStatisticsThreads),
-                     shared_bytes_of<double>(kWarp), stream, out, sigma, tokens, end_of_text, lambda, scale, B * T,
-                     static_cast<unsigned>(T));
+                     shared_bytes_of<double>(kWarp), stream, out, sigma, tokens, end_of_text, lambda, relative, scale,
+                     B * T, static_cast<unsigned>(T));
 }
 
 // sum += values (n) in double precision and a fixed order: the losses of a micro-batch.
@@ -3064,7 +3069,7 @@ struct DeviceActivations {
     X *dqkv, *dhidden;                          // (B,T,3C), (B,T,n_inner)
     float *delta, *losses, *scratch;            // (B,NH,T), (B,T), partial sums
     double* statistics;                         // (2L+1,2) sums of sigma, then the sum of the losses
-    AuxTerm* aux;
+    AuxTerm* aux;                               // (2L+1), of which the last alone is used unless asked for all
     GradientNorm* norm;
     int32_t *tokens, *targets, *sorted;  // (B,T), (B,T), see sort_positions
     int64_t rows_per_chunk = 0, Vp = 0;
@@ -3113,7 +3118,7 @@ struct DeviceActivations {
         take(logits, rows_per_chunk * Vp);
         take(losses, N);
         take(statistics, 2 * sites + 1);
-        take(aux, 1);
+        take(aux, 2 * c.L + 1);
         take(norm, 1);
         take(tokens, N);
         take(targets, N);
@@ -3164,7 +3169,7 @@ class DeviceModel {
     // Room for gradients, moments, and micro-batches of B sequences of T positions (0: not yet).
     virtual void prepare_training(int64_t B, int64_t T) = 0;
     virtual BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                                       double aux_weight, int64_t grad_accum) = 0;
+                                       const AuxSettings& aux, int64_t grad_accum) = 0;
     virtual void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) = 0;
     virtual void token_losses(float* losses, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) = 0;
     virtual void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) = 0;
@@ -3172,6 +3177,7 @@ class DeviceModel {
     virtual double gradient_norm() = 0;
     virtual void update(const AdamWStep& step, double gradient_scale, std::optional<uint64_t> stochastic_key) = 0;
     virtual void round_weights(uint64_t stochastic_key) = 0;
+    virtual void edit_position0(double factor, const float* added) = 0;
     virtual void upload_moments(const float* m, const float* v) = 0;
     virtual void fetch_moments(float* m, float* v) = 0;
     virtual void fetch_parameters(float* to) = 0;
@@ -3266,13 +3272,14 @@ class DeviceModelOf : public DeviceModel {
         if (B * T > 0) reserve(B, T, true);
     }
 
-    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
-                               int64_t grad_accum) override {
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
+                               const AuxSettings& aux, int64_t grad_accum) override {
         prepare_training(B, T);
         upload_tokens(inputs, targets);
-        const auto pass = [&] { forward_and_backward(aux_weight, grad_accum); };
+        with_aux_everywhere_ = aux.everywhere;
+        const auto pass = [&] { forward_and_backward(aux, grad_accum); };
         if (with_graphs_)
-            recorded_.run(frozen_in_a_pass(aux_weight, grad_accum), stream_, pass);
+            recorded_.run(frozen_in_a_pass(aux, grad_accum), stream_, pass);
         else
             pass();
         // The GPU is busy now; the encoder's backward pass, which wants the positions by token, comes last.
@@ -3345,6 +3352,16 @@ class DeviceModelOf : public DeviceModel {
         if constexpr (!std::is_same_v<X, float>)
             round_stochastically(copy_.data(), master_.data(), master_.size(), stochastic_key, stream_);
     }
+    // One row, and rarely: by way of the host.
+    void edit_position0(double factor, const float* added) override {
+        std::vector<float> row(static_cast<size_t>(c_.C));
+        copy_from_device(row.data(), w_.wpe, c_.C);
+        for (size_t c = 0; c < row.size(); c++)
+            row[c] = static_cast<float>(factor) * row[c] + (added == nullptr ? 0.0f : added[c]);
+        copy_to_device(w_.wpe, row.data(), c_.C);
+        if constexpr (!std::is_same_v<X, float>) convert(x_.wpe, w_.wpe, c_.C, stream_);
+        require_cuda(cudaStreamSynchronize(stream_), "changing an embedding");
+    }
     void upload_moments(const float* m, const float* v) override {
         prepare_training(0, 0);
         m_.upload(m, m_.size(), stream_);
@@ -3376,13 +3393,17 @@ class DeviceModelOf : public DeviceModel {
     bool training_ = false;
     int wished_recompute_, recompute_ = 0;
     AttentionKernels<X> attention_;
-    bool with_graphs_;
+    bool with_graphs_, with_aux_everywhere_ = false;
     RecordedWork recorded_;
     PinnedArray<int32_t> pinned_tokens_, pinned_sorted_;
 
     int64_t N() const { return B_ * T_; }
     float* mean(int64_t site) const { return a_.mean + site * a_.stride; }
     float* sigma(int64_t site) const { return a_.sigma + site * a_.stride; }
+    // What the auxiliary loss adds at a norm's input, null where it does not act.
+    const AuxTerm* aux_at(int64_t site) const {
+        return with_aux_everywhere_ || site == 2 * c_.L ? a_.aux + site : nullptr;
+    }
     Divisor divisor(const Site& site) const { return divisor_of(site, a_.tokens, c_.end_of_text, T_); }
     Site& qk(int64_t l) const { return host_.sites.qk(static_cast<int>(l)); }
     Site& v(int64_t l) const { return host_.sites.v(static_cast<int>(l)); }
@@ -3481,23 +3502,25 @@ class DeviceModelOf : public DeviceModel {
     // ----- a pass
 
     // All but the encoder's backward pass, whose operands the host prepares meanwhile.
-    void forward_and_backward(double aux_weight, int64_t grad_accum) {
+    void forward_and_backward(const AuxSettings& aux, int64_t grad_accum) {
         run_blocks();
-        const int64_t f = 2 * c_.L;
+        const int64_t f = 2 * c_.L, terms = aux.everywhere ? f + 1 : 1;
         sigma_statistics(a_.statistics, a_.sigma, a_.stride, f + 1, B_, T_, stream_);
-        aux_loss(a_.aux, sigma(f), a_.tokens, c_.end_of_text, aux_weight, 1.0 / static_cast<double>(grad_accum), B_, T_,
-                 stream_);
+        for (int64_t i = f + 1 - terms; i <= f; i++)
+            aux_loss(a_.aux + i, sigma(i), a_.tokens, c_.end_of_text, aux.weight / static_cast<double>(terms),
+                     aux.relative, 1.0 / static_cast<double>(grad_accum), B_, T_, stream_);
         classify(1.0 / static_cast<double>(N() * grad_accum));
         backward();
     }
     // What forward_and_backward passes by value and can change while the memory stays. Numbers that a site does not use are
     // left out: they may be NaN, which equals nothing.
-    std::vector<double> frozen_in_a_pass(double aux_weight, int64_t grad_accum) const {
-        std::vector<double> frozen = {aux_weight, static_cast<double>(grad_accum)};
+    std::vector<double> frozen_in_a_pass(const AuxSettings& aux, int64_t grad_accum) const {
+        std::vector<double> frozen = {aux.weight, aux.everywhere ? 1.0 : 0, aux.relative ? 1.0 : 0,
+                                      static_cast<double>(grad_accum)};
         for (const Site& site : host_.sites.all) {
             const bool is_fake = site.norm != Norm::layer_norm;
             const double position0 = site.own_position0 ? 1 : 0, end_of_text = site.own_end_of_text ? 1 : 0;
-            frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, position0, end_of_text});
+            frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, site.own_share, position0, end_of_text});
             frozen.push_back(is_fake && position0 + end_of_text > 0 ? site.sigma_bar_0 : 0);
         }
         return frozen;
@@ -3585,8 +3608,8 @@ class DeviceModelOf : public DeviceModel {
     void backward() {
         const Divisor f = divisor(host_.sites.f());
         norm_backward(a_.dresidual, true, d_.lnf_gamma, d_.lnf_beta, a_.scratch, a_.dnormed, static_cast<X*>(nullptr),
-                      a_.final_residual, w_.lnf_gamma, mean(2 * c_.L), sigma(2 * c_.L), f, f, a_.aux, N(), c_.C,
-                      stream_);
+                      a_.final_residual, w_.lnf_gamma, mean(2 * c_.L), sigma(2 * c_.L), f, f, aux_at(2 * c_.L), N(),
+                      c_.C, stream_);
         for (int64_t l = c_.L - 1; l >= 0; l--) {
             mlp_backward(l);
             attention_block_backward(l);
@@ -3610,8 +3633,7 @@ class DeviceModelOf : public DeviceModel {
         linear_dweight(d.fc, a.normed2, a_.dhidden, C, H, H);
         linear_dinput(a_.dnormed, a_.dhidden, x.fc, C, H, H);
         norm_backward(a_.dresidual, false, d.ln2_gamma, d.ln2_beta, a_.scratch, a_.dnormed, static_cast<X*>(nullptr),
-                      a.residual_mid, w.ln2_gamma, mean(site), sigma(site), s, s, static_cast<AuxTerm*>(nullptr), N(),
-                      C, stream_);
+                      a.residual_mid, w.ln2_gamma, mean(site), sigma(site), s, s, aux_at(site), N(), C, stream_);
     }
 
     // The gradient in front of GELU, and of the bias there.
@@ -3655,16 +3677,17 @@ class DeviceModelOf : public DeviceModel {
         }
         norm_backward(a_.dresidual, false, d.ln1_gamma, d.ln1_beta, a_.scratch, a_.dnormed,
                       agree ? nullptr : a_.dnormed_v, a.residual, w.ln1_gamma, mean(site), sigma(site), s_qk, s_v,
-                      static_cast<AuxTerm*>(nullptr), N(), C, stream_);
+                      aux_at(site), N(), C, stream_);
     }
 
     // ----- what the host learns
 
     BatchLoss collect() {
-        AuxTerm aux;
-        copy_from_device(&aux, a_.aux, 1);
+        const int64_t f = 2 * c_.L, first = with_aux_everywhere_ ? 0 : f;
+        std::vector<AuxTerm> terms(static_cast<size_t>(f + 1 - first));
+        copy_from_device(terms.data(), a_.aux + first, f + 1 - first);
         BatchLoss result;
-        result.aux = aux.active != 0 ? aux.loss : 0;
+        for (const AuxTerm& aux : terms) result.aux += aux.active != 0 ? aux.loss : 0;
         result.loss = collect_sigma_sums() / static_cast<double>(N());
         return result;
     }
@@ -3712,9 +3735,13 @@ class CudaGPT2 : public GPT2 {
     void fetch_parameters() override {
         if (device_) device_->fetch_parameters(params.data());
     }
-    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
-                               int64_t grad_accum) override {
-        return device().forward_backward(inputs, targets, B, T, aux_weight, grad_accum);
+    void edit_position0(double factor, const real* added) override {
+        if (!device_) return GPT2::edit_position0(factor, added);
+        device_->edit_position0(factor, added);
+    }
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
+                               const AuxSettings& aux, int64_t grad_accum) override {
+        return device().forward_backward(inputs, targets, B, T, aux, grad_accum);
     }
     void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) override { device().measure_sigmas(inputs, B, T); }
     const real* token_losses(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {

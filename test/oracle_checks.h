@@ -110,7 +110,8 @@ inline void check_static_cases(const OracleTolerance& tolerance) {
         const auto inputs = Oracle::tokens(oracle.statics, batch + ".inputs"),
                    targets = Oracle::tokens(oracle.statics, batch + ".targets");
 
-        const BatchLoss loss = model.forward_backward(inputs.data(), targets.data(), B, T, test_case["aux_weight"], 1);
+        const BatchLoss loss =
+            model.forward_backward(inputs.data(), targets.data(), B, T, {test_case["aux_weight"]}, 1);
         CHECK(loss.loss == doctest::Approx(test_case["loss"].get<double>()).epsilon(tolerance.forward_and_gradients));
         CHECK(loss.aux ==
               doctest::Approx(test_case["aux_loss"].get<double>()).epsilon(tolerance.forward_and_gradients));
@@ -217,7 +218,7 @@ inline void check_trajectories(const OracleTolerance& tolerance) {
             for (int64_t a = 0; a < p.grad_accum; a++) {
                 const BatchLoss l = model.forward_backward(micro_batches[static_cast<size_t>(a)].data(),
                                                            targets.data() + (s * p.grad_accum + a) * B * T, B, T,
-                                                           p.aux_weight, p.grad_accum);
+                                                           p.aux(), p.grad_accum);
                 mean.loss += l.loss / static_cast<double>(p.grad_accum);
                 mean.aux += l.aux / static_cast<double>(p.grad_accum);
             }

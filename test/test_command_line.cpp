@@ -1090,6 +1090,14 @@ const std::set<std::string> protocol_keys = {"preset",
                                              "own_position0",
                                              "release_end_of_text",
                                              "release_position0",
+                                             "aux_everywhere",
+                                             "aux_relative",
+                                             "sigma_skips_position0",
+                                             "gradual",
+                                             "release_steps",
+                                             "shrink_steps",
+                                             "plant_position0",
+                                             "plant_step",
                                              "precision"};
 
 TEST_CASE("--json prints one object with the documented keys, for every command") {

@@ -271,6 +271,159 @@ TEST_CASE("a run resumed from any step ends with the weights of one that was nev
     }
 }
 
+TEST_CASE("a gradual removal lowers the share of a site's own sigma step by step and is done when it is 0") {
+    Protocol p;
+    p.steps = p.stop = 20;
+    p.start_mlp = p.start_qk = p.start_v = 100;
+    p.start_f = 3;
+    p.gradual = 4;
+    Sites sites(1);
+    for (Site& site : sites.all) site.running = 2;
+    for (int64_t s = 0; s < 10; s++) {
+        CAPTURE(s);
+        sites.f().running = 2 + 0.1 * static_cast<double>(s);
+        const std::vector<Event> events = apply_due_events(p, sites, s);
+        CHECK(sites.f().own_share == doctest::Approx(s < 3 || s >= 6 ? 0 : 1 - 0.25 * static_cast<double>(s - 2)));
+        CHECK(events.size() == (s == 6 ? 1 : 0));
+        if (s >= 6) CHECK(sites.f().sigma_bar == doctest::Approx(2.6));
+    }
+    CHECK(sites.mlp(0).norm == Norm::layer_norm);
+}
+
+TEST_CASE("position 0's own sigma is released geometrically") {
+    Protocol p;
+    p.own_position0 = true;
+    p.release_position0 = 5;
+    p.release_steps = 3;
+    p.release_end_of_text = 100;
+    Sites sites(0);
+    Site& f = sites.f();
+    f.norm = Norm::fake_ln;
+    f.own_position0 = true;
+    f.sigma_bar = 1;
+    f.sigma_bar_0 = 16;
+    p.start_f = 1000;
+    std::vector<double> seen;
+    for (int64_t s = 3; s < 9; s++) {
+        apply_due_events(p, sites, s);
+        seen.push_back(f.own_position0 ? f.sigma_bar_0 : f.sigma_bar);
+    }
+    const std::vector<double> expected = {16, 16, 8, 4, 2, 1};
+    for (size_t i = 0; i < seen.size(); i++) CHECK(seen[i] == doctest::Approx(expected[i]));
+}
+
+TEST_CASE("a planted position 0 stands out, and shrinking brings it back") {
+    GPT2 model(small_config());
+    randomise(model, 3);
+    model.prepare_training();
+    const std::vector<int32_t> tokens = random_tokens(60, 257);
+    const auto ratio = [&] {
+        model.clear_sigma_sums();
+        model.measure_sigmas(tokens.data(), 3, 20);
+        const SigmaSum& first = model.sigma_sums[static_cast<size_t>(model.sites.L)];
+        return first.mean_at_0() / first.mean_elsewhere();
+    };
+    const double natural = ratio();
+    plant_position0(model, 50, 9);
+    CHECK(ratio() > 20 * natural);
+    double sum = 0;
+    for (int64_t c = 0; c < 22; c++) sum += static_cast<double>(model.tensor("wpe.weight")[c]);
+    CHECK(std::abs(sum / 22) < 1);  // the direction is centred
+    Protocol p;
+    p.shrink_steps = 10;
+    for (int64_t s = 0; s < 20; s++) {
+        ratio();
+        shrink_position0(model, p, s);
+    }
+    CHECK(ratio() < 1.5);
+}
+
+// Some of its steps go wrong: their loss and gradients are those of a batch that makes no sense.
+class PoisonedGPT2 : public GPT2 {
+  public:
+    static inline int64_t calls = 0;
+    static inline std::set<int64_t> poisoned;
+    using GPT2::GPT2;
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
+                               const AuxSettings& aux, int64_t grad_accum) override {
+        BatchLoss loss = GPT2::forward_backward(inputs, targets, B, T, aux, grad_accum);
+        if (poisoned.count(calls++) > 0) loss.loss = poisoned.size() > 1 ? NAN : loss.loss + 9;
+        return loss;
+    }
+};
+
+static std::vector<json> decisions_of(const std::string& run) {
+    std::vector<json> found;
+    std::istringstream lines(read_file(run + "/log.jsonl", 1 << 20));
+    for (std::string line; std::getline(lines, line);)
+        if (json::parse(line).contains("decision")) found.push_back(json::parse(line));
+    return found;
+}
+
+TEST_CASE("the schedule that adapts goes back after a spike and still ends LayerNorm-free") {
+    TinyTask task(small_config());
+    RunOptions o = task.options;
+    o.flags.preset = "adaptive";
+    o.flags.steps = 20;
+    const auto make_model = engine().make_model;
+    engine().make_model = [](const GPT2Config& c) -> std::unique_ptr<GPT2> {
+        return std::make_unique<PoisonedGPT2>(c);
+    };
+    std::set<int64_t> poisoned;
+    size_t expected_back = 0;
+    SUBCASE("nothing goes wrong") {}
+    SUBCASE("a batch after the first removal that makes no sense") {
+        poisoned = {6};  // two micro-batches a step
+        expected_back = 1;
+    }
+    SUBCASE("losses that are not finite, twice") {
+        poisoned = {4, 11};
+        expected_back = 2;
+    }
+    PoisonedGPT2::calls = 0;
+    PoisonedGPT2::poisoned = poisoned;
+    o.out = task.scratch / "adaptive";
+    const ordered_json summary = task.run(o);
+    engine().make_model = make_model;
+    CHECK(summary["layernorm_free"] == true);
+    size_t back = 0, removals = 0;
+    for (const json& decision : decisions_of(o.out)) {
+        back += decision["decision"] == "roll back";
+        removals += decision["decision"] == "remove";
+    }
+    CHECK(back == expected_back);
+    CHECK(removals > 0);
+    CHECK_FALSE(fs::exists(o.out + "/checkpoints"));
+}
+
+TEST_CASE("an adaptive run resumed from any step decides and ends as one that was never stopped") {
+    TinyTask task(small_config());
+    RunOptions o = task.options;
+    o.flags.preset = "adaptive";
+    o.out = task.scratch / "whole";
+    task.run(o);
+    const std::string expected = task.weights(o.out);
+    const std::vector<json> decisions = decisions_of(o.out);
+    for (int64_t step = 0; step < 12; step++) {
+        CAPTURE(step);
+        RunOptions part = o;
+        part.out = task.scratch / ("part" + std::to_string(step));
+        part.save_every = 4;
+        part.on_step = [step](int64_t s) {
+            if (s == step) raise(SIGTERM);
+        };
+        CHECK_THROWS_AS(task.run(part), Interrupted);
+        g_signal = 0;
+        RunOptions again;
+        again.command = "remove";
+        again.out = part.out;
+        again.resume = again.json_output = true;
+        task.run(again);
+        CHECK(task.weights(part.out) == expected);
+        CHECK(decisions_of(part.out) == decisions);
+    }
+}
+
 TEST_CASE("the control sees the same data, removes nothing and has no auxiliary loss") {
     TinyTask task(small_config());
     RunOptions o = task.options;

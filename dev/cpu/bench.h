@@ -269,7 +269,7 @@ inline StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double bu
     const auto step = [&] {
         model.clear_sigma_sums();
         model.grads.zero();
-        model.forward_backward(tokens, tokens + 1, B, T, protocol.aux_weight, 1);
+        model.forward_backward(tokens, tokens + 1, B, T, protocol.aux(), 1);
         finish_step(model, adam, protocol, 1);
     };
     StepTimes times;

@@ -1,4 +1,5 @@
-// The auxiliary loss: sigma_hat over the positions that count, then lambda times the mean of (sigma - sigma_hat)^2 over all.
+// The auxiliary loss: sigma_hat over the positions that count, then lambda times the mean of (sigma - sigma_hat)^2 over all,
+// or of (sigma / sigma_hat - 1)^2 if it is relative.
 // out (1); sigma, tokens (B,T)
 #pragma once
 
@@ -7,11 +8,11 @@
 namespace lnfree::cuda::lab {
 
 using AuxLossFunction = void (*)(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text,
-                                 double lambda, double scale, int64_t B, int64_t T, cudaStream_t stream);
+                                 double lambda, bool relative, double scale, int64_t B, int64_t T, cudaStream_t stream);
 
 // v1: one thread.
 static __global__ void aux_loss_v1_kernel(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text,
-                                          double lambda, double scale, int64_t N, int64_t T) {
+                                          double lambda, bool relative, double scale, int64_t N, int64_t T) {
     double sigma_hat = 0, squares = 0;
     int64_t counted = 0;
     for (int64_t n = 0; n < N; n++) {
@@ -21,15 +22,17 @@ static __global__ void aux_loss_v1_kernel(AuxTerm* out, const float* sigma, cons
     }
     const bool active = lambda != 0 && counted > 0;
     sigma_hat = active ? sigma_hat / static_cast<double>(counted) : 0;
+    const double weight = active && relative ? lambda / (sigma_hat * sigma_hat) : lambda;
     for (int64_t n = 0; n < N; n++) squares += (sigma[n] - sigma_hat) * (sigma[n] - sigma_hat);
     out->sigma_hat = static_cast<float>(sigma_hat);
-    out->factor = static_cast<float>(scale * lambda * 2.0 / static_cast<double>(N));
-    out->loss = active ? lambda / static_cast<double>(N) * squares : 0;
+    out->factor = static_cast<float>(scale * weight * 2.0 / static_cast<double>(N));
+    out->loss = active ? weight / static_cast<double>(N) * squares : 0;
     out->active = active;
 }
 inline void aux_loss_v1(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
-                        double scale, int64_t B, int64_t T, cudaStream_t stream) {
-    launch(aux_loss_v1_kernel, blocks(1), dim3(1), 0, stream, out, sigma, tokens, end_of_text, lambda, scale, B * T, T);
+                        bool relative, double scale, int64_t B, int64_t T, cudaStream_t stream) {
+    launch(aux_loss_v1_kernel, blocks(1), dim3(1), 0, stream, out, sigma, tokens, end_of_text, lambda, relative, scale,
+           B * T, T);
 }
 
 inline std::vector<Version<AuxLossFunction>> aux_loss_versions() {

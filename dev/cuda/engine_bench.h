@@ -216,7 +216,7 @@ class OpTimes {
             scratch(norm_backward_scratch(N, c.C));
         const double NC = static_cast<double>(N * c.C);
         Divisor layer_norm, fake;
-        fake.own_sigma = false;
+        fake.own_share = 0;
         const auto forward = [&](const Divisor& d) {
             residual_norm_forward(sum.data(), normed.data(), static_cast<X*>(nullptr), mean.data(), sigma.data(),
                                   x.data(), y.data(), gamma.data(), beta.data(), d, d, 1e-5f, N, c.C, nullptr);
@@ -390,7 +390,7 @@ class OpTimes {
         add("sigma statistics", 1, 0, bytes_of<float>(static_cast<double>(S) * n),
             [&] { sigma_statistics(sums.data(), sigma.data(), N, S, B, T, nullptr); });
         add("auxiliary loss", 1, 0, bytes_of<float>(2 * n),
-            [&] { aux_loss(term.data(), sigma.data(), device_tokens.data(), -1, 0.1, 1, B, T, nullptr); });
+            [&] { aux_loss(term.data(), sigma.data(), device_tokens.data(), -1, 0.1, false, 1, B, T, nullptr); });
         add("sum of losses", 1, 0, bytes_of<float>(n), [&] { add_sum(sums.data(), losses.data(), N, nullptr); });
     }
 
@@ -443,7 +443,7 @@ struct StageTimes {
         const Protocol protocol;
         const auto step = [&] {
             model.clear_sigma_sums();
-            model.forward_backward(tokens.data(), tokens.data() + 1, B, T, protocol.aux_weight, 1);
+            model.forward_backward(tokens.data(), tokens.data() + 1, B, T, protocol.aux(), 1);
             finish_step(model, adam, protocol, 1);
             require_cuda(cudaDeviceSynchronize(), "a training step");
         };

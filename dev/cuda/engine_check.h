@@ -210,15 +210,17 @@ struct NormCase {
     bool two = false, with_aux = false;
 };
 inline std::vector<NormCase> norm_cases() {
-    Site layer_norm, fake, at_0, everywhere;
-    fake.norm = at_0.norm = everywhere.norm = Norm::fake_ln;
-    fake.sigma_bar = 1.7;
+    Site layer_norm, fake, half_way, at_0, everywhere;
+    fake.norm = half_way.norm = at_0.norm = everywhere.norm = Norm::fake_ln;
+    fake.sigma_bar = half_way.sigma_bar = 1.7;
+    half_way.own_share = 0.4;
     at_0.sigma_bar = everywhere.sigma_bar = 0.9;
     at_0.sigma_bar_0 = everywhere.sigma_bar_0 = 2.7;
     at_0.own_position0 = everywhere.own_position0 = everywhere.own_end_of_text = true;
     return {{"LayerNorm", layer_norm, layer_norm},
             {"FakeLN", fake, fake},
             {"FakeLN and LayerNorm", fake, layer_norm, true},
+            {"half-way and LayerNorm", half_way, layer_norm, true},
             {"precursor's two FakeLNs", at_0, everywhere, true},
             {"LayerNorm with aux loss", layer_norm, layer_norm, false, true},
             {"FakeLN with aux loss", fake, fake, false, true}};
@@ -243,7 +245,7 @@ struct NormOperands {
     Floats reference_divisor(const Site& site, const Floats& sigma) const {
         if (site.norm == Norm::layer_norm) return sigma;
         Floats divisor(sigma.size());
-        fakeln_divisors(divisor.data(), site, tokens.data(), kCheckEndOfText, s.B, s.T);
+        fakeln_divisors(divisor.data(), site, sigma.data(), tokens.data(), kCheckEndOfText, s.B, s.T);
         return divisor;
     }
     Floats normed(const Floats& x, const Floats& mean, const Floats& sigma, const Site& site) const {
@@ -298,25 +300,24 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     const Operand<float> device_mean(mean), device_sigma(sigma);
     const DeviceScratch<float> scratch(norm_backward_scratch(N, C));
     const DeviceScratch<AuxTerm> aux(1);
-    aux_loss(aux.data(), device_sigma.data(), o.device_tokens.data(), kCheckEndOfText, lambda, scale, o.s.B, o.s.T,
-             nullptr);
+    aux_loss(aux.data(), device_sigma.data(), o.device_tokens.data(), kCheckEndOfText, lambda, false, scale, o.s.B,
+             o.s.T, nullptr);
     norm_backward(dresidual.data(), k.with_aux, dgamma.data(), dbeta.data(), scratch.data(), dout_a.data(),
                   k.two ? dout_b.data() : nullptr, x.data(), o.gamma.data(), device_mean.data(), device_sigma.data(),
                   o.divisor(k.a), o.divisor(k.two ? k.b : k.a), k.with_aux ? aux.data() : nullptr, N, C, nullptr);
 
     if (k.with_aux) std::fill(dresidual.reference.begin(), dresidual.reference.end(), 0.0f);  // it overwrites
     const auto add_branch = [&](const Site& site, const Operand<X>& dout) {
-        const auto backward = site.norm == Norm::layer_norm ? lnfree::layernorm_backward : lnfree::fakeln_backward;
-        backward(dresidual.reference.data(), dgamma.reference.data(), dbeta.reference.data(), dout.reference.data(),
-                 x.reference.data(), o.gamma.reference.data(), mean.data(), o.reference_divisor(site, sigma).data(), N,
-                 C);
+        lnfree::norm_backward(dresidual.reference.data(), dgamma.reference.data(), dbeta.reference.data(),
+                              dout.reference.data(), x.reference.data(), o.gamma.reference.data(), mean.data(),
+                              sigma.data(), o.reference_divisor(site, sigma).data(), site, N, C);
     };
     add_branch(k.a, dout_a);
     if (k.two) add_branch(k.b, dout_b);
     if (k.with_aux)
         aux_loss_backward(dresidual.reference.data(),
-                          aux_loss_forward(sigma.data(), o.tokens.data(), kCheckEndOfText, lambda, o.s.B, o.s.T),
-                          x.reference.data(), mean.data(), sigma.data(), lambda, scale, N, C);
+                          aux_loss_forward(sigma.data(), o.tokens.data(), kCheckEndOfText, {lambda}, o.s.B, o.s.T),
+                          x.reference.data(), mean.data(), sigma.data(), scale, N, C);
     const std::string name = std::string("norm backward, ") + k.name;
     check.compare(name, dresidual.ours(), dresidual.reference, tolerance<X>(kElementTolerance, 1));
     check.compare(name + ": d gamma", dgamma.ours(), dgamma.reference, kSumTolerance);
@@ -342,8 +343,8 @@ inline void check_statistics(Check& check, const CheckSizes& s) {
     check.compare("sigma statistics", Floats(got.begin(), got.end()), expected, kElementTolerance);
 
     const DeviceScratch<AuxTerm> term(1);
-    aux_loss(term.data(), sigma.data(), device_tokens.data(), kCheckEndOfText, lambda, 1, s.B, s.T, nullptr);
-    const AuxLoss aux = aux_loss_forward(sigma.reference.data(), tokens.data(), kCheckEndOfText, lambda, s.B, s.T);
+    aux_loss(term.data(), sigma.data(), device_tokens.data(), kCheckEndOfText, lambda, false, 1, s.B, s.T, nullptr);
+    const AuxLoss aux = aux_loss_forward(sigma.reference.data(), tokens.data(), kCheckEndOfText, {lambda}, s.B, s.T);
     const AuxTerm ours = downloaded(term)[0];
     check.compare("auxiliary loss: loss", {static_cast<float>(ours.loss)}, {static_cast<float>(aux.loss)},
                   kElementTolerance);
@@ -733,7 +734,7 @@ inline void check_removal(Check& check, const std::string& name, GPT2& model, ln
         for (size_t a = 0; a < inputs.size(); a++) {
             const auto run = [&](GPT2& m) {
                 const BatchLoss l =
-                    m.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux_weight, p.grad_accum);
+                    m.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux(), p.grad_accum);
                 return (l.loss + l.aux) / static_cast<double>(p.grad_accum);
             };
             loss += run(model);

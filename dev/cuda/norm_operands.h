@@ -70,7 +70,7 @@ struct NormOperands {
 
 inline Divisor frozen(double sigma_bar) {
     Divisor d;
-    d.own_sigma = false;
+    d.own_share = 0;
     d.sigma_bar = static_cast<float>(sigma_bar);
     return d;
 }

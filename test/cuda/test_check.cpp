@@ -34,9 +34,9 @@ std::string printed(Run run) {
 class WrongGradient : public GPT2 {
   public:
     using GPT2::GPT2;
-    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double aux_weight,
-                               int64_t grad_accum) override {
-        const BatchLoss loss = GPT2::forward_backward(inputs, targets, B, T, aux_weight, grad_accum);
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
+                               const AuxSettings& aux, int64_t grad_accum) override {
+        const BatchLoss loss = GPT2::forward_backward(inputs, targets, B, T, aux, grad_accum);
         grads.data()[parameters() - 1] += static_cast<real>(0.1 * gradient_norm());
         return loss;
     }
@@ -46,9 +46,9 @@ class WrongGradient : public GPT2 {
 class NoAuxiliaryLoss : public GPT2 {
   public:
     using GPT2::GPT2;
-    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, double,
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, const AuxSettings&,
                                int64_t grad_accum) override {
-        return GPT2::forward_backward(inputs, targets, B, T, 0, grad_accum);
+        return GPT2::forward_backward(inputs, targets, B, T, {}, grad_accum);
     }
 };
 

@@ -71,7 +71,7 @@ void train(Run& run, GPT2& model, AdamW& adam, const Protocol& p, int64_t from, 
         BatchLoss mean;
         for (size_t a = 0; a < inputs.size(); a++) {
             const BatchLoss l =
-                model.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux_weight, p.grad_accum);
+                model.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux(), p.grad_accum);
             mean.loss += l.loss / static_cast<double>(p.grad_accum);
             mean.aux += l.aux / static_cast<double>(p.grad_accum);
         }

@@ -75,7 +75,7 @@ static Floats reference_divisors(const Site& site, const Floats& sigma, const st
                                  int64_t T) {
     if (site.norm == Norm::layer_norm) return sigma;
     Floats divisor(sigma.size());
-    fakeln_divisors(divisor.data(), site, tokens.data(), kEndOfText, B, T);
+    fakeln_divisors(divisor.data(), site, sigma.data(), tokens.data(), kEndOfText, B, T);
     return divisor;
 }
 
@@ -313,17 +313,16 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
     const auto reference = [&](const Site* site, const Operand<X>& dout) {
         if (site == nullptr) return;
         const Floats divisor = reference_divisors(*site, sigma, p.tokens, p.B, p.T), gamma = p.gamma.host();
-        (site->norm == Norm::layer_norm ? layernorm_backward : fakeln_backward)(
-            expected.data(), expected_gamma.data(), expected_beta.data(), dout.reference.data(), p.x.reference.data(),
-            gamma.data(), mean.data(), divisor.data(), p.N, p.C);
+        norm_backward(expected.data(), expected_gamma.data(), expected_beta.data(), dout.reference.data(),
+                      p.x.reference.data(), gamma.data(), mean.data(), sigma.data(), divisor.data(), *site, p.N, p.C);
     };
     reference(k.a, dout_a);
     reference(k.b, dout_b);
     const double lambda = 0.7, scale = 0.25;
     if (k.with_aux)
         aux_loss_backward(expected.data(),
-                          aux_loss_forward(sigma.data(), p.tokens.data(), kEndOfText, lambda, p.B, p.T),
-                          p.x.reference.data(), mean.data(), sigma.data(), lambda, scale, p.N, p.C);
+                          aux_loss_forward(sigma.data(), p.tokens.data(), kEndOfText, {lambda}, p.B, p.T),
+                          p.x.reference.data(), mean.data(), sigma.data(), scale, p.N, p.C);
 
     const DeviceArray<float> device_mean(mean), device_sigma(sigma);
     std::vector<X> got_dx;
@@ -331,8 +330,8 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
         const DeviceArray<X> dx(rounded<X>(before.reference), s.offset);
         const DeviceArray<float> gamma(dgamma), beta(dbeta), scratch(cuda::norm_backward_scratch(p.N, p.C));
         const DeviceArray<cuda::AuxTerm> aux(1);
-        cuda::aux_loss(aux.data(), device_sigma.data(), p.device_tokens.data(), kEndOfText, lambda, scale, p.B, p.T,
-                       nullptr);
+        cuda::aux_loss(aux.data(), device_sigma.data(), p.device_tokens.data(), kEndOfText, lambda, false, scale, p.B,
+                       p.T, nullptr);
         cuda::norm_backward(dx.data(), k.overwrite, gamma.data(), beta.data(), scratch.data(), dout_a.data(),
                             k.b == nullptr ? nullptr : dout_b.data(), p.x.data(), p.gamma.data(), device_mean.data(),
                             device_sigma.data(), p.divisor(*k.a), p.divisor(k.b == nullptr ? *k.a : *k.b),
@@ -349,11 +348,15 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
 
 TEST_CASE_TEMPLATE("norm_backward is LayerNorm's or FakeLN's, of both branches, and the auxiliary loss's", X, float,
                    bf16) {
+    Site half_way = removed_site(1.3, true);
+    half_way.own_share = 0.6;
     const Site layer_norm, fake = removed_site(1.7), other = removed_site(0.6), precursor = removed_site(0.9, true);
     const BackwardCase cases[] = {{"LayerNorm", &layer_norm, nullptr, false, false},
                                   {"FakeLN", &fake, nullptr, false, false},
                                   {"FakeLN and LayerNorm", &fake, &layer_norm, false, false},
                                   {"two FakeLNs with the precursor's exceptions", &other, &precursor, false, false},
+                                  {"half-way and FakeLN", &half_way, &fake, false, false},
+                                  {"half-way with auxiliary loss", &half_way, nullptr, true, false},
                                   {"LayerNorm with auxiliary loss, overwriting", &layer_norm, nullptr, true, true},
                                   {"FakeLN with auxiliary loss", &fake, nullptr, true, false}};
     for (const RowShape& s : kRowShapes) {
@@ -396,21 +399,26 @@ TEST_CASE("aux_loss gives the CPU's loss, and none where nothing counts") {
         int64_t B, T;
         double lambda;
         int32_t vocabulary;
+        bool relative = false;
     };
-    for (const Shape& s : {Shape{3, 7, 0.1, 5}, Shape{5, 333, 0.03, 5}, Shape{3, 7, 0.0, 5}, Shape{4, 1, 0.1, 5}}) {
+    for (const Shape& s : {Shape{3, 7, 0.1, 5}, Shape{5, 333, 0.03, 5}, Shape{5, 333, 0.03, 5, true},
+                           Shape{3, 7, 0.0, 5}, Shape{4, 1, 0.1, 5, true}}) {
         const int64_t N = s.B * s.T;
         const Floats sigma = normal_values(N, 1, 0.5, 3);
         const std::vector<int32_t> tokens = cuda::lab::made_up_tokens(N, s.vocabulary);
-        const AuxLoss expected = aux_loss_forward(sigma.data(), tokens.data(), kEndOfText, s.lambda, s.B, s.T);
+        const AuxLoss expected =
+            aux_loss_forward(sigma.data(), tokens.data(), kEndOfText, {s.lambda, false, s.relative}, s.B, s.T);
         const DeviceArray<float> device_sigma(sigma);
         const DeviceArray<int32_t> device_tokens(tokens);
         in_any_order([&] {
             const DeviceArray<cuda::AuxTerm> out(1);
-            cuda::aux_loss(out.data(), device_sigma.data(), device_tokens.data(), kEndOfText, s.lambda, 0.125, s.B, s.T,
-                           nullptr);
+            cuda::aux_loss(out.data(), device_sigma.data(), device_tokens.data(), kEndOfText, s.lambda, s.relative,
+                           0.125, s.B, s.T, nullptr);
             const cuda::AuxTerm got = out.host()[0];
             CHECK((got.active != 0) == expected.active);
             CHECK(got.loss == doctest::Approx(expected.loss).epsilon(1e-12));
+            if (expected.active)
+                CHECK(got.factor == doctest::Approx(0.25 * expected.weight / static_cast<double>(N)).epsilon(1e-6));
             if (expected.active) CHECK(got.sigma_hat == doctest::Approx(expected.sigma_hat).epsilon(1e-7));
             return Outputs{{got.sigma_hat, got.factor, static_cast<float>(got.loss)}};
         });

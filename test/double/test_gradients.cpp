@@ -100,7 +100,7 @@ TEST_CASE("FakeLN with the precursor's two kinds of divisor") {
     site.own_position0 = site.own_end_of_text = true;
     std::vector<int32_t> tokens(static_cast<size_t>(n.N), 1);
     tokens[5] = 9;
-    fakeln_divisors(n.frozen.data(), site, tokens.data(), 9, 1, n.N);
+    fakeln_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
     CHECK(n.frozen[0] == 0.6);
     CHECK(n.frozen[5] == 0.6);
     CHECK(n.frozen[6] == 1.7);
@@ -110,6 +110,33 @@ TEST_CASE("FakeLN with the precursor's two kinds of divisor") {
     n.check(true);
 }
 
+TEST_CASE("gradual removal: from LayerNorm's divisor to FakeLN's, which are its ends") {
+    NormCase n;
+    Site site;
+    site.norm = Norm::fake_ln;
+    site.sigma_bar = 1.7;
+    const std::vector<int32_t> tokens(static_cast<size_t>(n.N), 1);
+    for (const double share : {1.0, 0.7, 0.1, 0.0}) {
+        CAPTURE(share);
+        site.own_share = share;
+        const auto loss = [&] {
+            moments_forward(n.mean.data(), n.sigma.data(), n.x.data(), 1e-5, n.N, n.C);
+            fakeln_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
+            norm_forward(n.out.data(), n.x.data(), n.mean.data(), n.frozen.data(), n.gamma.data(), n.beta.data(), n.N,
+                         n.C);
+            return dot(n.out, n.d);
+        };
+        loss();
+        for (auto* gradient : {&n.dx, &n.dgamma, &n.dbeta}) std::fill(gradient->begin(), gradient->end(), 0.0);
+        blended_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(),
+                         n.mean.data(), n.sigma.data(), n.frozen.data(), share, n.N, n.C);
+        CHECK(gradient_error(n.x.data(), n.dx, loss) < kTolerance);
+        CHECK(gradient_error(n.gamma.data(), n.dgamma, loss) < kTolerance);
+        CHECK(gradient_error(n.beta.data(), n.dbeta, loss) < kTolerance);
+        CHECK(n.frozen[3] == doctest::Approx(share == 1 ? n.sigma[3] : share == 0 ? 1.7 : n.frozen[3]));
+    }
+}
+
 TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
     const int64_t B = 2, T = 4, C = 5, N = B * T;
     auto x = random_values(N * C, 8, 2);
@@ -117,10 +144,10 @@ TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
     std::vector<real> mean(N), sigma(N), dx(x.size());
     const double lambda = 0.3;
     moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
-    const AuxLoss at_start = aux_loss_forward(sigma.data(), tokens.data(), 9, lambda, B, T);
+    const AuxLoss at_start = aux_loss_forward(sigma.data(), tokens.data(), 9, {lambda}, B, T);
     REQUIRE(at_start.active);
     CHECK(at_start.sigma_hat == doctest::Approx((sigma[2] + sigma[3] + sigma[5] + sigma[7]) / 4).epsilon(1e-12));
-    aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), lambda, 0.5, N, C);
+    aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), 0.5, N, C);
     const auto loss = [&] {
         moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
         double sum = 0;
@@ -133,7 +160,7 @@ TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
 TEST_CASE("auxiliary loss is absent when every position is excluded from its target") {
     const std::vector<real> sigma = {1, 2, 3};
     const std::vector<int32_t> tokens = {1, 9, 9};
-    const AuxLoss aux = aux_loss_forward(sigma.data(), tokens.data(), 9, 0.1, 1, 3);
+    const AuxLoss aux = aux_loss_forward(sigma.data(), tokens.data(), 9, {0.1}, 1, 3);
     CHECK_FALSE(aux.active);
     CHECK(aux.loss == 0);
 }
@@ -249,22 +276,30 @@ static void remove_site(Site& site, double sigma_bar) {
     site.sigma_bar = sigma_bar;
 }
 
-// Finite differences of every 7th parameter of the whole model, with auxiliary loss `lambda`. sigma_hat carries no
-// gradient, so the difference quotient holds it fixed: the auxiliary loss is recomputed around the value at the start.
-static void check_model(GPT2& model, double lambda) {
+// Finite differences of every 7th parameter of the whole model. The targets of the auxiliary loss carry no gradient, so
+// the difference quotient holds them fixed: the loss is recomputed around their values at the start.
+static void check_model(GPT2& model, const AuxSettings& aux) {
     const int64_t B = 2, T = 5;
     const std::vector<int32_t> inputs = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2}, targets = {5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
-    const auto run = [&] { return model.forward_backward(inputs.data(), targets.data(), B, T, lambda, 1); };
+    const auto run = [&] { return model.forward_backward(inputs.data(), targets.data(), B, T, aux, 1); };
     model.grads.zero();
     run();
-    const double fixed = aux_loss_forward(model.final_sigmas(), inputs.data(), 12, lambda, B, T).sigma_hat;
+    std::vector<Site> sites;
+    for (const Site& site : model.sites.all)
+        if (site.kind == SiteKind::f || (aux.everywhere && site.kind != SiteKind::v)) sites.push_back(site);
+    std::vector<double> fixed;
+    for (const Site& site : sites)
+        fixed.push_back(aux_loss_forward(model.sigmas_at(site), inputs.data(), 12, {1.0}, B, T).sigma_hat);
     const std::vector<real> gradient(model.grads.data(), model.grads.data() + model.grads.size());
     const auto loss = [&] {
-        const BatchLoss l = run();
-        if (lambda == 0) return l.loss;
-        double aux = 0;
-        for (int64_t n = 0; n < B * T; n++) aux += std::pow(model.final_sigmas()[n] - fixed, 2);
-        return l.loss + lambda * aux / static_cast<double>(B * T);
+        double total = run().loss;
+        for (size_t i = 0; i < sites.size(); i++) {
+            const double unit = aux.relative ? fixed[i] : 1;
+            for (int64_t n = 0; n < B * T; n++)
+                total += aux.weight * std::pow((model.sigmas_at(sites[i])[n] - fixed[i]) / unit, 2) /
+                         static_cast<double>(B * T * static_cast<int64_t>(sites.size()));
+        }
+        return total;
     };
     CHECK(gradient_error(model.params.data(), gradient, loss, 7) < 1e-6);
 }
@@ -304,6 +339,12 @@ TEST_CASE("the whole model at every stage of removal, with and without auxiliary
              all_but_f(s);
              remove_site(s.f(), 2.1);
          }},
+        {"gradual, some further than others",
+         [&](Sites& s) {
+             all_but_f(s);
+             for (Site& site : s.all) site.own_share = site.norm == Norm::fake_ln ? 0.2 * (1 + site.layer) : 0;
+             s.qk(1).own_share = 0;
+         }},
         {"precursor",
          [&](Sites& s) {
              all_but_f(s);
@@ -321,12 +362,23 @@ TEST_CASE("the whole model at every stage of removal, with and without auxiliary
             CAPTURE(lambda);
             GPT2 model = small_model(ModelForm::hugging_face);
             stage.second(model.sites);
-            check_model(model, lambda);
+            check_model(model, {lambda});
         }
+    }
+}
+
+TEST_CASE("the auxiliary loss at every norm, and relative to its target") {
+    for (const AuxSettings& aux :
+         {AuxSettings{0.2, false, true}, AuxSettings{0.2, true}, AuxSettings{0.2, true, true}}) {
+        CAPTURE(aux.everywhere);
+        CAPTURE(aux.relative);
+        GPT2 model = small_model(ModelForm::hugging_face);
+        remove_site(model.sites.mlp(0), 0.9);
+        check_model(model, aux);
     }
 }
 
 TEST_CASE("the folded form, with its own unembedding and bias, trains as well") {
     GPT2 model = small_model(ModelForm::folded);
-    check_model(model, 0);
+    check_model(model, {});
 }
