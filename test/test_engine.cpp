@@ -396,7 +396,7 @@ TEST_CASE("the schedule that adapts goes back after a spike and still ends Layer
     CHECK_FALSE(fs::exists(o.out + "/checkpoints"));
 }
 
-TEST_CASE("an adaptive run resumed from any step decides and ends as one that was never stopped") {
+TEST_CASE("an adaptive run that was stopped and resumed decides and ends as one that was never stopped") {
     TinyTask task(small_config());
     RunOptions o = task.options;
     o.flags.preset = "adaptive";
@@ -404,7 +404,7 @@ TEST_CASE("an adaptive run resumed from any step decides and ends as one that wa
     task.run(o);
     const std::string expected = task.weights(o.out);
     const std::vector<json> decisions = decisions_of(o.out);
-    for (int64_t step = 0; step < 12; step++) {
+    for (const int64_t step : {0, 1, 2, 6, 11}) {
         CAPTURE(step);
         RunOptions part = o;
         part.out = task.scratch / ("part" + std::to_string(step));
