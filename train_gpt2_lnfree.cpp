@@ -578,49 +578,9 @@ inline void add_norm_parameter_gradients(real* dgamma, real* dbeta, const real* 
     }
 }
 
-// LayerNorm: sigma depends on x, which takes away the gradient's components along the mean and along x itself. With
-// g = dout * gamma and xhat = (x - mean) / sigma:  dx = (g - mean(g) - xhat * mean(g * xhat)) / sigma
-inline void layernorm_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp,
-                               const real* gamma, const real* mean, const real* sigma, int64_t N, int64_t C) {
-#pragma omp parallel for schedule(static)
-    for (int64_t n = 0; n < N; n++) {
-        const real* x = inp + n * C;
-        const real* d = dout + n * C;
-        real* dx = dinp + n * C;
-        const real m = mean[n], scale = real(1) / sigma[n];
-        real sum_g = 0, sum_gx = 0;
-#pragma omp simd reduction(+ : sum_g, sum_gx)
-        for (int64_t c = 0; c < C; c++) {
-            const real g = d[c] * gamma[c];
-            sum_g += g;
-            sum_gx += g * (x[c] - m) * scale;
-        }
-        const real mean_g = sum_g / static_cast<real>(C), mean_gx = sum_gx / static_cast<real>(C);
-#pragma omp simd
-        for (int64_t c = 0; c < C; c++) dx[c] += (d[c] * gamma[c] - mean_g - (x[c] - m) * scale * mean_gx) * scale;
-    }
-    add_norm_parameter_gradients(dgamma, dbeta, dout, inp, mean, sigma, N, C);
-}
-
-// FakeLN: the divisor is a constant, so only the centring remains (protocol.md 1):  dx = (g - mean(g)) / sigma_bar
-inline void fakeln_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
-                            const real* mean, const real* divisor, int64_t N, int64_t C) {
-#pragma omp parallel for schedule(static)
-    for (int64_t n = 0; n < N; n++) {
-        const real* d = dout + n * C;
-        real* dx = dinp + n * C;
-        real sum_g = 0;
-#pragma omp simd reduction(+ : sum_g)
-        for (int64_t c = 0; c < C; c++) sum_g += d[c] * gamma[c];
-        const real mean_g = sum_g / static_cast<real>(C), scale = real(1) / divisor[n];
-#pragma omp simd
-        for (int64_t c = 0; c < C; c++) dx[c] += (d[c] * gamma[c] - mean_g) * scale;
-    }
-    add_norm_parameter_gradients(dgamma, dbeta, dout, inp, mean, divisor, N, C);
-}
-
-// Gradual removal, between the two: a change of x moves the divisor w times as much as LayerNorm's, relative to its size.
-// With xhat = (x - mean) / divisor:   dx = (g - mean(g)) / divisor - w * (x - mean) / sigma^2 * mean(g * xhat)
+// A divisor sigma^w * sigma_bar^(1 - w) depends on x, the more the larger w, which takes away the gradient's components along
+// the mean and along x itself. With g = dout * gamma and xhat = (x - mean) / divisor:
+//     dx = (g - mean(g)) / divisor - w * (x - mean) / sigma^2 * mean(g * xhat)
 inline void blended_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp,
                              const real* gamma, const real* mean, const real* sigma, const real* divisor,
                              double own_share, int64_t N, int64_t C) {
@@ -641,6 +601,29 @@ inline void blended_backward(real* dinp, real* dgamma, real* dbeta, const real* 
         const real slope = static_cast<real>(own_share) * mean_gx / (sigma[n] * sigma[n]);
 #pragma omp simd
         for (int64_t c = 0; c < C; c++) dx[c] += (d[c] * gamma[c] - mean_g) * scale - slope * (x[c] - m);
+    }
+    add_norm_parameter_gradients(dgamma, dbeta, dout, inp, mean, divisor, N, C);
+}
+
+// LayerNorm: w = 1, so that  dx = (g - mean(g) - xhat * mean(g * xhat)) / sigma
+inline void layernorm_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp,
+                               const real* gamma, const real* mean, const real* sigma, int64_t N, int64_t C) {
+    blended_backward(dinp, dgamma, dbeta, dout, inp, gamma, mean, sigma, sigma, 1, N, C);
+}
+
+// FakeLN: w = 0, the divisor is a constant, and only the centring remains (protocol.md 1):  dx = (g - mean(g)) / sigma_bar
+inline void fakeln_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
+                            const real* mean, const real* divisor, int64_t N, int64_t C) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; n++) {
+        const real* d = dout + n * C;
+        real* dx = dinp + n * C;
+        real sum_g = 0;
+#pragma omp simd reduction(+ : sum_g)
+        for (int64_t c = 0; c < C; c++) sum_g += d[c] * gamma[c];
+        const real mean_g = sum_g / static_cast<real>(C), scale = real(1) / divisor[n];
+#pragma omp simd
+        for (int64_t c = 0; c < C; c++) dx[c] += (d[c] * gamma[c] - mean_g) * scale;
     }
     add_norm_parameter_gradients(dgamma, dbeta, dout, inp, mean, divisor, N, C);
 }
@@ -2999,8 +2982,8 @@ class TrainingRun {
         const auto& all = model_->sites.all;
         const bool under_way = std::any_of(all.begin(), all.end(), [](const Site& s) { return s.own_share > 0; });
         if (under_way || step_ < std::max(std::max<int64_t>(1, p_.warmup), p_.shrink_steps)) return;
+        if (model_->sites.all_removed()) return end_when_flat();
         const double now = held_out_loss();
-        if (model_->sites.all_removed()) return end_when_flat(now);
         const int64_t patience = std::max<int64_t>(5, p_.stop / 15);
         if (std::isnan(adaptive_.before) || now <= adaptive_.before + kBack || step_ - adaptive_.chosen_at >= patience)
             choose(now);
@@ -3101,8 +3084,10 @@ class TrainingRun {
         roll_back("the " + what + " is not finite");
     }
 
-    // All sites are gone: the run ends before its steps are used up if nothing is gained any more.
-    void end_when_flat(double now) {
+    // All sites are gone: the run ends before its steps are used up if nothing is gained any more. Looked at 20 times a run.
+    void end_when_flat() {
+        if (step_ % std::max<int64_t>(1, p_.stop / 20) != 0) return;
+        const double now = held_out_loss();
         if (!(now > adaptive_.level - kFlat)) {
             adaptive_.level = now;
             adaptive_.level_at = step_;

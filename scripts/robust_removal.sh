@@ -63,15 +63,12 @@ train() { # TEXT R SEED
                 --steps "${PRETRAIN_STEPS:-1800}" --plant-position0 "$2" --out "$folder/original"
         for name in control $ways; do
             run=$folder/$name-$steps
-            [ -e "$run/config.json" ] && continue
+            [ -e "$run/loss" ] && continue
             command=remove flags=
             if [ "$name" = control ]; then command=finetune; else flags=$(way "$name"); fi
             # shellcheck disable=SC2086
             "$engine" $command --model "$folder/original" $data --steps "$steps" $flags --force --out "$run"
-        done
-        for name in control $ways; do
-            [ -e "$folder/$name-$steps/loss" ] || "$engine" eval --model "$folder/$name-$steps" \
-                --data "$folder/text_val_*.bin" --markdown | awk 'END { print $4 }' >"$folder/$name-$steps/loss"
+            "$engine" eval --model "$run" --data "$folder/text_val_*.bin" --markdown | awk 'END { print $4 }' >"$run/loss"
         done
     } >>"$folder/output.txt" 2>&1 || { echo "scripts/robust_removal.sh: $folder failed; see output.txt there" >&2; return 1; }
 }

@@ -237,6 +237,25 @@ TEST_CASE("remove ends LayerNorm-free, whatever the number of threads with the s
     }
 }
 
+// The run `o`, stopped by a signal in the middle of a step and resumed; returns its folder.
+static std::string run_in_two_parts(TinyTask& task, const RunOptions& o, int64_t stopped_at) {
+    RunOptions part = o;
+    part.out = task.scratch / ("part" + std::to_string(stopped_at));
+    part.save_every = 4;
+    part.on_step = [stopped_at](int64_t s) {
+        if (s == stopped_at) raise(SIGTERM);
+    };
+    CHECK_THROWS_AS(task.run(part), Interrupted);
+    g_signal = 0;
+    CHECK_FALSE(fs::exists(part.out + "/config.json"));
+    RunOptions again;
+    again.command = "remove";
+    again.out = part.out;
+    again.resume = again.json_output = true;
+    task.run(again);
+    return part.out;
+}
+
 TEST_CASE("a run resumed from any step ends with the weights of one that was never stopped") {
     TinyTask task(small_config());
     RunOptions o = task.options;
@@ -247,24 +266,10 @@ TEST_CASE("a run resumed from any step ends with the weights of one that was nev
     const std::string expected = task.weights(o.out);
     for (int64_t step = 0; step < 12; step++) {
         CAPTURE(step);
-        RunOptions part = o;
-        part.out = task.scratch / ("part" + std::to_string(step));
-        part.save_every = 4;
-        part.on_step = [step](int64_t s) {
-            if (s == step) raise(SIGTERM);
-        };
-        CHECK_THROWS_AS(task.run(part), Interrupted);
-        g_signal = 0;
-        CHECK_FALSE(fs::exists(part.out + "/config.json"));
-        RunOptions again;
-        again.command = "remove";
-        again.out = part.out;
-        again.resume = true;
-        again.json_output = true;
-        task.run(again);
-        CHECK(task.weights(part.out) == expected);
+        const std::string out = run_in_two_parts(task, o, step);
+        CHECK(task.weights(out) == expected);
         std::vector<int64_t> steps;
-        std::istringstream lines(read_file(part.out + "/log.jsonl", 1 << 20));
+        std::istringstream lines(read_file(out + "/log.jsonl", 1 << 20));
         for (std::string line; std::getline(lines, line);)
             if (json::parse(line).contains("loss")) steps.push_back(json::parse(line)["step"]);
         CHECK(steps == std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});
@@ -343,11 +348,12 @@ class PoisonedGPT2 : public GPT2 {
   public:
     static inline int64_t calls = 0;
     static inline std::set<int64_t> poisoned;
+    static inline double poison = 0;  // on top of the loss
     using GPT2::GPT2;
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux, int64_t grad_accum) override {
         BatchLoss loss = GPT2::forward_backward(inputs, targets, B, T, aux, grad_accum);
-        if (poisoned.count(calls++) > 0) loss.loss = poisoned.size() > 1 ? NAN : loss.loss + 9;
+        if (poisoned.count(calls++) > 0) loss.loss += poison;
         return loss;
     }
 };
@@ -369,19 +375,20 @@ TEST_CASE("the schedule that adapts goes back after a spike and still ends Layer
     engine().make_model = [](const GPT2Config& c) -> std::unique_ptr<GPT2> {
         return std::make_unique<PoisonedGPT2>(c);
     };
-    std::set<int64_t> poisoned;
+    PoisonedGPT2::calls = 0;
+    PoisonedGPT2::poisoned.clear();
     size_t expected_back = 0;
     SUBCASE("nothing goes wrong") {}
     SUBCASE("a batch after the first removal that makes no sense") {
-        poisoned = {6};  // two micro-batches a step
+        PoisonedGPT2::poisoned = {6};  // two micro-batches a step
+        PoisonedGPT2::poison = 9;
         expected_back = 1;
     }
     SUBCASE("losses that are not finite, twice") {
-        poisoned = {4, 11};
+        PoisonedGPT2::poisoned = {4, 11};
+        PoisonedGPT2::poison = NAN;
         expected_back = 2;
     }
-    PoisonedGPT2::calls = 0;
-    PoisonedGPT2::poisoned = poisoned;
     o.out = task.scratch / "adaptive";
     const ordered_json summary = task.run(o);
     engine().make_model = make_model;
@@ -406,21 +413,9 @@ TEST_CASE("an adaptive run that was stopped and resumed decides and ends as one 
     const std::vector<json> decisions = decisions_of(o.out);
     for (const int64_t step : {0, 1, 2, 6, 11}) {
         CAPTURE(step);
-        RunOptions part = o;
-        part.out = task.scratch / ("part" + std::to_string(step));
-        part.save_every = 4;
-        part.on_step = [step](int64_t s) {
-            if (s == step) raise(SIGTERM);
-        };
-        CHECK_THROWS_AS(task.run(part), Interrupted);
-        g_signal = 0;
-        RunOptions again;
-        again.command = "remove";
-        again.out = part.out;
-        again.resume = again.json_output = true;
-        task.run(again);
-        CHECK(task.weights(part.out) == expected);
-        CHECK(decisions_of(part.out) == decisions);
+        const std::string out = run_in_two_parts(task, o, step);
+        CHECK(task.weights(out) == expected);
+        CHECK(decisions_of(out) == decisions);
     }
 }
 

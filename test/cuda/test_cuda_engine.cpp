@@ -93,6 +93,12 @@ Run run_from_start(const Protocol& p, const GPT2Config& config) {
     Optimiser adam;
     model.prepare_training(p.batch, p.seq);
     adam.prepare(model.parameters());
+    if (p.plant_position0 > 0) {
+        std::vector<real> added;
+        for (int64_t c = 0; c < config.C; c++)
+            added.push_back(static_cast<real>(p.plant_position0 * std::cos(static_cast<double>(c))));
+        model.edit_position0(0.5, added.data());
+    }
     Run run;
     train(run, model, adam, p, 0, p.stop);
     return run;
@@ -319,6 +325,32 @@ TEST_CASE("the precursor's special cases: own sigma for position 0 and end-of-te
     const Run cpu = reference_run(p), gpu = cuda_run(p, false);
     CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
     CHECK(largest_weight_difference(gpu.weights, cpu.weights) < 1e-4);
+}
+
+TEST_CASE(
+    "the means against a position that stands out: gradual removal, its embedding shortened, auxiliary loss "
+    "everywhere") {
+    Protocol p = schedule();
+    p.lr = 2e-3;
+    p.start_mlp = 2;
+    p.start_qk = 4;
+    p.start_v = 5;
+    p.start_f = 8;
+    p.gap_mlp = p.gap_qk = p.gap_v = 1;
+    p.gradual = 4;
+    p.sigma_skips_position0 = true;
+    p.aux_everywhere = p.aux_relative = true;
+    p.plant_position0 = 10;
+    p.stop = 14;
+    const Run untouched = cuda_run(p, false);
+    p.shrink_steps = 5;
+    const Run cpu = reference_run(p), gpu = cuda_run(p, false);
+    CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
+    CHECK(largest_difference(gpu.aux, cpu.aux) < 1e-5);
+    CHECK(largest_difference(gpu.sigma_bars, cpu.sigma_bars) < 1e-5);
+    CHECK(largest_weight_difference(gpu.weights, cpu.weights) < 1e-4);
+    CHECK(gpu.aux.front() > 0);
+    CHECK(untouched.weights != gpu.weights);
 }
 
 TEST_CASE("with stochastic rounding the model learns what it learns without") {
