@@ -2,7 +2,7 @@
 
 #: make                  show what was found on this machine, then build ./train_gpt2_lnfree; with nvcc also ./train_gpt2_lnfree_cuda
 #: make demo             the paper's main result on this CPU, in minutes; TEXT=FILE: on your own text
-#: make test             every test; ONLY=PART: only the test programs whose name contains PART
+#: make test             every test; ONLY=PART: only the tests whose name contains PART
 #: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
 #: make test-interop     against transformers and TransformerLens, in a virtual environment of its own; needs Python and the network
 #: make test-long        what takes an hour: ten minutes of fuzzing per reader, 50 kills, 10 GB of text
@@ -104,7 +104,8 @@ PROGRAM := $(if $(SAN),$(BUILD)/)train_gpt2_lnfree
 CUDA_PROGRAM := $(if $(filter 0,$(CUDA))$(SAN)$(ISA)$(findstring clang,$(CXX)),,$(if $(filter cuda,$(FOUND)),train_gpt2_lnfree_cuda))
 
 .PHONY: all help clean detect ready FORCE
-all: detect $(PROGRAM) $(CUDA_PROGRAM)
+# What takes longest begins first, so that the other cores do not wait for it at the end.
+all: detect $(CUDA_PROGRAM) $(PROGRAM)
 	@echo "Built ./$(PROGRAM) ($(VARIANTS))$(if $(filter openmp,$(FOUND)),, without OpenMP: it will use one thread)"
 	@$(if $(CUDA_PROGRAM),echo "Built ./$(CUDA_PROGRAM) ($(foreach code,$(filter code=%,$(subst $(comma), ,$(CUDA_ARCHS))),$(code:code=%=%)))",:)
 
@@ -214,17 +215,16 @@ run-demo: all
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
-# test/*.cpp          once, with the best instruction set of this processor
-# test/isa/*.cpp      once per instruction set that this processor has (the ops)
-# test/double/*.cpp   in double precision (gradients, the oracle)
-# test/cuda/*.cpp     the CUDA engine's kernels and the engine itself, in emulation
-# test/long/*.cpp     only in `make test-long`
-# Every file is a program of its own with the main() of test/main.cpp; one that crashes takes no other with it.
+# test/*.cpp                 once, with the best instruction set of this processor; test/engine/*.cpp: the program as a whole
+# test/isa/*.cpp             once per instruction set that this processor has (the ops)
+# test/double/*.cpp          in double precision (gradients, the oracle)
+# test/cuda/*.cpp            the CUDA engine's kernels, in emulation; test/cuda_engine/*.cpp: the engine itself
+# test/long/*.cpp            only in `make test-long`
+# Every file runs by itself, with the main() of test/main.cpp; one that crashes takes no other with it.
 TEST_ISAS := $(if $(SAN)$(ISA),$(VARIANTS),$(filter $(RUNNABLE_ISAS),$(ALL_ISAS)))
-test_programs = $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/%,$(filter-out test/main.cpp,$(wildcard $(2)/*.cpp)))
 
 # 1 folder of the programs, 2 folder of the sources, 3 extra flags, 4 extra libraries
-define test_kind
+define test_rules
 $(BUILD)/test/$(1)/%.o: $(2)/%.cpp $(BUILD)/flags | ready
 	@mkdir -p $$(@D)
 	@echo "compile  $$< ($(1))"
@@ -232,34 +232,54 @@ $(BUILD)/test/$(1)/%.o: $(2)/%.cpp $(BUILD)/flags | ready
 
 $(BUILD)/test/$(1)/%: $(BUILD)/test/$(1)/%.o $(BUILD)/test/main.o
 	$$(Q)$$(CXX) $$(LANGUAGE) $$^ $$(LIBS) $(4) -o $$@
-
-PROGRAMS_$(1) := $(call test_programs,$(1),$(2))
 endef
 
+# Every file a program.
+define test_kind
+$(call test_rules,$(1),$(2),$(3),$(4))
+TESTS_$(1) := $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/%,$(filter-out test/main.cpp,$(wildcard $(2)/*.cpp)))
+endef
+
+# All files one program, `all`: they include train_gpt2_lnfree.cpp, which takes the compiler a minute. A test is then
+# called PROGRAM:FILE, which test/run.sh understands. The folder's own date changes with the list of its files.
+define test_group
+$(call test_rules,$(1),$(BUILD)/test/$(1),$(3),$(4))
+$(BUILD)/test/$(1)/all.cpp: $(2) $(wildcard $(2)/*.cpp)
+	@mkdir -p $$(@D)
+	@printf '#include "%s"\n' $(wildcard $(2)/*.cpp) > $$@
+
+TESTS_$(1) := $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/all:%,$(wildcard $(2)/*.cpp))
+endef
+programs_of = $(sort $(foreach test,$(1),$(firstword $(subst :, ,$(test)))))
+
 LAST_ISA := $(lastword $(TEST_ISAS))
-$(eval $(call test_kind,float,test,$(FLAGS_$(LAST_ISA)) -DLNFREE_ISA_NAME='"$(LAST_ISA)"'))
-$(eval $(call test_kind,double,test/double,$(FLAGS_$(LAST_ISA)) -DLNFREE_REAL=double -DLNFREE_ISA_NAME='"$(LAST_ISA)"'))
+BEST_FLAGS := $(FLAGS_$(LAST_ISA)) -DLNFREE_ISA_NAME='"$(LAST_ISA)"'
+$(eval $(call test_kind,float,test,$(BEST_FLAGS)))
+$(eval $(call test_group,engine,test/engine,$(BEST_FLAGS)))
+$(eval $(call test_group,double,test/double,$(BEST_FLAGS) -DLNFREE_REAL=double))
 $(foreach isa,$(TEST_ISAS),\
-    $(eval $(call test_kind,isa-$(isa),test/isa,$(FLAGS_$(isa)) -DLNFREE_ISA_NAME='"$(isa)"')))
+    $(eval $(call test_group,isa-$(isa),test/isa,$(FLAGS_$(isa)) -DLNFREE_ISA_NAME='"$(isa)"')))
 
 # -O1: they are large, and compiling them at -O2 takes longer than it saves. Unroll pragmas are for nvcc.
-$(eval $(call test_kind,cuda,test/cuda,-O1 -Wno-unknown-pragmas $(FLAGS_$(LAST_ISA)) -DLNFREE_ISA_NAME='"$(LAST_ISA)"',-lboost_context))
+$(eval $(call test_kind,cuda,test/cuda,-O1 -Wno-unknown-pragmas $(BEST_FLAGS),-lboost_context))
+$(eval $(call test_group,cuda_engine,test/cuda_engine,-O1 -Wno-unknown-pragmas $(BEST_FLAGS),-lboost_context))
 
 $(BUILD)/test/main.o: test/main.cpp $(BUILD)/flags | ready
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(LANGUAGE) -O1 -MMD -MP -c $< -o $@
 
 $(eval $(call test_kind,long,test/long,))
-# Sanitised, the others take minutes each; the emulation has its own eye on shared memory in all of them.
-PROGRAMS_cuda := $(if $(SAN),$(filter %/test_emulation %/test_bf16 %/test_streaming,$(PROGRAMS_cuda)),$(PROGRAMS_cuda))
-# The oracle's numbers run through nothing that test_analysis does not.
-PROGRAMS_float := $(if $(SAN),$(filter-out %/test_analysis_oracle,$(PROGRAMS_float)),$(PROGRAMS_float))
-TEST_PROGRAMS := $(PROGRAMS_float) $(PROGRAMS_double) $(PROGRAMS_cuda) $(foreach isa,$(TEST_ISAS),$(PROGRAMS_isa-$(isa)))
+# Sanitised, the others of the CUDA tests take minutes each; the emulation has its own eye on shared memory in all of
+# them. And the oracle's numbers of the analyses run through nothing that test_analysis does not.
+SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(TESTS_cuda)) $(TESTS_cuda_engine) \
+                  $(filter %:test_analysis_oracle,$(TESTS_engine))
+TESTS := $(filter-out $(if $(SAN),$(SLOW_SANITISED)),$(TESTS_float) $(TESTS_engine) $(TESTS_double) \
+         $(foreach isa,$(TEST_ISAS),$(TESTS_isa-$(isa))) $(TESTS_cuda) $(TESTS_cuda_engine))
 
 .PHONY: test run-test
-CHOSEN_TESTS := $(strip $(if $(ONLY),$(foreach program,$(TEST_PROGRAMS),\
-                $(if $(findstring $(ONLY),$(program:$(BUILD)/test/%=%)),$(program))),$(TEST_PROGRAMS)))
-run-test: all $(CHOSEN_TESTS)
+CHOSEN_TESTS := $(strip $(if $(ONLY),$(foreach test,$(TESTS),\
+                $(if $(findstring $(ONLY),$(test:$(BUILD)/test/%=%)),$(test))),$(TESTS)))
+run-test: all $(call programs_of,$(CHOSEN_TESTS))
 	@LNFREE_PROGRAM=./$(PROGRAM) test/run.sh $(if $(SAN)$(ISA),,$(patsubst %,--without %,\
 	    $(filter-out $(TEST_ISAS),$(ALL_ISAS)))) $(CHOSEN_TESTS)
 
@@ -283,9 +303,9 @@ test-interop: all
 	@test/interop/run.sh
 
 # The kills are those of test_command_line, more of them.
-test-long: all $(BUILD)/test/float/test_command_line $(PROGRAMS_long)
+test-long: all $(BUILD)/test/float/test_command_line $(TESTS_long)
 	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 TEST_TIMEOUT=7200 \
-	    test/run.sh $(BUILD)/test/float/test_command_line $(PROGRAMS_long)
+	    test/run.sh $(BUILD)/test/float/test_command_line $(TESTS_long)
 	@$(MAKE) fuzz FUZZ_SECONDS=600
 
 # ---- the laboratory --------------------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@
 // vocabulary, L layers, NH heads, HS = C / NH their size. "Paper" is 2507.02559; "precursor" is 2409.13710.
 // File formats and plumbing are in data/, the matrix product's fast version is in dev/cpu/.
 
+#ifndef LNFREE_TRAIN_GPT2_LNFREE_CPP
+#define LNFREE_TRAIN_GPT2_LNFREE_CPP
+
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -4511,3 +4514,5 @@ int main(int argc, char** argv) {
 }
 #endif
 #endif  // LNFREE_METHOD_ONLY
+
+#endif  // LNFREE_TRAIN_GPT2_LNFREE_CPP

@@ -4,7 +4,7 @@
 #   scripts/cuda_archs.sh NVCC
 set -u
 
-flag() { echo "-gencode arch=compute_$1,code=sm_$1"; }
+flag() { echo "-gencode arch=compute_${2:-$1},code=sm_$1"; } # GPU [WHOSE INTERMEDIATE CODE]
 
 # 9.0 -> 90a: Hopper's own instructions are in the "a" variant only.
 installed=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d . | tr -dc 0-9)
@@ -20,6 +20,12 @@ $known
 " in
         *"
 sm_${arch%a}
-"*) flag $arch ;;
+"*)
+            # The kernels ask for nothing between Ampere and Hopper: intermediate code that is made once does for three.
+            case $arch in
+                86 | 89) flag $arch 80 ;;
+                *) flag $arch ;;
+            esac
+            ;;
     esac
 done | tr '\n' ' '

@@ -8,6 +8,9 @@
 #include "data/random.h"
 #include "train_gpt2_lnfree.cpp"
 
+// after the program that it is about
+#include "test/test_models.h"
+
 using namespace lnfree;
 
 static std::vector<real> random_values(int64_t n, uint64_t seed, double scale = 1) {
@@ -251,14 +254,7 @@ TEST_CASE("softmax and cross-entropy") {
 // ---------------------------------------------------------------------------------------------------------------------
 
 static GPT2 small_model(ModelForm form) {
-    GPT2Config c;
-    c.L = 2;
-    c.NH = 3;
-    c.C = 9;
-    c.V = 13;
-    c.n_ctx = 6;
-    c.n_inner = 17;
-    c.end_of_text = 12;
+    GPT2Config c = shape_of(2, 3, 9, 13, 6, 17);
     c.form = form;
     GPT2 model(c);
     SplitMix64 random(19);

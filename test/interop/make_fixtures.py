@@ -3,7 +3,7 @@
 
     build/interop-venv/bin/python test/interop/make_fixtures.py        after `make test-interop`, which makes that
 
-test/test_interop.cpp replays them without Python. NAME/ is a model folder; NAME.safetensors holds tokens (T) and
+test/engine/test_interop.cpp replays them without Python. NAME/ is a model folder; NAME.safetensors holds tokens (T) and
 logits (T,V), computed in double precision and both stored as F32.
 """
 

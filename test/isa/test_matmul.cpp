@@ -28,7 +28,7 @@ namespace {
 constexpr Transpose BOTH[] = {Transpose::No, Transpose::Yes};
 constexpr float INF = std::numeric_limits<float>::infinity(), NOT_A_NUMBER = std::numeric_limits<float>::quiet_NaN();
 
-const auto engine = [](auto... arguments) { lnfree::matmul(arguments...); };
+const auto engines_product = [](auto... arguments) { lnfree::matmul(arguments...); };
 
 // visit(problem) in all four orientations.
 template <class Real = float, class Visit>
@@ -40,7 +40,7 @@ void for_each_orientation(const MatmulShape& shape, const Visit& visit) {
 // visit(function, name) for the engine's product and for every version of the ladder.
 template <class Visit>
 void for_each_matmul(const Visit& visit) {
-    visit(engine, "engine");
+    visit(engines_product, "engine");
     for (const MatmulVersion& version : lnfree::matmul_versions) visit(version.function, version.name);
 }
 
@@ -48,7 +48,8 @@ void for_each_matmul(const Visit& visit) {
 
 TEST_CASE("the engine's matmul equals the written-out sum for every orientation and for sizes that fit no tile") {
     for (const MatmulShape& shape : lnfree::matmul_check_shapes())
-        for_each_orientation(shape, [](const auto& problem) { CHECK(lnfree::wrong_product(engine, problem) == ""); });
+        for_each_orientation(shape,
+                             [](const auto& problem) { CHECK(lnfree::wrong_product(engines_product, problem) == ""); });
 }
 
 TEST_CASE("every version of matmul equals the written-out sum") {
@@ -64,13 +65,13 @@ TEST_CASE("every version of matmul equals the written-out sum") {
 
 TEST_CASE("matmul in double precision equals the written-out sum") {
     for (const MatmulShape shape : {MatmulShape{1, 1, 1, 0}, {3, 17, 5, 3}, {17, 63, 33, 1}})
-        for_each_orientation<double>(shape,
-                                     [](const auto& problem) { CHECK(lnfree::wrong_product(engine, problem) == ""); });
+        for_each_orientation<double>(
+            shape, [](const auto& problem) { CHECK(lnfree::wrong_product(engines_product, problem) == ""); });
 }
 
 TEST_CASE("the comparison notices one product too few, a number written beside C, and a NaN") {
     const MatmulProblem<float> problem(Transpose::No, Transpose::Yes, {17, 31, 257, 1});
-    std::vector<float> out = problem.product(engine, false, true);
+    std::vector<float> out = problem.product(engines_product, false, true);
     CHECK(problem.is_right(out, false, true));
     CHECK_FALSE(problem.is_right(out, false, false));
     const int64_t at = 16 * problem.ldc + 30;
@@ -128,7 +129,7 @@ TEST_CASE("every version of matmul gives the same bits for 1, 2, 3 and 5 threads
 TEST_CASE("a row of the engine's matmul does not depend on the rows computed with it") {
     for (const Transpose tb : BOTH) {
         const MatmulProblem<float> problem(Transpose::No, tb, {97, 133, 1100, 0});
-        const std::vector<float> together = problem.product(engine, true, true);
+        const std::vector<float> together = problem.product(engines_product, true, true);
         std::vector<float> one_by_one = problem.c;
         for (int64_t i = 0; i < problem.M; ++i)
             lnfree::matmul(Transpose::No, tb, 1, problem.N, problem.K, problem.a.data() + i * problem.lda, problem.lda,
@@ -224,7 +225,7 @@ TEST_CASE("the bf16 product of any numbers is that of the numbers rounded") {
     const MatmulProblem<float> problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
     MatmulProblem<float> rounded = rounded_problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
     CHECK(problem.product(in_bf16, true, true) == rounded.product(in_bf16, true, true));
-    CHECK(problem.product(in_bf16, true, true) != problem.product(engine, true, true));
+    CHECK(problem.product(in_bf16, true, true) != problem.product(engines_product, true, true));
 }
 
 TEST_CASE("the instruction for bf16 gives what shifts give") {

@@ -15,20 +15,10 @@ void use_cpu_engine() {
     engine() = Engine();
 }
 
-GPT2Config one_layer() {
-    GPT2Config c;
-    c.L = 1;
-    c.NH = 2;
-    c.C = 16;
-    c.V = 257;
-    c.n_ctx = 17;
-    c.n_inner = 40;
-    c.end_of_text = 256;
-    return c;
-}
+static const GPT2Config kOneLayer = shape_of(1, 2, 16, 257, 17, 40);
 
 struct Task : TinyTask {
-    Task() : TinyTask(one_layer()) {
+    Task() : TinyTask(kOneLayer) {
         options.flags.precision = "fp32";
         options.save_every = 6;
     }
@@ -192,12 +182,12 @@ TEST_CASE("eval and generate compute in the precision that is asked for, in fp32
 
 TEST_CASE("a folded model, which runs on the processor, is refused in bf16 on the CUDA engine") {
     cuda::use_cuda_engine();
-    GPT2Config folded = one_layer();
+    GPT2Config folded = kOneLayer;
     folded.form = ModelForm::folded;
     CHECK(engine().make_model(folded) != nullptr);
     engine().use_precision("bf16");
     CHECK_THROWS_WITH_AS(engine().make_model(folded), doctest::Contains("folded"), BadInput);
-    CHECK(engine().make_model(one_layer()) != nullptr);
+    CHECK(engine().make_model(kOneLayer) != nullptr);
     cuda::device_options() = {};
     use_cpu_engine();
 }

@@ -3,10 +3,12 @@
 // tests in this folder run every kernel with them.
 #include <doctest/doctest.h>
 
-#define LNFREE_METHOD_ONLY
 #define LNFREE_LIBRARY_ONLY
 #include "dev/cuda/engine_bench.h"
 #include "dev/cuda/engine_check.h"
+
+// after the program that it is about
+#include "test/test_models.h"
 
 using namespace lnfree;
 
@@ -138,14 +140,7 @@ TEST_CASE("whole steps: the reference agrees with itself; a wrong gradient or a 
 
 TEST_CASE("bench runs in emulation, says so, and reports every kernel and every stage") {
     const WithoutShadowMemory fast;
-    GPT2Config c;
-    c.L = 2;
-    c.NH = 2;
-    c.C = 32;
-    c.V = 67;
-    c.n_ctx = 17;
-    c.n_inner = 128;
-    c.end_of_text = 66;
+    const GPT2Config c = shape_of(2, 2, 32, 67, 17, 128);
     cuda::device_options().recompute = 1;
     Engine::Report report;
     const std::string text = printed([&](std::FILE* screen) { report = cuda::bench_engine(c, 2, 17, 0.001, screen); });
@@ -174,13 +169,7 @@ TEST_CASE("bench runs in emulation, says so, and reports every kernel and every 
 }
 
 TEST_CASE("FLOPs of a training step are those of the sizes: GPT-2 Small at T = 1024 takes 0.80 GFLOP per token") {
-    GPT2Config c;
-    c.L = 12;
-    c.NH = 12;
-    c.C = 768;
-    c.V = 50257;
-    c.n_ctx = 1024;
-    c.n_inner = 3072;
+    const GPT2Config c = shape_of(12, 12, 768, 50257, 1024, 3072);
     const double per_token = cuda::training_flops(c, 2, 1024) / 2048;
     // Six per weight of a product, and 6 L C (T + 1) in attention.
     CHECK(per_token == doctest::Approx(6.0 * (12 * 12 * 768.0 * 768 + 50257.0 * 768) + 6.0 * 12 * 768 * 1025));
@@ -201,13 +190,7 @@ TEST_CASE("the vendor's figure is found by the name of a GPU, and n/a is n/a") {
 }
 
 TEST_CASE("device_bytes grows with the batch and falls with recomputation") {
-    GPT2Config c;
-    c.L = 12;
-    c.NH = 12;
-    c.C = 768;
-    c.V = 50257;
-    c.n_ctx = 1024;
-    c.n_inner = 3072;
+    const GPT2Config c = shape_of(12, 12, 768, 50257, 1024, 3072);
     for (const bool in_bf16 : {false, true}) {
         CAPTURE(in_bf16);
         for (int64_t B = 1; B < 64; B *= 2)

@@ -5,24 +5,14 @@
 #include "train_gpt2_lnfree.cpp"
 
 // after the program that it is about
-#include "test/random_weights.h"
+#include "test/test_models.h"
 
 using namespace lnfree;
 using namespace lnfree::analysis;
 
 namespace {
 
-GPT2Config small_config() {
-    GPT2Config c;
-    c.L = 3;
-    c.NH = 3;
-    c.C = 15;
-    c.V = 37;
-    c.n_ctx = 13;
-    c.n_inner = 22;
-    c.end_of_text = 36;
-    return c;
-}
+static const GPT2Config kAnalysed = shape_of(3, 3, 15, 37, 13, 22);
 
 void make_linear(GPT2& model) {
     double sigma = 0.5;
@@ -78,7 +68,7 @@ TEST_CASE(
     "the direct effect is what the engine's own last norm and unembedding make of the stream without a component") {
     for (const bool linear : {false, true}) {
         CAPTURE(linear);
-        GPT2 model(small_config());
+        GPT2 model(kAnalysed);
         randomise(model, 3);
         if (linear) make_linear(model);
         const int64_t N = 7, C = model.config.C, V = model.config.V;
@@ -112,7 +102,7 @@ TEST_CASE(
 }
 
 TEST_CASE("attribution misses the direct effect of a model with LayerNorm and none of a model without") {
-    GPT2 model(small_config());
+    GPT2 model(kAnalysed);
     randomise(model, 3);
     const Sample sample = random_sample(5, 11, model.config.V);
     CHECK(measure_attribution(model, sample, settings_with(2))["nmae"].get<double>() > 1);
@@ -125,7 +115,7 @@ TEST_CASE("attribution misses the direct effect of a model with LayerNorm and no
 }
 
 TEST_CASE("no measurement depends on how many sequences are taken at a time") {
-    GPT2 model(small_config());
+    GPT2 model(kAnalysed);
     randomise(model, 3);
     const Sample sample = random_sample(5, 11, model.config.V);
     for (const auto measure : {measure_attribution, measure_norms, measure_sinks, measure_confidence}) {
@@ -138,7 +128,7 @@ TEST_CASE("no measurement depends on how many sequences are taken at a time") {
 }
 
 TEST_CASE("a model is no distance from itself, and its loss is what eval computes") {
-    GPT2 model(small_config()), other(small_config());
+    GPT2 model(kAnalysed), other(kAnalysed);
     randomise(model, 3);
     randomise(other, 4);
     const Sample sample = random_sample(4, 13, model.config.V);
@@ -155,7 +145,7 @@ TEST_CASE("a model is no distance from itself, and its loss is what eval compute
 }
 
 TEST_CASE("every token that a model is sure will not come is listed with what stood before it") {
-    GPT2 model(small_config());
+    GPT2 model(kAnalysed);
     randomise(model, 3);
     real* wte = model.tensor("wte.weight");
     for (int64_t i = 0; i < model.config.V * model.config.C; i++) wte[i] *= 40;
@@ -184,7 +174,7 @@ TEST_CASE("every token that a model is sure will not come is listed with what st
 }
 
 TEST_CASE("patching the last layer's input at the last position brings all of the clean behaviour back") {
-    GPT2 model(small_config());
+    GPT2 model(kAnalysed);
     randomise(model, 3);
     PromptSet set;
     set.name = "random";
@@ -210,7 +200,7 @@ TEST_CASE("patching the last layer's input at the last position brings all of th
 }
 
 TEST_CASE("the spectrum's singular vectors give the unembedding back") {
-    GPT2 model(small_config());
+    GPT2 model(kAnalysed);
     randomise(model, 3);
     const Spectrum s = spectrum(model);
     const int64_t C = model.config.C, V = model.config.V;

@@ -4,12 +4,15 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "file_helpers.h"
 #include "train_gpt2_lnfree.cpp"
+
+// after the program that it is about
+#include "test/file_helpers.h"
+#include "test/test_models.h"
 
 using namespace lnfree;
 
-static const std::string fixtures = "test/fixtures/hf/";
+static const std::string hf_fixtures = "test/fixtures/hf/";
 
 static std::vector<real> values_of(const SafetensorsFile& file, const std::string& name) {
     const TensorView* tensor = file.find(name);
@@ -25,18 +28,11 @@ struct Recorded {
     std::vector<real> logits;
 
     explicit Recorded(const std::string& name) {
-        const SafetensorsFile file(fixtures + name + ".safetensors");
+        const SafetensorsFile file(hf_fixtures + name + ".safetensors");
         for (const real token : values_of(file, "tokens")) tokens.push_back(static_cast<int32_t>(token));
         logits = values_of(file, "logits");
     }
 };
-
-static double largest_difference(const std::vector<real>& a, const std::vector<real>& b) {
-    REQUIRE(a.size() == b.size());
-    double largest = 0;
-    for (size_t i = 0; i < a.size(); i++) largest = std::max(largest, static_cast<double>(std::abs(a[i] - b[i])));
-    return largest;
-}
 
 static std::vector<real> logits_of(const std::string& folder, const std::vector<int32_t>& tokens) {
     const LoadedModel loaded = load_model(folder);
@@ -84,29 +80,29 @@ TEST_CASE("folders written by save_pretrained give transformers' logits") {
     for (const char* name : {"f32", "f32_sharded", "f16_inner", "bf16_sharded", "no_prefix", "masks"}) {
         CAPTURE(name);
         const Recorded recorded(name);
-        CHECK(largest_difference(logits_of(fixtures + name, recorded.tokens), recorded.logits) < 1e-4);
-        CHECK(load_model(fixtures + name).model->sites.removed() == 0);
+        CHECK(largest_difference(logits_of(hf_fixtures + name, recorded.tokens), recorded.logits) < 1e-4);
+        CHECK(load_model(hf_fixtures + name).model->sites.removed() == 0);
     }
 }
 
 TEST_CASE("the comparison can tell: another epsilon or another token is not within its bounds") {
     const Recorded recorded("no_prefix");  // epsilon 0.03
-    LoadedModel loaded = load_model(fixtures + "no_prefix");
+    LoadedModel loaded = load_model(hf_fixtures + "no_prefix");
     loaded.model->config.epsilon = 1e-5;
     std::vector<real> out(recorded.logits.size());
     loaded.model->logits(out.data(), recorded.tokens.data(), 1, static_cast<int64_t>(recorded.tokens.size()));
     CHECK(largest_difference(out, recorded.logits) > 1e-3);
     std::vector<int32_t> tokens = recorded.tokens;
     tokens[0] ^= 1;
-    CHECK(largest_difference(logits_of(fixtures + "no_prefix", tokens), recorded.logits) > 1e-3);
+    CHECK(largest_difference(logits_of(hf_fixtures + "no_prefix", tokens), recorded.logits) > 1e-3);
 }
 
 TEST_CASE("an end-of-text token outside the vocabulary, transformers' default, is none") {
-    CHECK(load_model(fixtures + "f32_sharded").model->config.end_of_text == -1);  // 50256 of 47
-    CHECK(load_model(fixtures + "f32").model->config.end_of_text == 52);          // of 53
-    CHECK(load_model(fixtures + "bf16_sharded").model->config.end_of_text == 0);
+    CHECK(load_model(hf_fixtures + "f32_sharded").model->config.end_of_text == -1);  // 50256 of 47
+    CHECK(load_model(hf_fixtures + "f32").model->config.end_of_text == 52);          // of 53
+    CHECK(load_model(hf_fixtures + "bf16_sharded").model->config.end_of_text == 0);
     const TemporaryFolder scratch;
-    export_model(fixtures + "f32_sharded", scratch / "hf", "hf");
+    export_model(hf_fixtures + "f32_sharded", scratch / "hf", "hf");
     const json config = read_json(scratch / "hf/config.json");
     REQUIRE(config.contains("eos_token_id"));
     CHECK(config["eos_token_id"].is_null());
@@ -117,13 +113,13 @@ TEST_CASE("LayerNorm-free folders that others published are recognised, keep the
         CAPTURE(name);
         const TemporaryFolder scratch;
         const Recorded recorded(name);
-        CHECK_FALSE(fs::exists(fixtures + name + "/lnfree.json"));
-        LoadedModel loaded = load_model(fixtures + name);
+        CHECK_FALSE(fs::exists(hf_fixtures + name + "/lnfree.json"));
+        LoadedModel loaded = load_model(hf_fixtures + name);
         CHECK(loaded.model->sites.all_linear_everywhere());
-        CHECK(largest_difference(logits_of(fixtures + name, recorded.tokens), recorded.logits) < 1e-4);
+        CHECK(largest_difference(logits_of(hf_fixtures + name, recorded.tokens), recorded.logits) < 1e-4);
         for (const char* form : {"hf", "folded"}) {
             CAPTURE(form);
-            const ordered_json record = export_model(fixtures + name, scratch / form, form);
+            const ordered_json record = export_model(hf_fixtures + name, scratch / form, form);
             CHECK(record["layernorm_free"] == true);
             CHECK(largest_difference(logits_of(scratch / form, recorded.tokens), recorded.logits) < 1e-4);
             const std::string card = read_bytes(scratch / (std::string(form) + "/README.md"));
@@ -159,13 +155,14 @@ TEST_CASE("half-precision exports stay close to the model and the impossible one
         CAPTURE(c.form);
         CAPTURE(c.dtype);
         const std::string out = scratch / (std::string(c.form) + c.dtype);
-        export_model(fixtures + "layernorm_free", out, c.form, c.dtype);
+        export_model(hf_fixtures + "layernorm_free", out, c.form, c.dtype);
         const double difference = largest_difference(logits_of(out, recorded.tokens), recorded.logits);
         CHECK(difference < c.error);
         CHECK(difference > 0);
     }
     CHECK(contains(
-        message_of<BadInput>([&] { export_model(fixtures + "layernorm_free", scratch / "f16", "hf", "f16"); }), "f16"));
+        message_of<BadInput>([&] { export_model(hf_fixtures + "layernorm_free", scratch / "f16", "hf", "f16"); }),
+        "f16"));
     CHECK_FALSE(fs::exists(scratch / "f16"));
 }
 
@@ -179,7 +176,7 @@ TEST_CASE("eval --logits writes the first sequence's logits") {
     for (const int32_t token : recorded.tokens) bytes += {static_cast<char>(token), '\0'};
     write_bytes(shard, bytes);
     EvalOptions o;
-    o.models = {fixtures + "f32"};
+    o.models = {hf_fixtures + "f32"};
     o.data = {shard};
     o.seq = static_cast<int64_t>(recorded.tokens.size()) - 1;
     o.logits = scratch / "new/logits.safetensors";

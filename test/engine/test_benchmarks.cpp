@@ -7,7 +7,7 @@
 // after the program that it is about
 #include "dev/analysis/benchmarks.h"
 #include "test/file_helpers.h"
-#include "test/random_weights.h"
+#include "test/test_models.h"
 
 using namespace lnfree;
 using namespace lnfree::analysis;
@@ -261,17 +261,7 @@ TEST_CASE("GPT-2's tokens: the continuation is what the whole text has beyond th
 // ---------------------------------------------------------------------------------------------------------------------
 // scores
 
-static GPT2Config tiny_config() {
-    GPT2Config c;
-    c.L = 2;
-    c.NH = 3;
-    c.C = 21;
-    c.V = 257;
-    c.n_ctx = 67;
-    c.n_inner = 50;
-    c.end_of_text = 256;
-    return c;
-}
+static const GPT2Config kAsked = shape_of(2, 3, 21, 257, 67, 50);
 
 // Requests of all lengths, some of which read the same tokens.
 static std::vector<Request> random_requests(size_t count, int64_t V, int64_t n_ctx) {
@@ -310,7 +300,7 @@ static Score plain_score(GPT2& model, const Request& r) {
 }
 
 TEST_CASE("scores of batched requests are those of the whole logits, one by one") {
-    GPT2 model(tiny_config());
+    GPT2 model(kAsked);
     randomise(model, 5);
     std::vector<Request> requests = random_requests(131, model.config.V, model.config.n_ctx);  // several micro-batches
     for (size_t i = 0; i < 40; i++) {  // what the model itself would say
@@ -335,7 +325,7 @@ TEST_CASE("scores of batched requests are those of the whole logits, one by one"
 }
 
 TEST_CASE("rows may be asked for in any order and more often than there are positions") {
-    GPT2 model(tiny_config());
+    GPT2 model(kAsked);
     randomise(model, 6);
     const std::vector<int32_t> inputs = {1, 2, 3, 4, 5, 6};  // (2,3)
     std::vector<int64_t> rows;
@@ -378,7 +368,7 @@ TEST_CASE("requests that read the same tokens make one group, longest first") {
 }
 
 TEST_CASE("a measurement ends between micro-batches when it is told to") {
-    GPT2 model(tiny_config());
+    GPT2 model(kAsked);
     randomise(model, 5);
     int calls = 0;
     const auto pause = [&] {
@@ -449,7 +439,7 @@ struct TinyEvals {
     BenchmarkOptions options;
 
     TinyEvals() {
-        loaded.model = std::make_unique<GPT2>(tiny_config());
+        loaded.model = std::make_unique<GPT2>(kAsked);
         randomise(*loaded.model, 9);
         loaded.tokenizer = load_tokenizer("byte");
         options.evals = folder.path();

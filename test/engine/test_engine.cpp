@@ -5,25 +5,15 @@
 #include "train_gpt2_lnfree.cpp"
 
 // after the program that it is about
-#include "test/random_weights.h"
+#include "test/test_models.h"
 #include "test/tiny_task.h"
 
 using namespace lnfree;
 
-static GPT2Config small_config() {
-    GPT2Config c;
-    c.L = 3;
-    c.NH = 2;
-    c.C = 22;
-    c.V = 257;
-    c.n_ctx = 50;
-    c.n_inner = 70;  // not 4 C
-    c.end_of_text = 256;
-    return c;
-}
+static const GPT2Config kTrained = shape_of(3, 2, 22, 257, 50, 70);
 
 static GPT2 finished_model() {
-    GPT2 model(small_config());
+    GPT2 model(kTrained);
     randomise(model, 3);
     double sigma = 0.6;
     for (Site& site : model.sites.all) {
@@ -44,12 +34,6 @@ static std::vector<real> logits_of(GPT2& model, const std::vector<int32_t>& toke
     std::vector<real> out(tokens.size() * static_cast<size_t>(model.config.V));
     model.logits(out.data(), tokens.data(), B, T);
     return out;
-}
-
-static double largest_difference(const std::vector<real>& a, const std::vector<real>& b) {
-    double largest = 0;
-    for (size_t i = 0; i < a.size(); i++) largest = std::max(largest, static_cast<double>(std::abs(a[i] - b[i])));
-    return largest;
 }
 
 static void write_form(const std::string& folder, GPT2& model, bool folded, bool with_record) {
@@ -221,7 +205,7 @@ TEST_CASE("an unfinished model has no exported form, and a folded one no hf form
 
 // Shards of the story world and a pretrained-looking model, small enough for runs of a second.
 TEST_CASE("remove ends LayerNorm-free, whatever the number of threads with the same bits") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     std::string expected;
     for (const int threads : {1, 2, 3, 5}) {
 #ifdef _OPENMP
@@ -257,7 +241,7 @@ static std::string run_in_two_parts(TinyTask& task, const RunOptions& o, int64_t
 }
 
 TEST_CASE("a run resumed from any step ends with the weights of one that was never stopped") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     RunOptions o = task.options;
     o.out = task.scratch / "whole";
     o.save_every = 1;
@@ -318,7 +302,7 @@ TEST_CASE("position 0's own sigma is released geometrically") {
 }
 
 TEST_CASE("a planted position 0 stands out, and shrinking brings it back") {
-    GPT2 model(small_config());
+    GPT2 model(kTrained);
     randomise(model, 3);
     model.prepare_training();
     const std::vector<int32_t> tokens = random_tokens(60, 257);
@@ -367,7 +351,7 @@ static std::vector<json> decisions_of(const std::string& run) {
 }
 
 TEST_CASE("the schedule that adapts goes back after a spike and still ends LayerNorm-free") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     RunOptions o = task.options;
     o.flags.preset = "adaptive";
     o.flags.steps = 20;
@@ -404,7 +388,7 @@ TEST_CASE("the schedule that adapts goes back after a spike and still ends Layer
 }
 
 TEST_CASE("an adaptive run that was stopped and resumed decides and ends as one that was never stopped") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     RunOptions o = task.options;
     o.flags.preset = "adaptive";
     o.out = task.scratch / "whole";
@@ -420,7 +404,7 @@ TEST_CASE("an adaptive run that was stopped and resumed decides and ends as one 
 }
 
 TEST_CASE("the control sees the same data, removes nothing and has no auxiliary loss") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     RunOptions o = task.options;
     o.command = "finetune";
     o.out = task.scratch / "control";
@@ -446,7 +430,7 @@ TEST_CASE("the control sees the same data, removes nothing and has no auxiliary 
 }
 
 TEST_CASE("a run that diverges stops, says where, and keeps its last good checkpoint") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     RunOptions o = task.options;
     o.out = task.scratch / "diverges";
     o.flags.lr = 1e30;
@@ -459,7 +443,7 @@ TEST_CASE("a run that diverges stops, says where, and keeps its last good checkp
 }
 
 TEST_CASE("a finished model is fine-tuned further without getting its LayerNorms back") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     RunOptions o = task.options;
     o.out = task.scratch / "free";
     task.run(o);
@@ -477,7 +461,7 @@ TEST_CASE("a finished model is fine-tuned further without getting its LayerNorms
 }
 
 TEST_CASE("mean_loss is the mean over all predictions, however they are batched") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     LoadedModel loaded = load_model(task.options.model);
     const TokenShards shards(task.options.val);
     double sum = 0;
@@ -506,7 +490,7 @@ static std::vector<double> logged(const std::string& out, const char* key) {
 }
 
 TEST_CASE("a removal run in bf16 stays within 0.01 nats of fp32 at every step, and is another run") {
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     task.options.flags.steps = 40;
     task.options.out = task.scratch / "fp32";
     task.run(task.options);
@@ -532,7 +516,7 @@ TEST_CASE("bf16 is refused where it would be slower than fp32") {
         std::puts("SKIPPED: the refusal of bf16: this processor has AVX512_BF16");
         return;
     }
-    TinyTask task(small_config());
+    TinyTask task(kTrained);
     task.options.flags.precision = "bf16";
     task.options.out = task.scratch / "out";
     CHECK_THROWS_WITH_AS(task.run(task.options), doctest::Contains("AVX512_BF16"), BadInput);

@@ -1,29 +1,18 @@
 // The CUDA engine as a whole, in emulation, against the reference: losses, gradients and weights of a removal, step by step.
 #include <doctest/doctest.h>
 
-#define LNFREE_METHOD_ONLY
 #define LNFREE_LIBRARY_ONLY
 #include "data/random.h"
 #include "train_gpt2_lnfree.cu"
 
 // after the program that it is about
-#include "test/random_weights.h"
+#include "test/test_models.h"
 
 using namespace lnfree;
 
 namespace {
 
-GPT2Config small_config() {
-    GPT2Config c;
-    c.L = 2;
-    c.NH = 2;
-    c.C = 24;
-    c.V = 67;
-    c.n_ctx = 13;
-    c.n_inner = 56;  // not 4 C
-    c.end_of_text = 66;
-    return c;
-}
+static const GPT2Config kTwoLayers = shape_of(2, 2, 24, 67, 13, 56);
 
 // The tokens of every micro-batch follow from the step alone: a few of them often, so that there is something to learn.
 std::vector<int32_t> tokens_of(int64_t step, int64_t micro_batch, int64_t n, int64_t V) {
@@ -104,12 +93,12 @@ Run run_from_start(const Protocol& p, const GPT2Config& config) {
     return run;
 }
 
-Run reference_run(const Protocol& p, const GPT2Config& config = small_config()) {
+Run reference_run(const Protocol& p, const GPT2Config& config = kTwoLayers) {
     return run_from_start<GPT2, AdamW>(p, config);
 }
 
 Run cuda_run(const Protocol& p, bool in_bf16, int recompute = -1, bool stochastic = false,
-             const GPT2Config& config = small_config(), const std::string& attention = "flash") {
+             const GPT2Config& config = kTwoLayers, const std::string& attention = "flash") {
     cuda::device_options() = {in_bf16, recompute, stochastic, attention};
     const Run run = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, config);
     cuda::device_options() = {};
@@ -121,13 +110,13 @@ Run cuda_run(const Protocol& p, bool in_bf16, int recompute = -1, bool stochasti
 template <class FirstModel, class FirstOptimiser, class SecondModel, class SecondOptimiser>
 Run run_in_two_halves(const Protocol& p) {
     Run run;
-    FirstModel first(small_config());
+    FirstModel first(kTwoLayers);
     randomise(first, 3);
     FirstOptimiser adam;
     first.prepare_training(p.batch, p.seq);
     adam.prepare(first.parameters());
     train(run, first, adam, p, 0, p.stop / 2);
-    SecondModel second(small_config());
+    SecondModel second(kTwoLayers);
     std::copy(first.params.data(), first.params.data() + first.parameters(), second.params.data());
     second.sites = first.sites;
     SecondOptimiser taken_over;
@@ -150,7 +139,7 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 
 // |a - b| / |b| of every tensor but the key biases, which do not act on the loss and drift with rounding; the largest.
 double largest_weight_difference(const std::vector<float>& a, const std::vector<float>& b) {
-    const GPT2Config c = small_config();
+    const GPT2Config c = kTwoLayers;
     double largest = 0;
     for (const Tensor& t : tensor_table(c)) {
         double off = 0, size = 0;
@@ -198,7 +187,7 @@ TEST_CASE("40 steps in bf16 stay within 2 % of the reference's losses, and lose 
 }
 
 TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
-    GPT2Config c = small_config();
+    GPT2Config c = kTwoLayers;
     c.C = 64;  // two heads of 32
     c.n_inner = 128;
     Protocol p = schedule();
@@ -211,7 +200,7 @@ TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
 }
 
 TEST_CASE("--attention plain gives what tensor cores give, to bf16's precision, and other bits") {
-    GPT2Config c = small_config();
+    GPT2Config c = kTwoLayers;
     c.C = 64;  // two heads of 32, which tensor cores take
     Protocol p = schedule();
     p.stop = 3;
@@ -248,7 +237,7 @@ TEST_CASE("with --cuda-graphs every pass through a removal gives the bits of the
         cuda::DeviceOptions with_graphs;
         with_graphs.cuda_graphs = true;
         cuda::device_options() = with_graphs;
-        const Run replayed = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, small_config());
+        const Run replayed = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, kTwoLayers);
         cuda::device_options() = {};
         CHECK(replayed.losses == launched.losses);
         CHECK(replayed.aux == launched.aux);
@@ -361,8 +350,8 @@ TEST_CASE("with stochastic rounding the model learns what it learns without") {
 }
 
 TEST_CASE("evaluation and logits are the reference's, for any batch and length") {
-    GPT2 cpu(small_config());
-    cuda::CudaGPT2 gpu(small_config());
+    GPT2 cpu(kTwoLayers);
+    cuda::CudaGPT2 gpu(kTwoLayers);
     randomise(cpu, 3);
     randomise(gpu, 3);
     const int64_t V = cpu.config.V;
@@ -383,7 +372,7 @@ TEST_CASE("evaluation and logits are the reference's, for any batch and length")
 }
 
 TEST_CASE("the table of memory grows with the batch and shrinks with what is remade") {
-    const GPT2Config c = small_config();
+    const GPT2Config c = kTwoLayers;
     int64_t before = 0;
     for (const int64_t B : {1, 2, 7, 64}) {
         const int64_t bytes = cuda::device_bytes(c, B, c.n_ctx, true, true, 0);

@@ -1,0 +1,43 @@
+// Models for tests. Include it after train_gpt2_lnfree.cpp or train_gpt2_lnfree.cu.
+#pragma once
+
+#include "data/random.h"
+
+namespace lnfree {
+
+// A shape of which nothing need be round; the vocabulary's last token ends a text.
+inline GPT2Config shape_of(int64_t L, int64_t NH, int64_t C, int64_t V, int64_t n_ctx, int64_t n_inner) {
+    GPT2Config c;
+    c.L = L;
+    c.NH = NH;
+    c.C = C;
+    c.V = V;
+    c.n_ctx = n_ctx;
+    c.n_inner = n_inner;
+    c.end_of_text = static_cast<int32_t>(V - 1);
+    return c;
+}
+
+// Infinity if the sizes differ or a difference is not a number.
+inline double largest_difference(const std::vector<real>& a, const std::vector<real>& b) {
+    if (a.size() != b.size()) return INFINITY;
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); i++) {
+        const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+        if (std::isnan(difference)) return INFINITY;
+        largest = std::max(largest, difference);
+    }
+    return largest;
+}
+
+// Weights far from their initial values, so that no term of a formula is close to zero by chance.
+inline void randomise(GPT2& model, uint64_t seed) {
+    SplitMix64 random(seed);
+    for (const Tensor& t : model.tensors) {
+        const bool gamma = t.name.find("ln_") != std::string::npos && t.name.back() == 't';
+        for (int64_t i = 0; i < t.size; i++)
+            model.params.data()[t.offset + i] = static_cast<real>((gamma ? 1.0 : 0.0) + 0.15 * random.normal());
+    }
+}
+
+}  // namespace lnfree
