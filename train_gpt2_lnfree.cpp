@@ -3273,6 +3273,20 @@ class TrainingRun {
 // ---------------------------------------------------------------------------------------------------------------------
 // Pictures and words at the end of a run
 
+// What the adaptive schedule decided beside removals, as shaded parts of the axis that say what they are: the steps that were
+// undone by going back (where the line breaks off), those in which position 0 was shortened.
+inline void show_decision(Chart& chart, ChartSeries& series, const json& j) {
+    const double step = j["step"].get<double>();
+    if (j["decision"] == "roll back") {
+        chart.spans.push_back(
+            {step, series.x.empty() ? step : series.x.back() + 1, "went back: " + j["because"].get<std::string>()});
+        series.x.push_back(step);
+        series.y.push_back(NAN);
+    }
+    if (j.value("shrink_steps", 0) > 0)
+        chart.spans.push_back({step, step + j["shrink_steps"].get<double>(), "position 0's embedding is shortened"});
+}
+
 // The loss curves of some runs (name, output folder) in the manner of the paper's Fig. 1: removals as vertical lines,
 // the validation loss before training as a dashed reference. Throws BadInput if a folder has no log.
 inline Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& title) {
@@ -3293,6 +3307,7 @@ inline Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& 
                 series.x.push_back(step);
                 series.y.push_back(number_or_nan(j, "loss"));
             }
+            if (j.contains("decision")) show_decision(chart, series, j);
             if (first_validation && j.contains("val_loss") && step == 0) {
                 chart.references.push_back({number_or_nan(j, "val_loss"), "original, validation"});
                 first_validation = false;
@@ -3944,21 +3959,77 @@ inline int stories_command(const std::string& out, uint64_t count, uint64_t seed
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// plot: loss curves of several runs in one picture
+// plot: loss curves of several runs, or the columns of a table, in one picture
 
-inline int plot_command(const std::vector<std::string>& runs, const std::string& out, const std::string& title,
-                        bool force, bool json_output) {
-    if (fs::exists(out) && !force)
-        throw BadInput("--out " + out + ": already exists; name another file or give --force");
+struct PlotOptions {
+    std::vector<std::string> runs;
+    std::string table, out, title = "Loss while LayerNorms are removed", y_label = "nats per token";
+    bool log_x = false, force = false;
+};
+
+inline std::vector<std::string> cells_of(const std::string& line) {
+    std::vector<std::string> cells;
+    std::istringstream in(line + ",");
+    for (std::string cell; std::getline(in, cell, ',');) cells.push_back(cell);
+    return cells;
+}
+
+// A CSV file, names in its first line: the first column is x, every other one a line, an empty cell a gap. Throws
+// BadInput for what is no such table.
+inline Chart table_chart(const PlotOptions& o) {
+    Chart chart;
+    chart.title = o.title;
+    chart.y_label = o.y_label;
+    chart.log_x = o.log_x;
+    std::istringstream lines(read_file(o.table, int64_t(1) << 26));
+    int64_t number = 0;
+    const auto value = [&](const std::string& cell) {
+        if (cell.empty()) return static_cast<double>(NAN);
+        double x = 0;
+        const auto [end, error] = std::from_chars(cell.data(), cell.data() + cell.size(), x);
+        if (error != std::errc() || end != cell.data() + cell.size())
+            throw BadInput(o.table + ", line " + std::to_string(number) + ": " + quoted_name(cell) +
+                           " is not a number; leave the cell empty where there is none");
+        return x;
+    };
+    for (std::string line; std::getline(lines, line);) {
+        const std::vector<std::string> cells = cells_of(line);
+        if (++number == 1) {
+            chart.x_label = cells[0];
+            for (size_t i = 1; i < cells.size(); i++) chart.series.push_back({cells[i], {}, {}});
+            continue;
+        }
+        if (cells.size() != chart.series.size() + 1)
+            throw BadInput(o.table + ", line " + std::to_string(number) + ": " + std::to_string(cells.size()) +
+                           " cells, but the first line names " + std::to_string(chart.series.size() + 1));
+        for (size_t i = 1; i < cells.size(); i++) {
+            chart.series[i - 1].x.push_back(value(cells[0]));
+            chart.series[i - 1].y.push_back(value(cells[i]));
+        }
+    }
+    if (chart.series.empty() || number < 2)
+        throw BadInput(o.table + ": no table; its first line names the columns, two of them at least");
+    return chart;
+}
+
+inline Chart runs_chart(const PlotOptions& o) {
     std::vector<std::pair<std::string, std::string>> named;
-    for (const std::string& run : runs) {
+    for (const std::string& run : o.runs) {
         const size_t equals = run.find('=');
         named.emplace_back(equals == std::string::npos ? fs::path(run).filename().string() : run.substr(0, equals),
                            equals == std::string::npos ? run : run.substr(equals + 1));
     }
-    write_file_atomically(out, render_svg(loss_chart(named, title)));
-    if (!json_output) std::printf("wrote %s\n", out.c_str());
-    print_json(json_output, {{"out", out}, {"runs", named.size()}});
+    return loss_chart(named, o.title);
+}
+
+inline int plot_command(const PlotOptions& o, bool json_output) {
+    if (fs::exists(o.out) && !o.force)
+        throw BadInput("--out " + o.out + ": already exists; name another file or give --force");
+    if (o.runs.empty() == o.table.empty()) throw BadInput("plot: give either --run or --table");
+    const Chart chart = o.table.empty() ? runs_chart(o) : table_chart(o);
+    write_file_atomically(o.out, render_svg(chart));
+    if (!json_output) std::printf("wrote %s\n", o.out.c_str());
+    print_json(json_output, {{"out", o.out}, {"runs", chart.series.size()}});
     return 0;
 }
 
@@ -4204,8 +4275,12 @@ inline int bench_command(bench::Options o, const ShapeFlags& shape, bool json_ou
     o.name = shape.size;
     o.config = shape.config(shape.size == "tiny" ? 257 : 50257);
     o.seq = sequence_length(o.seq, o.config, "the model");
-    if (const auto other_engine = engine().bench; other_engine != nullptr)
+    if (const auto other_engine = engine().bench; other_engine != nullptr) {
+        if (o.precision != engine().training_precision)
+            throw BadInput("bench --precision " + o.precision + ": on a GPU it times " + engine().training_precision +
+                           " only, which training computes in; leave the flag out");
         return report(other_engine(o.config, o.batch, o.seq, o.seconds, json_output ? stderr : stdout), json_output);
+    }
     engine().use_precision(o.precision);
     print_json(json_output, bench::run(o, LNFREE_ISA_NAME, json_output ? stderr : stdout));
     return 0;
@@ -4392,6 +4467,7 @@ inline int parse_and_run(int argc, char** argv) {
     ShapeFlags bench_shape;
     bench_shape.size = "small";
     bench::Options benching;
+    benching.precision = engine().training_precision;
     sub = command("bench", "What this machine makes of the operations, of a training step and of evaluation.");
     add_shape_flags(*sub, bench_shape, "[257 for tiny, else 50257]");
     sub->add_option("--batch", benching.batch, "sequences")->capture_default_str()->check(whole_number(1, 1 << 20));
@@ -4446,14 +4522,17 @@ inline int parse_and_run(int argc, char** argv) {
         action = [&] { return analyze_command(measurement, analysing); };
     });
 
-    std::vector<std::string> plot_runs;
-    std::string plot_out, plot_title = "Loss while LayerNorms are removed";
-    sub = command("plot", "Draw the loss curves of runs as an SVG picture.");
-    sub->add_option("--run", plot_runs, "NAME=FOLDER of each run, the first one's start as reference")->required();
-    sub->add_option("--out", plot_out, "SVG file to write")->required();
-    sub->add_option("--title", plot_title, "title of the picture")->capture_default_str();
-    sub->add_flag("--force", force, "replace the file");
-    sub->callback([&] { action = [&] { return plot_command(plot_runs, plot_out, plot_title, force, json_output); }; });
+    PlotOptions plot;
+    sub = command("plot", "Draw the loss curves of runs, or a table's columns, as an SVG picture.");
+    sub->add_option("--run", plot.runs, "NAME=FOLDER of each run, the first one's start as reference");
+    sub->add_option("--table", plot.table,
+                    "CSV file: names in the first line; x in the first column, a line for each other");
+    sub->add_option("--out", plot.out, "SVG file to write")->required();
+    sub->add_option("--title", plot.title, "title of the picture")->capture_default_str();
+    sub->add_option("--y-label", plot.y_label, "what a table's columns are")->capture_default_str();
+    sub->add_flag("--log-x", plot.log_x, "a table's x on a logarithmic axis");
+    sub->add_flag("--force", plot.force, "replace the file");
+    sub->callback([&] { action = [&] { return plot_command(plot, json_output); }; });
 
     const std::vector<CLI::App*> commands = app.get_subcommands({});
     for (CLI::App* each : commands) check_numbers(*each);

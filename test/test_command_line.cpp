@@ -755,6 +755,13 @@ TEST_CASE("eval, generate, tokenize and plot refuse what they cannot do") {
     check_refused({"tokenize", "--input", inputs / "empty.txt", "--out", out}, {"empty.txt", "no documents"});
     check_refused({"tokenize", "--input", inputs / "broken.jsonl", "--out", out}, {"broken.jsonl", "line 2"});
     check_refused({"plot", "--run", "a=" + nowhere(), "--out", nowhere() + ".svg"}, {nowhere(), "log.jsonl"});
+    check_refused({"plot", "--out", nowhere() + ".svg"}, {"--run", "--table"});
+    write_bytes(inputs / "word.csv", "tokens,loss\n1,2\n2,low\n");
+    check_refused({"plot", "--table", inputs / "word.csv", "--out", nowhere() + ".svg"}, {"word.csv, line 3", "low"});
+    write_bytes(inputs / "short.csv", "tokens,loss,more\n1,2\n");
+    check_refused({"plot", "--table", inputs / "short.csv", "--out", nowhere() + ".svg"}, {"short.csv, line 2", "3"});
+    write_bytes(inputs / "names.csv", "tokens\n1\n");
+    check_refused({"plot", "--table", inputs / "names.csv", "--out", nowhere() + ".svg"}, {"names.csv", "columns"});
     check_refused({"stories", "--out", "-", "--json"}, {"--out -", "--json"});
 }
 
@@ -1181,6 +1188,9 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     const json stories =
         json_of({"stories", "--count", "3", "--out", out / "3.jsonl"}, {"version", "out", "stories", "bytes", "seed"});
     CHECK(stories["bytes"] == read_bytes(out / "3.jsonl").size());
+    write_bytes(out / "table.csv", "tokens,auto,adaptive\n1e5,0.5,0.25\n2e5,0.25,\n4e5,0.125,0.0625\n");
+    CHECK(json_of({"plot", "--table", out / "table.csv", "--log-x", "--out", out / "t.svg"},
+                  {"version", "out", "runs"})["runs"] == 2);
     CHECK(json_of({"plot", "--run", w.folder / "free", "--out", out / "p.svg"}, {"version", "out", "runs"})["runs"] ==
           1);
 }

@@ -384,6 +384,8 @@ TEST_CASE("the schedule that adapts goes back after a spike and still ends Layer
     }
     CHECK(back == expected_back);
     CHECK(removals > 0);
+    const std::string picture = read_file(o.out + "/loss.svg", 1 << 20);
+    CHECK((picture.find("went back") != std::string::npos) == (expected_back > 0));
     CHECK_FALSE(fs::exists(o.out + "/checkpoints"));
 }
 
