@@ -6,8 +6,8 @@
 #   scripts/findings.sh bpe      GPT-2's vocabulary, on real text, with published indirect-object prompts
 #
 # Everything lands in OUT/FAMILY (OUT=runs/findings): the models, report/report.html, and findings.md for the README. What
-# is there already is not made again. Settings with their defaults, story / bpe: PRETRAIN_STEPS=4000 / 1000, STEPS=200;
-# STORIES=3000, OPENINGS=100000 (stories of which single sentences are taken); and scripts/real_text.sh's SEED and ENGINE.
+# is there already is not made again. Settings with their defaults, story / bpe: PRETRAIN_STEPS=2000 / 1000, STEPS=300 / 200,
+# DENSE_STEPS=4000 (story: before the real text comes); and scripts/real_text.sh's SEED and ENGINE.
 set -eu
 
 family=${1:-}
@@ -20,21 +20,28 @@ shared=$(realpath ../shared)
 here=$(realpath "$(dirname "$0")")
 ENGINE=$(realpath "${ENGINE:-./train_gpt2_lnfree}")
 OUT=${OUT:-runs/findings}/$family
-export ENGINE OUT STEPS="${STEPS:-200}" SETTLE_STEPS=0
+STEPS=${STEPS:-$([ "$family" = story ] && echo 300 || echo 200)}
+export ENGINE OUT STEPS SETTLE_STEPS=0
 mkdir -p "$OUT"
 
 case $family in
     story)
         stories=$OUT/stories.jsonl openings=$OUT/openings.jsonl
-        [ -e "$stories" ] || "$ENGINE" stories --count "${STORIES:-3000}" --seed 1 --out "$stories"
+        [ -e "$stories" ] || "$ENGINE" stories --count 3000 --seed 1 --out "$stories"
         # Who gets the thing decides a few bytes of a story's 800. Openings that are one such sentence and nothing else make
-        # that denser: otherwise a model of this size takes far longer to notice that it can be known.
+        # that denser, and the real text comes last: mixed in from the start it keeps a model of this size from learning it.
         if [ ! -e "$openings" ]; then
-            "$ENGINE" stories --count "${OPENINGS:-100000}" --seed 2 --out "$OUT/more.jsonl"
+            "$ENGINE" stories --count 100000 --seed 2 --out "$OUT/more.jsonl"
             sed -n 's/^\({"text":"[A-Z][^\\]\{1,100\}\)\\n.*/\1\\n"}/p' "$OUT/more.jsonl" >"$openings"
             rm "$OUT/more.jsonl"
         fi
-        SIZE="--n-layer 6 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=${PRETRAIN_STEPS:-4000} \
+        [ -e "$OUT/dense.json" ] || "$ENGINE" tokenize --input "$openings" "$stories" --tokenizer byte --out "$OUT/dense"
+        if [ ! -e "$OUT/dense/config.json" ]; then
+            "$ENGINE" pretrain --data "$OUT/dense_train_*.bin" --val "$OUT/dense_val_*.bin" --out "$OUT/dense" --force \
+                --n-layer 6 --n-head 4 --n-embd 128 --n-ctx 128 --seq 128 --batch 16 --grad-accum 1 \
+                --lr 2e-3 --min-lr 1e-4 --steps "${DENSE_STEPS:-4000}" --eval-every 250 --save-every 500
+        fi
+        START=$OUT/dense PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} BATCH=16 FLAGS="--grad-accum 1" \
             "$here/real_text.sh" "$stories" "$openings" "$shared/data/text/tinystories_sample.jsonl.gz"
         set -- ;;
     bpe)

@@ -6,7 +6,8 @@
 # CORPUS (.txt, .jsonl, .gz of both) defaults to ../shared/data/text/openwebtext_sample.jsonl.gz. Settings with their
 # defaults: TOKENIZER=byte OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=5000
 # SETTLE_STEPS=1250 STEPS=300 BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree FLAGS="" (more for every training)
-# VAL_TOKENS=0 (for the table; 0: all) ALSO="". The documents held out (5 %) are never trained on. A run that is there
+# VAL_TOKENS=0 (for the table; 0: all) ALSO="" START="" (a model folder to train further, instead of a new model; no
+# SIZE then). The documents held out (5 %) are never trained on. A run that is there
 # already is not made again. ALSO adds removals done otherwise: no_aux (without the auxiliary loss), at_once (all sites at
 # the same step).
 #
@@ -44,8 +45,13 @@ run() { # COMMAND NAME FLAGS...
     # shellcheck disable=SC2086
     "$engine" "$command" $data --out "$out/$name" --force "$@"
 }
+often="--eval-every $((pretrain_steps / 20)) --save-every 500"
 # shellcheck disable=SC2086
-run pretrain pretrained $size --lr 2e-3 --min-lr 0 --steps "$pretrain_steps" --eval-every $((pretrain_steps / 20)) --save-every 500
+if [ -n "${START:-}" ]; then
+    run finetune pretrained --model "$START" --lr 1e-3 --min-lr 1e-4 --steps "$pretrain_steps" $often
+else
+    run pretrain pretrained $size --lr 2e-3 --min-lr 0 --steps "$pretrain_steps" $often
+fi
 original=original
 if [ "$settle_steps" -gt 0 ]; then
     run finetune original --model "$out/pretrained" --lr 1e-4 --min-lr 1e-5 --steps "$settle_steps" --save-every 500
