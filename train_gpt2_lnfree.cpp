@@ -1745,6 +1745,7 @@ inline Engine& engine() {
 #include <omp.h>
 #endif
 
+#include "data/csv_chart.h"
 #include "data/files.h"
 #include "data/json.h"
 #include "data/model_card.h"
@@ -3967,51 +3968,6 @@ struct PlotOptions {
     bool log_x = false, force = false;
 };
 
-inline std::vector<std::string> cells_of(const std::string& line) {
-    std::vector<std::string> cells;
-    std::istringstream in(line + ",");
-    for (std::string cell; std::getline(in, cell, ',');) cells.push_back(cell);
-    return cells;
-}
-
-// A CSV file, names in its first line: the first column is x, every other one a line, an empty cell a gap. Throws
-// BadInput for what is no such table.
-inline Chart table_chart(const PlotOptions& o) {
-    Chart chart;
-    chart.title = o.title;
-    chart.y_label = o.y_label;
-    chart.log_x = o.log_x;
-    std::istringstream lines(read_file(o.table, int64_t(1) << 26));
-    int64_t number = 0;
-    const auto value = [&](const std::string& cell) {
-        if (cell.empty()) return static_cast<double>(NAN);
-        double x = 0;
-        const auto [end, error] = std::from_chars(cell.data(), cell.data() + cell.size(), x);
-        if (error != std::errc() || end != cell.data() + cell.size())
-            throw BadInput(o.table + ", line " + std::to_string(number) + ": " + quoted_name(cell) +
-                           " is not a number; leave the cell empty where there is none");
-        return x;
-    };
-    for (std::string line; std::getline(lines, line);) {
-        const std::vector<std::string> cells = cells_of(line);
-        if (++number == 1) {
-            chart.x_label = cells[0];
-            for (size_t i = 1; i < cells.size(); i++) chart.series.push_back({cells[i], {}, {}});
-            continue;
-        }
-        if (cells.size() != chart.series.size() + 1)
-            throw BadInput(o.table + ", line " + std::to_string(number) + ": " + std::to_string(cells.size()) +
-                           " cells, but the first line names " + std::to_string(chart.series.size() + 1));
-        for (size_t i = 1; i < cells.size(); i++) {
-            chart.series[i - 1].x.push_back(value(cells[0]));
-            chart.series[i - 1].y.push_back(value(cells[i]));
-        }
-    }
-    if (chart.series.empty() || number < 2)
-        throw BadInput(o.table + ": no table; its first line names the columns, two of them at least");
-    return chart;
-}
-
 inline Chart runs_chart(const PlotOptions& o) {
     std::vector<std::pair<std::string, std::string>> named;
     for (const std::string& run : o.runs) {
@@ -4026,7 +3982,10 @@ inline int plot_command(const PlotOptions& o, bool json_output) {
     if (fs::exists(o.out) && !o.force)
         throw BadInput("--out " + o.out + ": already exists; name another file or give --force");
     if (o.runs.empty() == o.table.empty()) throw BadInput("plot: give either --run or --table");
-    const Chart chart = o.table.empty() ? runs_chart(o) : table_chart(o);
+    Chart chart = o.table.empty() ? runs_chart(o) : csv_chart(o.table);
+    chart.title = o.title;
+    if (!o.table.empty()) chart.y_label = o.y_label;
+    chart.log_x = o.log_x;
     write_file_atomically(o.out, render_svg(chart));
     if (!json_output) std::printf("wrote %s\n", o.out.c_str());
     print_json(json_output, {{"out", o.out}, {"runs", chart.series.size()}});
@@ -4530,7 +4489,7 @@ inline int parse_and_run(int argc, char** argv) {
     sub->add_option("--out", plot.out, "SVG file to write")->required();
     sub->add_option("--title", plot.title, "title of the picture")->capture_default_str();
     sub->add_option("--y-label", plot.y_label, "what a table's columns are")->capture_default_str();
-    sub->add_flag("--log-x", plot.log_x, "a table's x on a logarithmic axis");
+    sub->add_flag("--log-x", plot.log_x, "a logarithmic x axis");
     sub->add_flag("--force", plot.force, "replace the file");
     sub->callback([&] { action = [&] { return plot_command(plot, json_output); }; });
 
