@@ -2536,6 +2536,7 @@ struct RunOptions {
     int64_t val_tokens = -1;  // -1: eight steps' worth, 16,384 to 131,072; 0: all
     int64_t save_every = 50;
     int64_t keep_checkpoints = 0;  // after a finished run
+    double hours = 0;              // --steps follow from how fast this machine is; 0: no such budget
     Engine::Options engine;
     bool resume = false, force = false, dry_run = false, json_output = false;
     ProtocolFlags flags;
@@ -2671,8 +2672,7 @@ class TrainingRun {
             load_start();
         }
         check_data();
-        engine().use_precision(p_.precision);
-        if (const auto use_options = engine().use_options; use_options != nullptr) use_options(o_.engine);
+        configure_engine();
         if (o_.dry_run) return dry_run();
         model_->prepare_training(p_.batch, p_.seq);
         stop_on_signals();
@@ -2716,6 +2716,11 @@ class TrainingRun {
 
     // ----- before the first step
 
+    void configure_engine() {
+        engine().use_precision(p_.precision);
+        if (const auto use_options = engine().use_options; use_options != nullptr) use_options(o_.engine);
+    }
+
     void open_shards() {
         train_ = std::make_unique<TokenShards>(o_.data);
         val_ = std::make_unique<TokenShards>(o_.val);
@@ -2738,12 +2743,37 @@ class TrainingRun {
                                "`remove` go to its end first");
         }
         if (o_.flags.precision.empty()) o_.flags.precision = engine().training_precision;
-        p_ = resolve_protocol(o_.flags, o_.command == "remove", static_cast<int>(model_->config.L),
-                              model_->config.n_ctx, model_->parameters());
+        resolve();
+        if (o_.hours > 0) {
+            if (o_.flags.steps || o_.flags.tokens)
+                throw BadInput("--hours, --steps and --tokens all set the length of the run; give one");
+            o_.flags.steps = steps_within(3600 * o_.hours);
+            resolve();
+        }
         if (o_.command == "pretrain") set_pretraining_defaults();
         if (o_.eval_every == 0) o_.eval_every = std::max<int64_t>(1, p_.stop / 10);
         if (o_.val_tokens < 0)
             o_.val_tokens = std::min<int64_t>(131'072, std::max<int64_t>(16'384, 8 * p_.tokens_per_step()));
+    }
+
+    void resolve() {
+        p_ = resolve_protocol(o_.flags, o_.command == "remove", static_cast<int>(model_->config.L),
+                              model_->config.n_ctx, model_->parameters());
+    }
+
+    // Steps that this machine does in that time, about: measured on the second of two micro-batches (the first also touches
+    // its memory for the first time), of which a tenth more for all that is not forward and backward.
+    int64_t steps_within(double seconds) {
+        configure_engine();
+        model_->prepare_training(p_.batch, p_.seq);
+        const std::vector<int32_t> tokens(static_cast<size_t>(p_.batch * p_.seq), 0);
+        double begin = 0;
+        for (int i = 0; i < 2; i++) {
+            begin = seconds_now();
+            model_->forward_backward(tokens.data(), tokens.data(), p_.batch, p_.seq, p_.aux(), p_.grad_accum);
+        }
+        const double per_step = 1.1 * (seconds_now() - begin) * static_cast<double>(p_.grad_accum);
+        return std::max<int64_t>(1, static_cast<int64_t>(std::min(seconds / per_step, 1e9)));
     }
 
     // From scratch the optimiser is the one customary for pretraining GPT-2: beta2 0.95, weight decay 0.1, floor lr / 10,
@@ -4080,7 +4110,7 @@ inline void check_numbers(CLI::App& command) {
 
 inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
     if (app.get_name() != "pretrain")
-        app.add_option("--preset", f.preset, "auto, or the paper's small, medium, large, xl, or precursor")
+        app.add_option("--preset", f.preset, "auto, adaptive, or the paper's small, medium, large, xl, or precursor")
             ->capture_default_str();
     app.add_option("--steps", f.steps,
                    "horizon of the learning rate, and the end of the run unless --stop is given [auto: 300]");
@@ -4145,6 +4175,8 @@ inline void add_run_flags(CLI::App& app, RunOptions& o) {
     app.add_option("--out", o.out, "output folder: log.jsonl, checkpoints, and at the end the model")->required();
     app.add_option("--data", o.data, "training shards: paths or globs; raw:PATH for headerless uint16");
     app.add_option("--val", o.val, "validation shards");
+    app.add_option("--hours", o.hours, "choose --steps so that the run takes about so long, by this machine's speed")
+        ->check(CLI::PositiveNumber);
     app.add_option("--eval-every", o.eval_every, "steps between validations [a tenth of the run]")
         ->check(whole_number(1));
     app.add_option("--val-tokens", o.val_tokens,

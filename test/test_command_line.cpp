@@ -320,7 +320,7 @@ TEST_CASE("every command explains itself and every flag, on standard output with
                              "--start-mlp",  "--gap-v",        "--sigma-ema",  "--seed",
                              "--gap-qk",     "--resume",       "--force",      "--eval-every",
                              "--val-tokens", "--save-every",   "--dry-run",    "--keep-checkpoints",
-                             "--precision"}) {
+                             "--precision",  "--hours"}) {
         CAPTURE(flag);
         CHECK(contains(remove, flag));
     }

@@ -405,6 +405,21 @@ TEST_CASE("an adaptive run that was stopped and resumed decides and ends as one 
     }
 }
 
+TEST_CASE("a budget in hours sets the steps, and goes with no other length of the run") {
+    TinyTask task(kTrained);
+    RunOptions o = task.options;
+    o.out = task.scratch / "budget";
+    o.dry_run = true;
+    o.flags.steps.reset();
+    o.hours = 0.002;
+    const int64_t few = task.run(o)["tokens"];
+    o.hours = 2;
+    CHECK(task.run(o)["tokens"] > few);
+    o.flags.steps = 20;
+    CHECK_THROWS_WITH_AS(task.run(o), doctest::Contains("--hours, --steps and --tokens"), BadInput);
+    CHECK_FALSE(fs::exists(o.out));
+}
+
 TEST_CASE("the control sees the same data, removes nothing and has no auxiliary loss") {
     TinyTask task(kTrained);
     RunOptions o = task.options;
