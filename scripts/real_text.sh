@@ -50,7 +50,7 @@ often="--eval-every $((pretrain_steps / 20)) --save-every 500"
 if [ -n "${START:-}" ]; then
     run finetune pretrained --model "$START" --lr 1e-3 --min-lr 1e-4 --steps "$pretrain_steps" $often
 else
-    run pretrain pretrained $size --lr 2e-3 --min-lr 0 --steps "$pretrain_steps" $often
+    run pretrain pretrained $size --tokenizer "$tokenizer" --lr 2e-3 --min-lr 0 --steps "$pretrain_steps" $often
 fi
 original=original
 if [ "$settle_steps" -gt 0 ]; then
