@@ -175,7 +175,8 @@ CUDNN_INCLUDE := $(if $(CUDNN),$(firstword $(patsubst %/cudnn_frontend.h,%,$(wil
 ifneq ($(and $(CUDNN),$(FOUND),$(if $(CUDNN_INCLUDE),,missing)),)
     $(error USE_CUDNN=1: there is no cudnn_frontend.h in $(CUDNN_PLACES); give CUDNN_FRONTEND=DIR (README.md, On a GPU))
 endif
-NVCCFLAGS := -std=c++17 -O3 --threads 0 -I. -diag-suppress 1675 \
+# (nvcc's -O is about the code for this processor; that for the GPU is always fully optimised.)
+NVCCFLAGS := -std=c++17 --threads 0 -I. -diag-suppress 1675 \
              -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas$(if $(filter openmp,$(FOUND)),$(comma)-fopenmp)
 
 # As $(BUILD)/flags, for nvcc: another GPU rebuilds what is made for it.
@@ -185,7 +186,7 @@ $(BUILD)/cuda_flags: FORCE
 
 $(BUILD)/cuda_engine.o: train_gpt2_lnfree.cu $(BUILD)/cuda_flags | ready
 	@echo "compile  $< (nvcc)"
-	$(Q)$(NVCC) $(NVCCFLAGS) $(CUDNN_FLAG) $(CUDA_ARCHS) -MMD -MP -c $< -o $@
+	$(Q)$(NVCC) -O2 $(NVCCFLAGS) $(CUDNN_FLAG) $(CUDA_ARCHS) -MMD -MP -c $< -o $@
 
 $(BUILD)/cudnn_attention.o: dev/cuda/cudnn_attention.cpp $(BUILD)/flags $(BUILD)/cuda_flags | ready
 	@echo "compile  $<"
@@ -330,7 +331,7 @@ $(CUDA_LAB): %: %.cu $(BUILD)/flags $(BUILD)/cuda_flags | ready
 # program for five of them takes four times as long.
 CUDA_LAB_ARCHS = $(if $(word 3,$(CUDA_ARCHS)),-gencode arch=compute_80$(comma)code=compute_80,$(CUDA_ARCHS))
 CUDA_LAB_DEPENDENCIES = -MMD -MP -MF $(BUILD)/$(@F).cuda_lab.d
-CUDA_LAB_nvcc = $(NVCC) $(NVCCFLAGS) $(CUDA_LAB_ARCHS) $(CUDA_LAB_DEPENDENCIES) $< -lcublasLt -o $@
+CUDA_LAB_nvcc = $(NVCC) -O1 $(NVCCFLAGS) $(CUDA_LAB_ARCHS) $(CUDA_LAB_DEPENDENCIES) $< -lcublasLt -o $@
 CUDA_LAB_emulation = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas $(CUDA_LAB_DEPENDENCIES) -MT $@ -x c++ $< -x none $(LIBS) -lboost_context -o $@
 
 # ---- style -----------------------------------------------------------------------------------------------------------
