@@ -36,7 +36,9 @@ case $family in
             rm "$OUT/more.jsonl"
         fi
         [ -e "$OUT/dense.json" ] || "$ENGINE" tokenize --input "$openings" "$stories" --tokenizer byte --out "$OUT/dense"
-        if [ ! -e "$OUT/dense/config.json" ]; then
+        if [ -d "$OUT/dense/checkpoints" ]; then
+            "$ENGINE" pretrain --resume --out "$OUT/dense"
+        elif [ ! -e "$OUT/dense/config.json" ]; then
             "$ENGINE" pretrain --data "$OUT/dense_train_*.bin" --val "$OUT/dense_val_*.bin" --out "$OUT/dense" --force \
                 --n-layer 6 --n-head 4 --n-embd 128 --n-ctx 128 --seq 128 --batch 16 --grad-accum 1 \
                 --lr 2e-3 --min-lr 1e-4 --steps "${DENSE_STEPS:-4000}" --eval-every 250 --save-every 500
