@@ -49,8 +49,9 @@ inline Chart csv_chart(const std::string& file) {
         if (cells.size() != chart.series.size() + 1)
             throw BadInput(place + ": " + std::to_string(cells.size()) + " cells, but the first line names " +
                            std::to_string(chart.series.size() + 1));
+        const double x = csv_number(cells[0], place);
         for (size_t i = 1; i < cells.size(); i++) {
-            chart.series[i - 1].x.push_back(csv_number(cells[0], place));
+            chart.series[i - 1].x.push_back(x);
             chart.series[i - 1].y.push_back(csv_number(cells[i], place));
         }
     }
