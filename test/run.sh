@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs test programs one after the other and sums up what doctest reports.
+# Runs test programs, as many at a time as there are cores, and sums up what doctest reports.
 #
 #   test/run.sh [--without ISA]... PROGRAM[:FILE]...
 #
@@ -7,16 +7,13 @@
 # The last line is "N passed, N failed, N skipped", in test cases. A program that crashes, hangs or reports nothing
 # counts as one failure. A test case that cannot do its work here prints one line that begins with "SKIPPED: " and
 # says why: it counts as skipped, not as passed. --without names an instruction set that this processor lacks.
-# TEST_TIMEOUT: seconds for one program (600). Exit 0 if nothing failed, else 1.
+# TEST_TIMEOUT: seconds for one program (1200). TEST_JOBS: programs at a time. Exit 0 if nothing failed, else 1.
 set -u
 
 # Threads that wait by spinning take the processor from those that they wait for, when tests share a machine.
 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 export OMP_WAIT_POLICY
 
-passed=0
-failed=0
-skipped=0
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 trap 'exit 130' INT
@@ -30,7 +27,7 @@ cases() { # FIELD
 run() { # PROGRAM[:FILE]
     only=
     case $1 in *:*) only="--source-file=*/${1##*:}.cpp" ;; esac
-    timeout "${TEST_TIMEOUT:-600}" "${1%%:*}" ${only:+"$only"} >"$output" 2>&1 </dev/null
+    timeout "${TEST_TIMEOUT:-1200}" "${1%%:*}" ${only:+"$only"} >"$output" 2>&1 </dev/null
     status=$?
     good=$(cases passed)
     bad=$(cases failed)
@@ -44,28 +41,35 @@ run() { # PROGRAM[:FILE]
         bad=1
         echo "$1 ended with status $status" >>"$output"
     fi
-    passed=$((passed + good - unable))
-    failed=$((failed + bad))
-    skipped=$((skipped + unable))
+    echo "$((good - unable)) $bad $unable" >>"$TALLY"
+    # In one piece, because other tests write too.
     if [ "$bad" -ne 0 ]; then
-        printf 'FAILED   %s\n' "$1"
-        cat "$output"
+        printf 'FAILED   %s\n%s\n' "$1" "$(cat "$output")"
     else
-        printf 'ok       %-48s %3d test cases\n' "$1" "$good"
-        grep '^SKIPPED: ' "$output"
+        skips=$(grep '^SKIPPED: ' "$output")
+        printf 'ok       %-48s %3d test cases\n%s' "$1" "$good" "${skips:+$skips
+}"
     fi
 }
 
+if [ "${1:-}" = --one ]; then
+    run "$2"
+    exit 0
+fi
+
+TALLY=$(mktemp)
+export TALLY
+trap 'rm -f "$output" "$TALLY"' EXIT
 while [ "${1:-}" = --without ]; do
     echo "SKIPPED: test/isa with $2: this processor does not have it"
-    skipped=$((skipped + 1))
+    echo "0 0 1" >>"$TALLY"
     shift 2
 done
 if [ $# -eq 0 ]; then
     echo "test/run.sh: no test program to run" >&2
     exit 1
 fi
-for program in "$@"; do run "$program"; done
+printf '%s\n' "$@" | xargs -P "${TEST_JOBS:-$(nproc 2>/dev/null || echo 1)}" -n 1 "$0" --one
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+awk '{ passed += $1; failed += $2; skipped += $3 }
+    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit failed > 0 }' "$TALLY"
