@@ -153,10 +153,12 @@ struct Event {
 };
 
 // Where the auxiliary loss acts (section 2): at ln_f as in the paper, or at the input of every norm; on sigma's distance
-// from its target, or on that relative to the target.
+// from its target, or on that relative to the target. With position0 other than 1 it does the opposite of its purpose: the
+// target of position 0 is so many times that of the others.
 struct AuxSettings {
     double weight = 0;  // lambda
     bool everywhere = false, relative = false;
+    double position0 = 1;
 };
 
 // Every value that a run depends on, after presets and flags have been resolved (protocol.md 4, 5, 8).
@@ -180,15 +182,16 @@ struct Protocol {
     double release_end_of_text = 0, release_position0 = 0;
     int64_t release_steps = 0;   // in which position 0's own sigma becomes sigma_bar, geometrically; 0: at once
     int64_t shrink_steps = 0;    // in which position 0's embedding comes down to the others' length; 0: left alone
-    double plant_position0 = 0;  // pretrain, for experiments (section 7); 0: nothing is planted
+    double plant_position0 = 0;  // pretrain and finetune, for experiments (section 7); 0: nothing is planted
     int64_t plant_step = 0;
+    double grow_position0 = 1;  // finetune, for experiments: what the auxiliary loss makes of sigma at position 0
     uint64_t seed = 1;
     std::string precision = "fp32";  // of the operands of matrix products; weights, sums and the optimiser stay fp32
 
     int64_t tokens_per_step() const { return batch * seq * grad_accum; }
     // No starts and gaps: the run decides (section 7).
     bool adaptive() const { return preset == "adaptive" && removes; }
-    AuxSettings aux() const { return {aux_weight, aux_everywhere, aux_relative}; }
+    AuxSettings aux() const { return {aux_weight, aux_everywhere, aux_relative, grow_position0}; }
 };
 
 // Flags that were given on the command line; each overrides what the preset says.
@@ -198,10 +201,16 @@ struct ProtocolFlags {
     std::optional<double> lr, min_lr, weight_decay, aux_weight, sigma_ema;
     std::optional<double> start_mlp, start_qk, start_v, start_f, gap_mlp, gap_qk, gap_v;
     std::optional<int64_t> gradual, release_position0, release_steps, shrink_steps, plant_step;
-    double plant_position0 = 0;
+    double plant_position0 = 0, grow_position0 = 1;
     bool sigma_skips_position0 = false, own_position0 = false, aux_everywhere = false, aux_relative = false;
     uint64_t seed = 1;
     std::string precision;  // empty: the engine's choice
+
+    // Whether they say when sites go, and how.
+    bool schedule_given() const {
+        return start_mlp || start_qk || start_v || start_f || gap_mlp || gap_qk || gap_v || gradual || own_position0 ||
+               release_position0 || release_steps;
+    }
 };
 
 // Paper, Tables 3 and 4; the precursor's schedule from its Section on the procedure. Micro-batches are for T = 1024.
@@ -221,15 +230,27 @@ inline const std::vector<PaperPreset>& paper_presets() {
     return presets;
 }
 
-// The auto preset's sizes (protocol.md 4): tokens per step grow with the model, 0.5M from 100M parameters on as in the
-// paper; a micro-batch stays within 8,192 positions so that activations fit a laptop.
-inline void set_auto_sizes(Protocol& p, int64_t parameters, const ProtocolFlags& flags) {
+// The learning rate that GPT-2s of this size are trained with from scratch, which is what the paper weans GPT-2 Small with.
+// Up to 100M parameters a fit by Kaplan et al. 2020 (arXiv 2001.08361, appendix D.6; 6.4e-4 for GPT-2 Small); from there on
+// the paper's. With the paper's 6e-4 a small model needs several times as many steps (README, "What makes removal hard").
+inline double learning_rate_by_size(int64_t parameters) {
+    if (parameters > 1'000'000'000) return 1e-4;
+    if (parameters > 500'000'000) return 3e-4;
+    if (parameters > 100'000'000) return 6e-4;
+    return 0.003239 - 0.0001395 * std::log(static_cast<double>(parameters));
+}
+
+// Sizes that fit any model (protocol.md 4): tokens per step grow with the model, 0.5M from 100M parameters on as in the
+// paper; a micro-batch stays within 8,192 positions so that activations fit a laptop. `paper`: its learning rates also for
+// models smaller than its own.
+inline void set_sizes_by_model(Protocol& p, int64_t parameters, const ProtocolFlags& flags) {
     const int64_t tokens_per_step = parameters >= 100'000'000 ? 524'288 : parameters >= 10'000'000 ? 65'536 : 4'096;
     p.batch = flags.batch.value_or(std::max<int64_t>(1, std::min<int64_t>(tokens_per_step, 8'192) / p.seq));
     p.grad_accum = std::max<int64_t>(1, tokens_per_step / (p.batch * p.seq));
-    const bool up_to_500M = parameters <= 500'000'000, up_to_1B = parameters <= 1'000'000'000;
-    p.lr = up_to_500M ? 6e-4 : up_to_1B ? 3e-4 : 1e-4;
-    p.min_lr = up_to_500M ? 3e-4 : up_to_1B ? 4e-5 : 2e-5;
+    const int64_t size = p.preset == "paper" ? std::max<int64_t>(parameters, 124'439'808) : parameters;
+    const bool up_to_100M = size <= 100'000'000, up_to_500M = size <= 500'000'000, up_to_1B = size <= 1'000'000'000;
+    p.lr = learning_rate_by_size(size);
+    p.min_lr = up_to_100M ? p.lr / 10 : up_to_500M ? 3e-4 : up_to_1B ? 4e-5 : 2e-5;
     p.aux_weight = up_to_500M ? 0.1 : up_to_1B ? 0.03 : 0.01;
     p.sigma_ema = up_to_500M ? 0.0 : 0.19;
 }
@@ -254,21 +275,35 @@ inline void set_paper_sizes(Protocol& p, const PaperPreset& preset) {
     p.own_position0 = true;
 }
 
-// The auto schedule spreads all removals over the first 45 % of the steps, v sites with 1.5 times the gap.
-inline void set_auto_schedule(Protocol& p, int L) {
+// The paper's schedule, fitted to any model and length: all removals spread over the first 45 % of the steps, v sites with 1.5
+// times the gap.
+inline void set_fitted_schedule(Protocol& p, int L) {
     const double unit = (0.45 * static_cast<double>(p.steps) - static_cast<double>(p.warmup)) / (3.5 * L);
     p.start_mlp = static_cast<double>(p.warmup);
     p.gap_mlp = p.gap_qk = unit;
     p.gap_v = 1.5 * unit;
 }
 
+constexpr double kGrowthWeight = 0.1;  // of the auxiliary loss that makes position 0 grow, for experiments
+
 inline void check_protocol(const Protocol& p, int L);
+
+// `auto` is the schedule that adapts (section 7), unless flags say when sites go: then it is the paper's, fitted, which they
+// override. Throws BadInput for flags that would be ignored.
+inline std::string resolved_preset(const ProtocolFlags& flags, bool removes) {
+    if (flags.preset == "adaptive" && flags.schedule_given())
+        throw BadInput(
+            "--preset adaptive chooses when and how sites go; leave out --start-*, --gap-*, --gradual, "
+            "--own-position0 and --release-*, or give --preset paper");
+    if (flags.preset != "auto" || !removes) return flags.preset;
+    return flags.schedule_given() ? "paper" : "adaptive";
+}
 
 // Presets set, flags override, starts follow from gaps (protocol.md 4). L layers, n_ctx the model's longest sequence.
 // Throws BadInput for an unknown preset and for combinations that cannot work.
 inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L, int64_t n_ctx, int64_t parameters) {
     Protocol p;
-    p.preset = flags.preset;
+    p.preset = resolved_preset(flags, removes);
     p.removes = removes;
     p.seed = flags.seed;
     if (!flags.precision.empty()) p.precision = flags.precision;
@@ -279,13 +314,13 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     const auto& presets = paper_presets();
     const auto found =
         std::find_if(presets.begin(), presets.end(), [&](const PaperPreset& q) { return p.preset == q.name; });
-    const bool is_auto = p.preset == "auto" || p.preset == "adaptive";
-    if (!is_auto && found == presets.end())
+    const bool fits_any = p.preset == "auto" || p.preset == "adaptive" || p.preset == "paper";
+    if (!fits_any && found == presets.end())
         throw BadInput("--preset " + p.preset +
-                       ": there is no such preset; use auto, adaptive, small, medium, large, xl or precursor");
+                       ": there is no such preset; use auto, adaptive, paper, small, medium, large, xl or precursor");
 
-    if (is_auto) {
-        set_auto_sizes(p, parameters, flags);
+    if (fits_any) {
+        set_sizes_by_model(p, parameters, flags);
     } else {
         set_paper_sizes(p, *found);
     }
@@ -296,9 +331,9 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     if (flags.steps && flags.tokens) throw BadInput("--steps and --tokens both set the length of the run; give one");
     if (flags.tokens) p.steps = std::max<int64_t>(1, *flags.tokens / p.tokens_per_step());
     if (flags.steps) p.steps = *flags.steps;
-    if (is_auto) p.warmup = p.steps / 20;
+    if (fits_any) p.warmup = p.steps / 20;
     p.warmup = flags.warmup.value_or(p.warmup);
-    if (is_auto) set_auto_schedule(p, L);
+    if (fits_any) set_fitted_schedule(p, L);
     p.lr = flags.lr.value_or(p.lr);
     p.min_lr = flags.min_lr.value_or(std::min(p.min_lr, p.lr));
     p.weight_decay = flags.weight_decay.value_or(p.weight_decay);
@@ -324,8 +359,15 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
             static_cast<double>(flags.release_position0.value_or(static_cast<int64_t>(p.release_end_of_text) + 100));
         p.stop = static_cast<int64_t>(p.release_position0) + p.release_steps + 20;
     }
-    p.stop = flags.stop.value_or(is_auto ? p.steps : std::min(p.stop, p.steps));
+    p.stop = flags.stop.value_or(fits_any ? p.steps : std::min(p.stop, p.steps));
+    p.plant_position0 = flags.plant_position0;
+    p.plant_step = flags.plant_step.value_or(1);
+    p.grow_position0 = flags.grow_position0;
     if (!removes) p.aux_weight = 0;
+    if (p.grow_position0 != 1) {
+        p.aux_weight = kGrowthWeight;
+        p.aux_relative = p.aux_everywhere = true;
+    }
     check_protocol(p, L);
     return p;
 }
@@ -652,8 +694,11 @@ inline void norm_backward(real* dinp, real* dgamma, real* dbeta, const real* dou
 struct AuxLoss {
     double loss = 0;
     double sigma_hat = 0;
-    double weight = 0;    // what multiplies the squares: lambda, or lambda / sigma_hat^2
-    bool active = false;  // false when lambda is 0 or when every position is excluded from sigma_hat
+    double target_at_0 = 0;  // sigma_hat, but for experiments (AuxSettings)
+    double weight = 0;       // what multiplies the squares: lambda, or lambda / sigma_hat^2
+    bool active = false;     // false when lambda is 0 or when every position is excluded from sigma_hat
+
+    double target(int64_t t) const { return t == 0 ? target_at_0 : sigma_hat; }
 };
 
 // sigma (B,T), tokens (B,T)
@@ -669,9 +714,10 @@ inline AuxLoss aux_loss_forward(const real* sigma, const int32_t* tokens, int32_
     if (settings.weight == 0 || counted == 0) return aux;
     aux.active = true;
     aux.sigma_hat /= static_cast<double>(counted);
+    aux.target_at_0 = settings.position0 * aux.sigma_hat;
     aux.weight = settings.relative ? settings.weight / (aux.sigma_hat * aux.sigma_hat) : settings.weight;
     for (int64_t n = 0; n < B * T; n++) {
-        const double off = static_cast<double>(sigma[n]) - aux.sigma_hat;
+        const double off = static_cast<double>(sigma[n]) - aux.target(n % T);
         aux.loss += off * off;
     }
     aux.loss *= aux.weight / static_cast<double>(B * T);
@@ -681,15 +727,16 @@ inline AuxLoss aux_loss_forward(const real* sigma, const int32_t* tokens, int32_
 // d sigma / d x = (x - mean) / (C * sigma), so  dx += weight * 2 / N * (sigma - sigma_hat) * (x - mean) / (C * sigma).
 // `scale` is 1 / accumulation steps.
 inline void aux_loss_backward(real* dinp, const AuxLoss& aux, const real* inp, const real* mean, const real* sigma,
-                              double scale, int64_t N, int64_t C) {
+                              double scale, int64_t B, int64_t T, int64_t C) {
     if (!aux.active) return;
+    const int64_t N = B * T;
     const double factor = scale * aux.weight * 2.0 / static_cast<double>(N * C);
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; n++) {
         const real* x = inp + n * C;
         real* dx = dinp + n * C;
         const double s = static_cast<double>(sigma[n]);
-        const real slope = static_cast<real>(factor * (s - aux.sigma_hat) / s);
+        const real slope = static_cast<real>(factor * (s - aux.target(n % T)) / s);
         const real m = mean[n];
 #pragma omp simd
         for (int64_t c = 0; c < C; c++) dx[c] += slope * (x[c] - m);
@@ -1381,7 +1428,7 @@ class GPT2 {
     void auxiliary_backward(const Site& site, const real* inp, const real* mean) {
         if (aux_.empty()) return;
         const AuxLoss& aux = aux_[static_cast<size_t>(&site - sites.all.data())];
-        aux_loss_backward(act_.dresidual, aux, inp, mean, sigmas_at(site), aux_scale_, positions(), config.C);
+        aux_loss_backward(act_.dresidual, aux, inp, mean, sigmas_at(site), aux_scale_, act_.B, act_.T, config.C);
     }
 
     // The norm of a site: LayerNorm, FakeLN, or nothing where it is folded into the next weights.
@@ -2016,6 +2063,7 @@ void visit_protocol(AnyProtocol& p, Visit visit) {
     visit("shrink_steps", p.shrink_steps);
     visit("plant_position0", p.plant_position0);
     visit("plant_step", p.plant_step);
+    visit("grow_position0", p.grow_position0);
     visit("seed", p.seed);
     visit("precision", p.precision);
 }
@@ -2514,7 +2562,8 @@ inline void initialise(GPT2& model, uint64_t seed) {
 }
 
 // An experimenter's device: makes position 0 stand out at every site as it does in large trained models and never in small
-// young ones. `length` times a random centred direction of unit root mean square is added to its embedding.
+// young ones. (There the layers make it so, which --grow-position0 brings about; an embedding is the harder case, because
+// AdamW's steps are too small for it.) `length` times a random centred direction of unit root mean square is added to its embedding.
 inline void plant_position0(GPT2& model, double length, uint64_t seed) {
     const int64_t C = model.config.C;
     SplitMix64 random(seed);
@@ -2603,22 +2652,25 @@ class RunLog {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// A schedule that adapts (ours)
+// A schedule that adapts (ours, and what preset auto is)
 //
-// Starts and gaps that suit one model do not suit the next, so `--preset adaptive` has none. In front of a removal it asks
-// the model: a forward pass over a few held-out sequences says what each remaining site would cost right now. The cheapest go,
-// as many at once as cost no more than kAllowance together; then the run waits until the held-out loss is back. Where the
-// training loss jumps, the state from before the removal comes back, the learning rate is halved, the allowance too, and
-// divisors take longer on their way to sigma_bar. Whatever is left at kDeadline of the run goes then, slowly. All of it
-// follows from losses, which are the same bits for any number of threads, so that a run can be repeated and resumed.
+// Starts and gaps that suit one model do not suit the next, so this has none. A position 0 that stands out is brought down
+// first, while LayerNorm still divides its length away. Then, in front of a removal, it asks the model: a forward pass over a
+// few held-out sequences says what each remaining site would cost right now. The cheapest go, as many at once as cost no more
+// than kAllowance together; then the run waits until the held-out loss is back. Where the training loss jumps, the state from
+// before the removal comes back, the learning rate is halved, the allowance too, and divisors take longer on their way to
+// sigma_bar. Whatever is left at kDeadline of the run goes then, slowly. All of it follows from losses, which are the same bits
+// for any number of threads, so that a run can be repeated and resumed.
 
 constexpr int64_t kHeldOutSequences = 16;
 constexpr double kAllowance = 0.25;  // nats that a removal may cost at first
 constexpr double kBack = 0.01;       // nats above the held-out loss before it, within which a removal has been got over
-constexpr double kJump = 0.3;   // a spike: so many nats, and twice the expected cost, above the training loss's trend
+constexpr double kJump = 0.3;   // a spike: so many nats, twice the expected cost and four times the batches' own spread
+                                // above the training loss's trend
 constexpr double kRate = 0.05;  // nats per step: what costs more than allowed takes accordingly many steps
 constexpr double kDeadline = 0.6;    // of the run's steps
 constexpr double kOutlierRatio = 2;  // of sigma at position 0 to sigma elsewhere, from which on it stands out
+constexpr double kEvenUntil = 0.25;  // of the run's steps: until then removals wait for a position 0 that stands out
 constexpr double kFlat = 0.002;      // nats that the held-out loss must gain in a fifth of the run, or it ends
 constexpr int64_t kMostRollBacks = 10;
 
@@ -2627,9 +2679,11 @@ struct AdaptiveState {
     double before = NAN;  // held-out loss in front of the last removal
     double expected = 0;  // what that removal was to cost
     double mean = NAN;    // running mean of the training loss,
-    double trend = NAN;   // and the lowest that it has been
+    double trend = NAN;   // the lowest that it has been,
+    double variance = 0;  // and the running mean of its squared distance from that mean
     double allowance = kAllowance;
-    int64_t gentle = 0;  // least number of steps that divisors take
+    int64_t gentle = 0;        // least number of steps that divisors take
+    int64_t uneven_from = -1;  // since when removals wait for position 0; -1: they do not
     int64_t chosen_at = -1, roll_backs = 0;
     double level = NAN;  // after the last removal: the lowest held-out loss, and when it was there
     int64_t level_at = 0;
@@ -2641,8 +2695,10 @@ struct AdaptiveState {
         see("expected", a.expected);
         see("mean", a.mean);
         see("trend", a.trend);
+        see("variance", a.variance);
         see("allowance", a.allowance);
         see("gentle", a.gentle);
+        see("uneven_from", a.uneven_from);
         see("chosen_at", a.chosen_at);
         see("roll_backs", a.roll_backs);
         see("level", a.level);
@@ -2652,7 +2708,8 @@ struct AdaptiveState {
 
     // Takes in the loss of a training step; true if it is a spike.
     bool note(double loss) {
-        if (loss > trend + kJump + 2 * expected) return true;
+        if (loss > trend + kJump + 2 * expected + 4 * std::sqrt(variance)) return true;
+        if (!std::isnan(mean)) variance = 0.9 * variance + 0.1 * (loss - mean) * (loss - mean);
         mean = std::isnan(mean) ? loss : 0.9 * mean + 0.1 * loss;
         trend = std::isnan(trend) ? mean : std::min(trend, mean);
         return false;
@@ -2786,7 +2843,6 @@ class TrainingRun {
         p_.min_lr = o_.flags.min_lr.value_or(p_.lr / 10);
         p_.beta2 = 0.95;
         p_.weight_decay = o_.flags.weight_decay.value_or(0.1);
-        p_.plant_position0 = o_.flags.plant_position0;
         p_.plant_step = o_.flags.plant_step.value_or(std::max<int64_t>(1, p_.steps - 300));
         check_protocol(p_, static_cast<int>(model_->config.L));
     }
@@ -3016,6 +3072,7 @@ class TrainingRun {
         const auto& all = model_->sites.all;
         const bool under_way = std::any_of(all.begin(), all.end(), [](const Site& s) { return s.own_share > 0; });
         if (under_way || step_ < std::max(std::max<int64_t>(1, p_.warmup), p_.shrink_steps)) return;
+        if (adaptive_.uneven_from >= 0 && still_uneven()) return;
         if (model_->sites.all_removed()) return end_when_flat();
         const double now = held_out_loss();
         const int64_t patience = std::max<int64_t>(5, p_.stop / 15);
@@ -3040,18 +3097,38 @@ class TrainingRun {
         return loss;
     }
 
-    // A position 0 that stands out is left out of every sigma_bar, and shortened if its embedding is what makes it so long.
-    void look_for_outliers() {
+    // sigma at position 0 over sigma elsewhere, on this step's batch.
+    static double sigma_ratio(const SigmaSum& sum) { return sum.mean_at_0() / sum.mean_elsewhere(); }
+    double largest_sigma_ratio() {
         model_->clear_sigma_sums();
         model_->measure_sigmas(inputs_[0].data(), p_.batch, p_.seq);
-        const auto ratio = [](const SigmaSum& sum) { return sum.mean_at_0() / sum.mean_elsewhere(); };
         double largest = 0;
-        for (const SigmaSum& sum : model_->sigma_sums) largest = std::max(largest, ratio(sum));
-        const double first = ratio(model_->sigma_sums[static_cast<size_t>(model_->sites.L)]);  // qk[0]
-        if (largest > kOutlierRatio) p_.sigma_skips_position0 = true;
-        if (first > kOutlierRatio) p_.shrink_steps = std::max<int64_t>(1, p_.stop / 10);
-        if (largest > kOutlierRatio)
-            decide("position 0 left out of sigma_bar", {{"sigma_ratio", largest}, {"shrink_steps", p_.shrink_steps}});
+        for (const SigmaSum& sum : model_->sigma_sums) largest = std::max(largest, sigma_ratio(sum));
+        return largest;
+    }
+
+    // A position 0 that stands out is left out of every sigma_bar and brought down first, while LayerNorm still divides its
+    // length away: its embedding directly, what the layers make of it by the relative auxiliary loss at every norm.
+    void look_for_outliers() {
+        const double largest = largest_sigma_ratio();
+        if (largest <= kOutlierRatio) return;
+        const bool embedding =
+            sigma_ratio(model_->sigma_sums[static_cast<size_t>(model_->sites.L)]) > kOutlierRatio;  // qk[0]
+        p_.sigma_skips_position0 = p_.aux_everywhere = p_.aux_relative = true;
+        if (embedding) p_.shrink_steps = step_ + std::max<int64_t>(1, p_.stop / 10);
+        adaptive_.uneven_from = step_;
+        decide("position 0 stands out", {{"sigma_ratio", largest}, {"shrink_until", embedding ? p_.shrink_steps : 0}});
+    }
+
+    // Whether removals wait for position 0: until it no longer stands out, or for as long as there is time.
+    bool still_uneven() {
+        const double largest = largest_sigma_ratio();
+        const bool even = largest <= kOutlierRatio;
+        if (!even && static_cast<double>(step_) < kEvenUntil * static_cast<double>(p_.stop)) return true;
+        decide(even ? "position 0 no longer stands out" : "position 0 still stands out, but the steps are needed",
+               {{"sigma_ratio", largest}, {"since", adaptive_.uneven_from}});
+        adaptive_.uneven_from = -1;
+        return false;
     }
 
     void take_snapshot() {
@@ -3090,7 +3167,7 @@ class TrainingRun {
         decide("remove", {{"sites", names}, {"held_out", now}, {"cost", cost}, {"gradual", p_.gradual}});
     }
 
-    // Back to the state before the last removal; from here on everything gentler.
+    // Back to the state before the last removal, with half the learning rate; from here on removals are gentler.
     void roll_back(const std::string& reason) {
         const std::string folder = (fs::path(o_.out) / "checkpoints" / adaptive_.snapshot).string();
         if (++adaptive_.roll_backs > kMostRollBacks)
@@ -3098,19 +3175,24 @@ class TrainingRun {
                              std::to_string(adaptive_.roll_backs) + "th time; " +
                              std::to_string(model_->sites.removed()) + " of " +
                              std::to_string(model_->sites.all.size()) + " sites were removed by then");
+        const int removed = model_->sites.removed();
         LoadedModel loaded = load_model(folder);
         take_state(folder, loaded);
         model_->prepare_training(p_.batch, p_.seq);
         adam_->resume(*model_, p_);
         p_.lr /= 2;
         p_.min_lr /= 2;
-        adaptive_.allowance /= 2;
-        adaptive_.gentle = std::max<int64_t>(4, 2 * adaptive_.gentle);
+        if (model_->sites.removed() < removed) {  // else no removal is to blame
+            adaptive_.allowance /= 2;
+            adaptive_.gentle = std::max<int64_t>(4, 2 * adaptive_.gentle);
+        }
         adaptive_.before = NAN;
         adaptive_.expected = 0;
         adaptive_.mean = adaptive_.trend;
+        const bool none_removed = model_->sites.removed() == 0;
         decide("roll back",
                {{"because", reason}, {"to", adaptive_.snapshot}, {"lr", p_.lr}, {"gentle", adaptive_.gentle}});
+        if (none_removed) look_for_outliers();  // what had been done about them is undone as well
     }
 
     void diverged(const std::string& what) {
@@ -3305,7 +3387,7 @@ class TrainingRun {
 // Pictures and words at the end of a run
 
 // What the adaptive schedule decided beside removals, as shaded parts of the axis that say what they are: the steps that were
-// undone by going back (where the line breaks off), those in which position 0 was shortened.
+// undone by going back (where the line breaks off), those in which removals waited for position 0.
 inline void show_decision(Chart& chart, ChartSeries& series, const json& j) {
     const double step = j["step"].get<double>();
     if (j["decision"] == "roll back") {
@@ -3314,8 +3396,8 @@ inline void show_decision(Chart& chart, ChartSeries& series, const json& j) {
         series.x.push_back(step);
         series.y.push_back(NAN);
     }
-    if (j.value("shrink_steps", 0) > 0)
-        chart.spans.push_back({step, step + j["shrink_steps"].get<double>(), "position 0's embedding is shortened"});
+    if (j.contains("since"))
+        chart.spans.push_back({j["since"].get<double>(), step, "position 0 is brought down first"});
 }
 
 // The loss curves of some runs (name, output folder) in the manner of the paper's Fig. 1: removals as vertical lines,
@@ -3994,7 +4076,7 @@ inline int stories_command(const std::string& out, uint64_t count, uint64_t seed
 
 struct PlotOptions {
     std::vector<std::string> runs;
-    std::string table, out, title = "Loss while LayerNorms are removed", y_label = "nats per token";
+    std::string table, out, title = "Loss while LayerNorms are removed", y_label;
     bool log_x = false, force = false;
 };
 
@@ -4014,7 +4096,7 @@ inline int plot_command(const PlotOptions& o, bool json_output) {
     if (o.runs.empty() == o.table.empty()) throw BadInput("plot: give either --run or --table");
     Chart chart = o.table.empty() ? runs_chart(o) : csv_chart(o.table);
     chart.title = o.title;
-    if (!o.table.empty()) chart.y_label = o.y_label;
+    if (!o.y_label.empty()) chart.y_label = o.y_label;
     chart.log_x = o.log_x;
     write_file_atomically(o.out, render_svg(chart));
     if (!json_output) std::printf("wrote %s\n", o.out.c_str());
@@ -4110,7 +4192,9 @@ inline void check_numbers(CLI::App& command) {
 
 inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
     if (app.get_name() != "pretrain")
-        app.add_option("--preset", f.preset, "auto, adaptive, or the paper's small, medium, large, xl, or precursor")
+        app.add_option("--preset", f.preset,
+                       "auto (adaptive; paper if the flags say when sites go), adaptive, paper (its schedule, "
+                       "fitted to the model), or the paper's own small, medium, large, xl, precursor")
             ->capture_default_str();
     app.add_option("--steps", f.steps,
                    "horizon of the learning rate, and the end of the run unless --stop is given [auto: 300]");
@@ -4125,19 +4209,28 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
            "--grad-accum", f.grad_accum,
            "micro-batches per step [auto: 4,096 tokens per step, from 10M parameters 65,536, from 100M 524,288]")
         ->check(whole_number(1, 65536));
-    app.add_option("--lr", f.lr, "highest learning rate [auto: 6e-4; 3e-4 above 500M parameters, 1e-4 above 1B]");
-    app.add_option("--min-lr", f.min_lr, "learning rate at the end of the horizon [auto: 3e-4; 4e-5; 2e-5]");
+    app.add_option(
+        "--lr", f.lr,
+        "highest learning rate [auto: 1.6e-3 at 0.1M parameters, 1e-3 at 10M, 6e-4 from 100M; paper: 6e-4; both: "
+        "3e-4 above 500M, 1e-4 above 1B]");
+    app.add_option("--min-lr", f.min_lr,
+                   "learning rate at the end of the horizon [auto: lr / 10 up to 100M parameters; 3e-4; 4e-5; 2e-5]");
     app.add_option("--warmup", f.warmup, "steps of linear warm-up [auto: steps / 20; pretrain: steps / 10]");
     app.add_option("--weight-decay", f.weight_decay, "AdamW's decay of matrices and embeddings [0.01; pretrain 0.1]");
     app.add_option("--seed", f.seed, "of the data order, and of a new model's weights")->capture_default_str();
     app.add_option("--precision", f.precision,
                    std::string("fp32, or bf16: operands of matrix products rounded, weights and sums fp32 [") +
                        engine().training_precision + "]");
-    if (app.get_name() == "pretrain") {
+    if (!removes) {
+        app.add_option("--plant-position0", f.plant_position0,
+                       "for experiments: lengthen position 0's embedding by this much");
+        app.add_option("--plant-step", f.plant_step,
+                       "step before which that happens [pretrain: 300 before the end; finetune: 1]");
         app.add_option(
-            "--plant-position0", f.plant_position0,
-            "for experiments: lengthen position 0's embedding by this much, as large models do of themselves");
-        app.add_option("--plant-step", f.plant_step, "step before which that happens [300 before the end]");
+               "--grow-position0", f.grow_position0,
+               "for experiments: let the layers make position 0 so many times as long as the others, as those of "
+               "large models do")
+            ->check(CLI::PositiveNumber);
     }
     if (!removes) return;
     app.add_option("--aux-weight", f.aux_weight, "weight lambda of the auxiliary loss [auto: 0.1; 0.03; 0.01]");
@@ -4153,14 +4246,14 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
                    "steps in which a long embedding of position 0 comes down to the others' length [0: left alone]");
     app.add_option("--sigma-ema", f.sigma_ema,
                    "share m of the running sigma that survives a step [auto: 0; 0.19 above 500M parameters]");
-    app.add_option("--start-mlp", f.start_mlp, "step at which mlp[0] goes [auto: warm-up]");
+    app.add_option("--start-mlp", f.start_mlp, "step at which mlp[0] goes [paper: warm-up]");
     app.add_option("--start-qk", f.start_qk, "step at which qk[0] goes [start-mlp + L gap-mlp]");
     app.add_option("--start-v", f.start_v, "step at which v[0] goes [start-qk + L gap-qk]");
     app.add_option("--start-f", f.start_f, "step at which f goes [start-v + L gap-v]");
     app.add_option("--gap-mlp", f.gap_mlp,
-                   "steps between two mlp sites; 0: all at once [auto: all removals in the first 45 % of the steps]");
+                   "steps between two mlp sites; 0: all at once [paper: all removals in the first 45 % of the steps]");
     app.add_option("--gap-qk", f.gap_qk, "steps between two qk sites");
-    app.add_option("--gap-v", f.gap_v, "steps between two v sites [auto: 1.5 times the others]");
+    app.add_option("--gap-v", f.gap_v, "steps between two v sites [paper: 1.5 times the others]");
 }
 
 // For commands that run a finished model, which by themselves choose fp32 on every engine.
@@ -4520,7 +4613,7 @@ inline int parse_and_run(int argc, char** argv) {
                     "CSV file: names in the first line; x in the first column, a line for each other");
     sub->add_option("--out", plot.out, "SVG file to write")->required();
     sub->add_option("--title", plot.title, "title of the picture")->capture_default_str();
-    sub->add_option("--y-label", plot.y_label, "what a table's columns are")->capture_default_str();
+    sub->add_option("--y-label", plot.y_label, "what is on the y axis");
     sub->add_flag("--log-x", plot.log_x, "a logarithmic x axis");
     sub->add_flag("--force", plot.force, "replace the file");
     sub->callback([&] { action = [&] { return plot_command(plot, json_output); }; });

@@ -619,10 +619,12 @@ void norm_forward(X* normed_a, X* normed_b, const X* x, const float* mean, const
 
 // The auxiliary loss as the device keeps it (aux_loss, below): what norm_backward needs of it, and what a step reports.
 struct AuxTerm {
-    float sigma_hat;  // mean of sigma over all positions but t = 0 and end-of-text
-    float factor;     // weight * 2 / (B * T) * scale, for the gradient
-    double loss;      // lambda included
-    int active;       // 0: lambda is 0 or every position is excluded; then there is neither loss nor gradient
+    float sigma_hat;    // mean of sigma over all positions but t = 0 and end-of-text
+    float target_at_0;  // the same, but for experiments (AuxSettings)
+    float factor;       // weight * 2 / (B * T) * scale, for the gradient
+    unsigned T;         // positions of a sequence
+    double loss;        // lambda included
+    int active;         // 0: lambda is 0 or every position is excluded; then there is neither loss nor gradient
 };
 
 // Norm backward. With g = dout * gamma and xhat = (x - mean) / divisor,
@@ -635,7 +637,7 @@ struct AuxTerm {
 //     e  = dout_a * s_a + dout_b * s_b
 //     l  = dout_a * s_a * w_a + dout_b * s_b * w_b
 //     dx = gamma * e - mean(gamma * e) + slope * (x - mean)
-//     slope = -mean(gamma * l * (x - mean)) / sigma^2 + the auxiliary loss's, factor * (sigma - sigma_hat) / (C * sigma)
+//     slope = -mean(gamma * l * (x - mean)) / sigma^2 + the auxiliary loss's, factor * (sigma - target) / (C * sigma)
 //     dgamma = sum over n of e * (x - mean),   dbeta = sum over n of dout_a + dout_b
 // so that FakeLN, a second branch and the auxiliary loss cost no more than reading what is theirs.
 template <class X>
@@ -662,8 +664,11 @@ __device__ __forceinline__ NormRow norm_row(const NormBackward<X>& p, int64_t n,
     row.inverse_sigma = 1.0f / sigma;
     row.scale_a = norm_scale(p.a, sigma, n);
     row.scale_b = p.dout_b == nullptr ? 0.0f : norm_scale(p.b, sigma, n);
-    const bool with_aux = p.aux != nullptr && p.aux->active != 0;
-    row.aux_slope = with_aux ? p.aux->factor * (sigma - p.aux->sigma_hat) / (static_cast<float>(p.C) * sigma) : 0.0f;
+    row.aux_slope = 0.0f;
+    if (p.aux != nullptr && p.aux->active != 0) {
+        const float target = n % p.aux->T == 0 ? p.aux->target_at_0 : p.aux->sigma_hat;
+        row.aux_slope = p.aux->factor * (sigma - target) / (static_cast<float>(p.C) * sigma);
+    }
     return row;
 }
 
@@ -943,12 +948,12 @@ inline void sigma_statistics(double* sums, const float* sigma, int64_t stride, i
                      shared_bytes_of<double>(kWarp), stream, sums, sigma, stride, B * T, static_cast<unsigned>(T));
 }
 
-// The auxiliary loss (paper, eq. 3; protocol.md 6): weight * mean over all positions of (sigma - sigma_hat)^2, with weight
+// The auxiliary loss (paper, eq. 3; protocol.md 6): weight * mean over all positions of (sigma - target)^2, with weight
 // lambda, or if it is relative lambda / sigma_hat^2. One block: there are B * T numbers to read, a few hundred KiB.
 template <int threads>
 __global__ void __launch_bounds__(threads)
-    aux_loss_kernel(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
-                    bool relative, double scale, int64_t N, unsigned T) {
+    aux_loss_kernel(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, AuxSettings settings,
+                    double scale, int64_t N, unsigned T) {
     begin_kernel();
     SharedMemory shared;
     Shared<double> partial = shared.take<double>(kWarp);
@@ -962,29 +967,31 @@ __global__ void __launch_bounds__(threads)
     }
     sum = block_sum(sum, partial);
     counted = block_sum(counted, partial);
-    const bool active = lambda != 0 && counted > 0;
-    const double sigma_hat = active ? sum / counted : 0;
-    const double weight = active && relative ? lambda / (sigma_hat * sigma_hat) : lambda;
+    const bool active = settings.weight != 0 && counted > 0;
+    const double sigma_hat = active ? sum / counted : 0, target_at_0 = settings.position0 * sigma_hat;
+    const double weight = active && settings.relative ? settings.weight / (sigma_hat * sigma_hat) : settings.weight;
     double squares = 0;
     LNFREE_UNROLL_BY(8)
     for (unsigned n = threadIdx.x; n < N; n += threads) {
-        const double off = sigma[n] - sigma_hat;
+        const double off = sigma[n] - (n % T == 0 ? target_at_0 : sigma_hat);
         squares += off * off;
     }
     squares = block_sum(squares, partial);
     if (threadIdx.x != 0) return;
     out->sigma_hat = static_cast<float>(sigma_hat);
+    out->target_at_0 = static_cast<float>(target_at_0);
+    out->T = T;
     out->factor = static_cast<float>(scale * weight * 2.0 / static_cast<double>(N));
     out->loss = active ? weight / static_cast<double>(N) * squares : 0.0;
     out->active = active;
 }
 
 // sigma, tokens (B,T). `scale` is 1 / accumulation steps, for the gradient alone.
-inline void aux_loss(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text, double lambda,
-                     bool relative, double scale, int64_t B, int64_t T, cudaStream_t stream) {
+inline void aux_loss(AuxTerm* out, const float* sigma, const int32_t* tokens, int32_t end_of_text,
+                     const AuxSettings& settings, double scale, int64_t B, int64_t T, cudaStream_t stream) {
     launch_dependent(aux_loss_kernel<kStatisticsThreads>, blocks(1), dim3(kStatisticsThreads),
-                     shared_bytes_of<double>(kWarp), stream, out, sigma, tokens, end_of_text, lambda, relative, scale,
-                     B * T, static_cast<unsigned>(T));
+                     shared_bytes_of<double>(kWarp), stream, out, sigma, tokens, end_of_text, settings, scale, B * T,
+                     static_cast<unsigned>(T));
 }
 
 // sum += values (n) in double precision and a fixed order: the losses of a micro-batch.
@@ -3505,17 +3512,19 @@ class DeviceModelOf : public DeviceModel {
     void forward_and_backward(const AuxSettings& aux, int64_t grad_accum) {
         run_blocks();
         const int64_t f = 2 * c_.L, terms = aux.everywhere ? f + 1 : 1;
+        AuxSettings each = aux;
+        each.weight /= static_cast<double>(terms);
         sigma_statistics(a_.statistics, a_.sigma, a_.stride, f + 1, B_, T_, stream_);
         for (int64_t i = f + 1 - terms; i <= f; i++)
-            aux_loss(a_.aux + i, sigma(i), a_.tokens, c_.end_of_text, aux.weight / static_cast<double>(terms),
-                     aux.relative, 1.0 / static_cast<double>(grad_accum), B_, T_, stream_);
+            aux_loss(a_.aux + i, sigma(i), a_.tokens, c_.end_of_text, each, 1.0 / static_cast<double>(grad_accum), B_,
+                     T_, stream_);
         classify(1.0 / static_cast<double>(N() * grad_accum));
         backward();
     }
     // What forward_and_backward passes by value and can change while the memory stays. Numbers that a site does not use are
     // left out: they may be NaN, which equals nothing.
     std::vector<double> frozen_in_a_pass(const AuxSettings& aux, int64_t grad_accum) const {
-        std::vector<double> frozen = {aux.weight, aux.everywhere ? 1.0 : 0, aux.relative ? 1.0 : 0,
+        std::vector<double> frozen = {aux.weight, aux.everywhere ? 1.0 : 0, aux.relative ? 1.0 : 0, aux.position0,
                                       static_cast<double>(grad_accum)};
         for (const Site& site : host_.sites.all) {
             const bool is_fake = site.norm != Norm::layer_norm;

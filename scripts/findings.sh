@@ -7,7 +7,7 @@
 #
 # Everything lands in OUT/FAMILY (OUT=runs/findings): the models, report/report.html, and findings.md for the README. What
 # is there already is not made again. Settings with their defaults, story / bpe: PRETRAIN_STEPS=2000 / 1000, STEPS=300 / 200,
-# DENSE_STEPS=4000 (story: before the real text comes); and scripts/real_text.sh's SEED and ENGINE.
+# DENSE_STEPS=4000 (story: before the real text comes), PRESET=paper (whose findings they are); and scripts/real_text.sh's SEED and ENGINE.
 set -eu
 
 family=${1:-}
@@ -43,11 +43,11 @@ case $family in
                 --n-layer 6 --n-head 4 --n-embd 128 --n-ctx 128 --seq 128 --batch 16 --grad-accum 1 \
                 --lr 2e-3 --min-lr 1e-4 --steps "${DENSE_STEPS:-4000}" --eval-every 250 --save-every 500
         fi
-        START=$OUT/dense PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} BATCH=16 FLAGS="--grad-accum 1" \
+        START=$OUT/dense PRESET=${PRESET:-paper} PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} BATCH=16 FLAGS="--grad-accum 1" \
             "$here/real_text.sh" "$stories" "$openings" "$shared/data/text/tinystories_sample.jsonl.gz"
         set -- ;;
     bpe)
-        SIZE="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 256" PRETRAIN_STEPS=${PRETRAIN_STEPS:-1000} \
+        SIZE="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 256" PRETRAIN_STEPS=${PRETRAIN_STEPS:-1000} PRESET=${PRESET:-paper} \
             TOKENIZER=$shared/data/gpt2-bpe BATCH=8 SEQ=256 FLAGS="--grad-accum 1" VAL_TOKENS=100000 \
             "$here/real_text.sh" "$shared"/data/text/*.gz
         set -- --prompts "$shared/facts/ioi_prompts.json" --evals "$shared/data/evals" --limit 100 ;;

@@ -6,9 +6,9 @@
 # CORPUS (.txt, .jsonl, .gz of both) defaults to ../shared/data/text/openwebtext_sample.jsonl.gz. Settings with their
 # defaults: TOKENIZER=byte OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=5000
 # SETTLE_STEPS=1250 STEPS=300 BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree FLAGS="" (more for every training)
-# VAL_TOKENS=0 (for the table; 0: all) ALSO="" START="" (a model folder to train further, instead of a new model; no
-# SIZE then). The documents held out (5 %) are never trained on. A run that is there
-# already is not made again. ALSO adds removals done otherwise: no_aux (without the auxiliary loss), at_once (all sites at
+# VAL_TOKENS=0 (for the table; 0: all) PRESET=auto ALSO="" START="" (a model folder to train further, instead of a new
+# model; no SIZE then). The documents held out (5 %) are never trained on. A run that is there already is not made again.
+# With PRESET=paper, ALSO adds removals that the paper warns of: no_aux (without the auxiliary loss), at_once (all sites at
 # the same step).
 #
 # The original is trained in two stages, the second at a twentieth of the learning rate, until it has settled: a model
@@ -25,12 +25,18 @@ pretrain_steps=${PRETRAIN_STEPS:-5000}
 settle_steps=${SETTLE_STEPS:-1250}
 steps=${STEPS:-300}
 also=${ALSO:-}
+preset=${PRESET:-auto}
 seed=${SEED:-1}
 
 if [ ! -x "$engine" ]; then echo "scripts/real_text.sh: $engine is not built; run make" >&2; exit 2; fi
 for corpus in "$@"; do
     if [ ! -r "$corpus" ]; then echo "scripts/real_text.sh: $corpus cannot be read; name a text file" >&2; exit 2; fi
 done
+
+if [ -n "$also" ] && [ "$preset" != paper ]; then
+    echo "scripts/real_text.sh: ALSO=$also changes the paper's schedule; set PRESET=paper" >&2
+    exit 2
+fi
 
 mkdir -p "$out"
 [ -e "$out/text.json" ] || "$engine" tokenize --input "$@" --tokenizer "$tokenizer" --out "$out/text"
@@ -58,12 +64,12 @@ if [ "$settle_steps" -gt 0 ]; then
 else
     original=pretrained
 fi
-run finetune control --model "$out/$original" --preset auto --steps "$steps"
-run remove lnfree --model "$out/$original" --preset auto --steps "$steps"
+run finetune control --model "$out/$original" --preset "$preset" --steps "$steps"
+run remove lnfree --model "$out/$original" --preset "$preset" --steps "$steps"
 for variant in $also; do
     case $variant in
-        no_aux) run remove no_aux --model "$out/$original" --preset auto --steps "$steps" --aux-weight 0 ;;
-        at_once) run remove at_once --model "$out/$original" --preset auto --steps "$steps" --gap-mlp 0 --gap-qk 0 --gap-v 0 ;;
+        no_aux) run remove no_aux --model "$out/$original" --preset "$preset" --steps "$steps" --aux-weight 0 ;;
+        at_once) run remove at_once --model "$out/$original" --preset "$preset" --steps "$steps" --gap-mlp 0 --gap-qk 0 --gap-v 0 ;;
         *) echo "scripts/real_text.sh: ALSO=$variant: there is no_aux and at_once" >&2; exit 2 ;;
     esac
 done

@@ -37,7 +37,7 @@ train() { # TEXT SIZE SEED
     echo "training $folder"
     OUT=$folder SIZE="--n-layer $layers --n-head $((width / 32)) --n-embd $width --n-ctx ${SEQ:-128}" SEED=$3 \
         PRETRAIN_STEPS=${PRETRAIN_STEPS:-1000} SETTLE_STEPS=0 STEPS=${STEPS:-200} BATCH=${BATCH:-16} \
-        ALSO="no_aux at_once" "$here/real_text.sh" "$(corpus_of "$1")" > "$folder/output.txt" 2>&1 ||
+        PRESET=paper ALSO="no_aux at_once" "$here/real_text.sh" "$(corpus_of "$1")" > "$folder/output.txt" 2>&1 ||
         { echo "scripts/real_text_sweep.sh: $folder failed; see output.txt there" >&2; return 1; }
 }
 

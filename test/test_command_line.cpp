@@ -216,7 +216,10 @@ struct Workbench {
         arguments.insert(arguments.end(), more.begin(), more.end());
         return with_data(arguments);
     }
-    Words removal(const std::string& out, const Words& more = {}) const {
+    // By the paper's schedule, so that sites go at known steps, unless another preset is asked for.
+    Words removal(const std::string& out, Words more = {}) const {
+        if (std::find(more.begin(), more.end(), "--preset") == more.end())
+            more.insert(more.end(), {"--preset", "paper"});
         return training("remove", folder / "base", out, more);
     }
     Words evaluation(const std::string& model, const Words& more = {}) const {
@@ -1105,6 +1108,7 @@ const std::set<std::string> protocol_keys = {"preset",
                                              "shrink_steps",
                                              "plant_position0",
                                              "plant_step",
+                                             "grow_position0",
                                              "precision"};
 
 TEST_CASE("--json prints one object with the documented keys, for every command") {

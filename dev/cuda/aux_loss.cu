@@ -8,9 +8,9 @@ struct AuxLossProblem {
     struct Shape {
         int64_t B, T;
     };
-    static constexpr double kLambda = 0.1, kScale = 0.25;
+    static constexpr double kScale = 0.25;
     static constexpr int32_t kEndOfText = 2;
-    static constexpr bool kRelative = true;  // the harder of the two
+    static constexpr AuxSettings kSettings = {0.1, false, true, 3};  // the hardest: relative, position 0 apart
     static auto versions() { return aux_loss_versions(); }
     static std::vector<Shape> small() { return {{1, 1}, {4, 1}, {3, 17}, {3, 401}}; }
     static Shape large() { return {32, 1024}; }
@@ -31,16 +31,16 @@ struct AuxLossProblem {
     double bytes() const { return 8.0 * static_cast<double>(s.B * s.T); }
     void prepare() const {}
     void run(AuxLossFunction f) const {
-        f(out.data(), sigma.data(), device_tokens.data(), kEndOfText, kLambda, kRelative, kScale, s.B, s.T, nullptr);
+        f(out.data(), sigma.data(), device_tokens.data(), kEndOfText, kSettings, kScale, s.B, s.T, nullptr);
     }
     double worst() const {
-        const AuxLoss expected =
-            aux_loss_forward(sigma.host().data(), tokens.data(), kEndOfText, {kLambda, false, kRelative}, s.B, s.T);
+        const AuxLoss expected = aux_loss_forward(sigma.host().data(), tokens.data(), kEndOfText, kSettings, s.B, s.T);
         const AuxTerm got = out.host()[0];
         if ((got.active != 0) != expected.active) return INFINITY;
         const double factor = kScale * expected.weight * 2.0 / static_cast<double>(s.B * s.T);
-        return worst_error(std::vector<double>{got.sigma_hat, got.loss, got.factor},
-                           std::vector<double>{expected.sigma_hat, expected.loss, factor}, 1e-6, 0);
+        return worst_error(std::vector<double>{got.sigma_hat, got.target_at_0, got.loss, got.factor},
+                           std::vector<double>{expected.sigma_hat, expected.target_at_0, expected.loss, factor}, 1e-6,
+                           0);
     }
 };
 

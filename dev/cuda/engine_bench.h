@@ -390,7 +390,7 @@ class OpTimes {
         add("sigma statistics", 1, 0, bytes_of<float>(static_cast<double>(S) * n),
             [&] { sigma_statistics(sums.data(), sigma.data(), N, S, B, T, nullptr); });
         add("auxiliary loss", 1, 0, bytes_of<float>(2 * n),
-            [&] { aux_loss(term.data(), sigma.data(), device_tokens.data(), -1, 0.1, false, 1, B, T, nullptr); });
+            [&] { aux_loss(term.data(), sigma.data(), device_tokens.data(), -1, {0.1}, 1, B, T, nullptr); });
         add("sum of losses", 1, 0, bytes_of<float>(n), [&] { add_sum(sums.data(), losses.data(), N, nullptr); });
     }
 

@@ -291,7 +291,8 @@ void check_norm_forward(Check& check, const NormOperands<X>& o, const NormCase& 
 template <class X>
 void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase& k) {
     const int64_t N = o.s.N(), C = o.s.C;
-    constexpr double lambda = 30, scale = 0.5;  // strong, so that the auxiliary loss is seen in the sum
+    constexpr AuxSettings settings = {30, false, false, 2};  // strong, so that the auxiliary loss is seen in the sum
+    constexpr double scale = 0.5;
     const Operand<X> x(N * C, 21, 2, 0.5), dout_a(N * C, 22), dout_b(N * C, 23);
     Operand<X> dresidual(N * C, 24);
     Operand<float> dgamma(C, 25), dbeta(C, 26);
@@ -300,8 +301,8 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     const Operand<float> device_mean(mean), device_sigma(sigma);
     const DeviceScratch<float> scratch(norm_backward_scratch(N, C));
     const DeviceScratch<AuxTerm> aux(1);
-    aux_loss(aux.data(), device_sigma.data(), o.device_tokens.data(), kCheckEndOfText, lambda, false, scale, o.s.B,
-             o.s.T, nullptr);
+    aux_loss(aux.data(), device_sigma.data(), o.device_tokens.data(), kCheckEndOfText, settings, scale, o.s.B, o.s.T,
+             nullptr);
     norm_backward(dresidual.data(), k.with_aux, dgamma.data(), dbeta.data(), scratch.data(), dout_a.data(),
                   k.two ? dout_b.data() : nullptr, x.data(), o.gamma.data(), device_mean.data(), device_sigma.data(),
                   o.divisor(k.a), o.divisor(k.two ? k.b : k.a), k.with_aux ? aux.data() : nullptr, N, C, nullptr);
@@ -316,8 +317,8 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     if (k.two) add_branch(k.b, dout_b);
     if (k.with_aux)
         aux_loss_backward(dresidual.reference.data(),
-                          aux_loss_forward(sigma.data(), o.tokens.data(), kCheckEndOfText, {lambda}, o.s.B, o.s.T),
-                          x.reference.data(), mean.data(), sigma.data(), scale, N, C);
+                          aux_loss_forward(sigma.data(), o.tokens.data(), kCheckEndOfText, settings, o.s.B, o.s.T),
+                          x.reference.data(), mean.data(), sigma.data(), scale, o.s.B, o.s.T, C);
     const std::string name = std::string("norm backward, ") + k.name;
     check.compare(name, dresidual.ours(), dresidual.reference, tolerance<X>(kElementTolerance, 1));
     check.compare(name + ": d gamma", dgamma.ours(), dgamma.reference, kSumTolerance);
@@ -343,7 +344,7 @@ inline void check_statistics(Check& check, const CheckSizes& s) {
     check.compare("sigma statistics", Floats(got.begin(), got.end()), expected, kElementTolerance);
 
     const DeviceScratch<AuxTerm> term(1);
-    aux_loss(term.data(), sigma.data(), device_tokens.data(), kCheckEndOfText, lambda, false, 1, s.B, s.T, nullptr);
+    aux_loss(term.data(), sigma.data(), device_tokens.data(), kCheckEndOfText, {lambda}, 1, s.B, s.T, nullptr);
     const AuxLoss aux = aux_loss_forward(sigma.reference.data(), tokens.data(), kCheckEndOfText, {lambda}, s.B, s.T);
     const AuxTerm ours = downloaded(term)[0];
     check.compare("auxiliary loss: loss", {static_cast<float>(ours.loss)}, {static_cast<float>(aux.loss)},

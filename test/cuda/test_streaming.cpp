@@ -318,11 +318,12 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
     };
     reference(k.a, dout_a);
     reference(k.b, dout_b);
-    const double lambda = 0.7, scale = 0.25;
+    const AuxSettings settings = {0.7, false, false, 3};
+    const double scale = 0.25;
     if (k.with_aux)
         aux_loss_backward(expected.data(),
-                          aux_loss_forward(sigma.data(), p.tokens.data(), kEndOfText, {lambda}, p.B, p.T),
-                          p.x.reference.data(), mean.data(), sigma.data(), scale, p.N, p.C);
+                          aux_loss_forward(sigma.data(), p.tokens.data(), kEndOfText, settings, p.B, p.T),
+                          p.x.reference.data(), mean.data(), sigma.data(), scale, p.B, p.T, p.C);
 
     const DeviceArray<float> device_mean(mean), device_sigma(sigma);
     std::vector<X> got_dx;
@@ -330,8 +331,8 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
         const DeviceArray<X> dx(rounded<X>(before.reference), s.offset);
         const DeviceArray<float> gamma(dgamma), beta(dbeta), scratch(cuda::norm_backward_scratch(p.N, p.C));
         const DeviceArray<cuda::AuxTerm> aux(1);
-        cuda::aux_loss(aux.data(), device_sigma.data(), p.device_tokens.data(), kEndOfText, lambda, false, scale, p.B,
-                       p.T, nullptr);
+        cuda::aux_loss(aux.data(), device_sigma.data(), p.device_tokens.data(), kEndOfText, settings, scale, p.B, p.T,
+                       nullptr);
         cuda::norm_backward(dx.data(), k.overwrite, gamma.data(), beta.data(), scratch.data(), dout_a.data(),
                             k.b == nullptr ? nullptr : dout_b.data(), p.x.data(), p.gamma.data(), device_mean.data(),
                             device_sigma.data(), p.divisor(*k.a), p.divisor(k.b == nullptr ? *k.a : *k.b),
@@ -397,30 +398,30 @@ TEST_CASE("sigma_statistics adds sums per array, position 0 apart") {
 TEST_CASE("aux_loss gives the CPU's loss, and none where nothing counts") {
     struct Shape {
         int64_t B, T;
-        double lambda;
         int32_t vocabulary;
-        bool relative = false;
+        AuxSettings settings;
     };
-    for (const Shape& s : {Shape{3, 7, 0.1, 5}, Shape{5, 333, 0.03, 5}, Shape{5, 333, 0.03, 5, true},
-                           Shape{3, 7, 0.0, 5}, Shape{4, 1, 0.1, 5, true}}) {
+    for (const Shape& s :
+         {Shape{3, 7, 5, {0.1}}, Shape{5, 333, 5, {0.03}}, Shape{5, 333, 5, {0.03, false, true}},
+          Shape{5, 333, 5, {0.03, false, true, 7}}, Shape{3, 7, 5, {0.0}}, Shape{4, 1, 5, {0.1, false, true}}}) {
         const int64_t N = s.B * s.T;
         const Floats sigma = normal_values(N, 1, 0.5, 3);
         const std::vector<int32_t> tokens = cuda::lab::made_up_tokens(N, s.vocabulary);
-        const AuxLoss expected =
-            aux_loss_forward(sigma.data(), tokens.data(), kEndOfText, {s.lambda, false, s.relative}, s.B, s.T);
+        const AuxLoss expected = aux_loss_forward(sigma.data(), tokens.data(), kEndOfText, s.settings, s.B, s.T);
         const DeviceArray<float> device_sigma(sigma);
         const DeviceArray<int32_t> device_tokens(tokens);
         in_any_order([&] {
             const DeviceArray<cuda::AuxTerm> out(1);
-            cuda::aux_loss(out.data(), device_sigma.data(), device_tokens.data(), kEndOfText, s.lambda, s.relative,
-                           0.125, s.B, s.T, nullptr);
+            cuda::aux_loss(out.data(), device_sigma.data(), device_tokens.data(), kEndOfText, s.settings, 0.125, s.B,
+                           s.T, nullptr);
             const cuda::AuxTerm got = out.host()[0];
             CHECK((got.active != 0) == expected.active);
             CHECK(got.loss == doctest::Approx(expected.loss).epsilon(1e-12));
             if (expected.active)
                 CHECK(got.factor == doctest::Approx(0.25 * expected.weight / static_cast<double>(N)).epsilon(1e-6));
             if (expected.active) CHECK(got.sigma_hat == doctest::Approx(expected.sigma_hat).epsilon(1e-7));
-            return Outputs{{got.sigma_hat, got.factor, static_cast<float>(got.loss)}};
+            if (expected.active) CHECK(got.target_at_0 == doctest::Approx(expected.target_at_0).epsilon(1e-7));
+            return Outputs{{got.sigma_hat, got.target_at_0, got.factor, static_cast<float>(got.loss)}};
         });
     }
 }

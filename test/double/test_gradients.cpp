@@ -146,18 +146,24 @@ TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
     const std::vector<int32_t> tokens = {1, 9, 2, 3, 1, 1, 9, 4};
     std::vector<real> mean(N), sigma(N), dx(x.size());
     const double lambda = 0.3;
-    moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
-    const AuxLoss at_start = aux_loss_forward(sigma.data(), tokens.data(), 9, {lambda}, B, T);
-    REQUIRE(at_start.active);
-    CHECK(at_start.sigma_hat == doctest::Approx((sigma[2] + sigma[3] + sigma[5] + sigma[7]) / 4).epsilon(1e-12));
-    aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), 0.5, N, C);
-    const auto loss = [&] {
+    for (const double position0 : {1.0, 4.0}) {
+        std::fill(dx.begin(), dx.end(), 0.0);
         moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
-        double sum = 0;
-        for (real s : sigma) sum += (s - at_start.sigma_hat) * (s - at_start.sigma_hat);
-        return 0.5 * lambda * sum / static_cast<double>(N);
-    };
-    CHECK(gradient_error(x.data(), dx, loss) < kTolerance);
+        const AuxLoss at_start =
+            aux_loss_forward(sigma.data(), tokens.data(), 9, {lambda, false, false, position0}, B, T);
+        REQUIRE(at_start.active);
+        CHECK(at_start.sigma_hat == doctest::Approx((sigma[2] + sigma[3] + sigma[5] + sigma[7]) / 4).epsilon(1e-12));
+        aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), 0.5, B, T, C);
+        const auto loss = [&] {
+            moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+            double sum = 0;
+            for (int64_t n = 0; n < N; n++)
+                sum += std::pow(sigma[n] - (n % T == 0 ? position0 : 1) * at_start.sigma_hat, 2);
+            return 0.5 * lambda * sum / static_cast<double>(N);
+        };
+        CHECK(at_start.loss == doctest::Approx(2 * loss()).epsilon(1e-12));
+        CHECK(gradient_error(x.data(), dx, loss) < kTolerance);
+    }
 }
 
 TEST_CASE("auxiliary loss is absent when every position is excluded from its target") {
@@ -291,9 +297,11 @@ static void check_model(GPT2& model, const AuxSettings& aux) {
         double total = run().loss;
         for (size_t i = 0; i < sites.size(); i++) {
             const double unit = aux.relative ? fixed[i] : 1;
-            for (int64_t n = 0; n < B * T; n++)
-                total += aux.weight * std::pow((model.sigmas_at(sites[i])[n] - fixed[i]) / unit, 2) /
+            for (int64_t n = 0; n < B * T; n++) {
+                const double target = (n % T == 0 ? aux.position0 : 1) * fixed[i];
+                total += aux.weight * std::pow((model.sigmas_at(sites[i])[n] - target) / unit, 2) /
                          static_cast<double>(B * T * static_cast<int64_t>(sites.size()));
+            }
         }
         return total;
     };

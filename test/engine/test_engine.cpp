@@ -88,14 +88,33 @@ TEST_CASE("the precursor releases end-of-text 20 steps after f and position 0 an
     CHECK(p.tokens_per_step() == 491520);
 }
 
-TEST_CASE("auto removes everything within the first 45 % of the steps") {
-    const Protocol p = resolved("auto", 4);
+TEST_CASE("paper removes everything within the first 45 % of the steps, with the paper's learning rates") {
+    const Protocol p = resolved("paper", 4);
     CHECK(p.warmup == 15);
     CHECK(p.start_mlp == 15);
     CHECK(p.start_f == doctest::Approx(0.45 * 300));
     CHECK(p.gap_v == doctest::Approx(1.5 * p.gap_mlp));
-    CHECK(resolved("auto", 4, 700'000'000).lr == 3e-4);
-    CHECK(resolved("auto", 4, 1'500'000'000).sigma_ema == 0.19);
+    CHECK(p.lr == 6e-4);
+    CHECK(p.min_lr == 3e-4);
+    CHECK(resolved("paper", 4, 700'000'000).lr == 3e-4);
+    CHECK(resolved("paper", 4, 1'500'000'000).sigma_ema == 0.19);
+}
+
+TEST_CASE("auto adapts, unless flags say when sites go; its learning rate is one for the model's size") {
+    ProtocolFlags flags;
+    const auto resolve = [&](bool removes) { return resolve_protocol(flags, removes, 4, 1024, 1'000'000); };
+    CHECK(resolve(true).adaptive());
+    CHECK_FALSE(resolve(false).adaptive());
+    CHECK(resolve(true).lr == resolve(false).lr);  // the control's are the same
+    CHECK(resolve(true).min_lr == resolve(false).min_lr);
+    CHECK(resolve(true).lr == doctest::Approx(1.31e-3).epsilon(0.01));
+    CHECK(resolved("auto", 4, 124'000'000).lr == 6e-4);
+    CHECK(resolved("auto", 4, 99'000'000).lr == doctest::Approx(6.7e-4).epsilon(0.01));
+    CHECK(resolved("auto", 4, 1'500'000'000).min_lr == 2e-5);
+    flags.gap_mlp = 0;
+    CHECK(resolve(true).preset == "paper");
+    flags.preset = "adaptive";
+    CHECK_THROWS_WITH_AS(resolve(true), doctest::Contains("--preset adaptive chooses when"), BadInput);
 }
 
 TEST_CASE("combinations that cannot work are refused") {
@@ -327,6 +346,75 @@ TEST_CASE("a planted position 0 stands out, and shrinking brings it back") {
     CHECK(ratio() < 1.5);
 }
 
+static std::vector<json> decisions_of(const std::string& run) {
+    std::vector<json> found;
+    std::istringstream lines(read_file(run + "/log.jsonl", 1 << 20));
+    for (std::string line; std::getline(lines, line);)
+        if (json::parse(line).contains("decision")) found.push_back(json::parse(line));
+    return found;
+}
+
+// Those of the task, which say when sites go, without that.
+static ProtocolFlags adaptive_flags(const TinyTask& task) {
+    ProtocolFlags flags = task.options.flags;
+    flags.preset = "adaptive";
+    flags.start_mlp = flags.gap_mlp = flags.gap_qk = flags.gap_v = std::nullopt;
+    flags.lr = 6e-4;
+    return flags;
+}
+
+// The largest ratio of sigma at position 0 to sigma elsewhere that `info --data` would show.
+static double largest_ratio(const TinyTask& task, const std::string& folder) {
+    LoadedModel loaded = load_model(folder);
+    const TokenShards shards(task.options.val);
+    double largest = 0;
+    for (const SigmaSum& sum : measured_sigmas(*loaded.model, shards, 17))
+        largest = std::max(largest, sum.mean_at_0() / sum.mean_elsewhere());
+    return largest;
+}
+
+// Fine-tunes the task's model with these flags and returns the folder.
+static std::string with_long_position0(TinyTask& task, double planted, double grown) {
+    RunOptions o = task.options;
+    o.command = "finetune";
+    o.flags.steps = 250;
+    o.flags.lr = 1e-2;
+    o.flags.plant_position0 = planted;
+    o.flags.grow_position0 = grown;
+    o.out = task.scratch / "long";
+    task.run(o);
+    return o.out;
+}
+
+TEST_CASE("layers learn to make position 0 long") {
+    TinyTask task(kTrained);
+    CHECK(largest_ratio(task, task.options.model) < 2);
+    CHECK(largest_ratio(task, with_long_position0(task, 0, 8)) > 3);
+}
+
+TEST_CASE("the schedule that adapts brings a long position 0 down before it removes anything") {
+    TinyTask task(kTrained);
+    RunOptions o = task.options;
+    SUBCASE("its embedding is long") {
+        o.model = with_long_position0(task, 30, 1);
+    }
+    SUBCASE("the layers make it long") {
+        o.model = with_long_position0(task, 0, 8);
+    }
+    o.flags = adaptive_flags(task);
+    o.flags.steps = 40;
+    o.flags.batch = 16;
+    o.out = task.scratch / "removed";
+    CHECK(task.run(o)["layernorm_free"] == true);
+    std::vector<std::string> what;
+    for (const json& decision : decisions_of(o.out)) what.push_back(decision["decision"]);
+    REQUIRE(what.size() > 2);
+    CHECK(what[0] == "position 0 stands out");
+    CHECK(what[1].find("position 0 ") == 0);
+    CHECK(what[2] == "remove");
+    CHECK(read_file(o.out + "/loss.svg", 1 << 20).find("position 0 is brought down first") != std::string::npos);
+}
+
 // Some of its steps go wrong: their loss and gradients are those of a batch that makes no sense.
 class PoisonedGPT2 : public GPT2 {
   public:
@@ -342,18 +430,10 @@ class PoisonedGPT2 : public GPT2 {
     }
 };
 
-static std::vector<json> decisions_of(const std::string& run) {
-    std::vector<json> found;
-    std::istringstream lines(read_file(run + "/log.jsonl", 1 << 20));
-    for (std::string line; std::getline(lines, line);)
-        if (json::parse(line).contains("decision")) found.push_back(json::parse(line));
-    return found;
-}
-
 TEST_CASE("the schedule that adapts goes back after a spike and still ends LayerNorm-free") {
     TinyTask task(kTrained);
     RunOptions o = task.options;
-    o.flags.preset = "adaptive";
+    o.flags = adaptive_flags(task);
     o.flags.steps = 20;
     const auto make_model = engine().make_model;
     engine().make_model = [](const GPT2Config& c) -> std::unique_ptr<GPT2> {
@@ -367,6 +447,10 @@ TEST_CASE("the schedule that adapts goes back after a spike and still ends Layer
         PoisonedGPT2::poisoned = {6};  // two micro-batches a step
         PoisonedGPT2::poison = 9;
         expected_back = 1;
+    }
+    SUBCASE("a learning rate ten times too high") {
+        o.flags.lr = 0.3;
+        expected_back = 3;
     }
     SUBCASE("losses that are not finite, twice") {
         PoisonedGPT2::poisoned = {4, 11};
@@ -392,7 +476,7 @@ TEST_CASE("the schedule that adapts goes back after a spike and still ends Layer
 TEST_CASE("an adaptive run that was stopped and resumed decides and ends as one that was never stopped") {
     TinyTask task(kTrained);
     RunOptions o = task.options;
-    o.flags.preset = "adaptive";
+    o.flags = adaptive_flags(task);
     o.out = task.scratch / "whole";
     task.run(o);
     const std::string expected = task.weights(o.out);
