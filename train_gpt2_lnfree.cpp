@@ -275,8 +275,8 @@ inline void set_paper_sizes(Protocol& p, const PaperPreset& preset) {
     p.own_position0 = true;
 }
 
-// The paper's schedule, fitted to any model and length: all removals spread over the first 45 % of the steps, v sites with 1.5
-// times the gap.
+// The paper's schedule, fitted to any model and length: all removals spread over the first 45 % of the steps, v sites with
+// 1.5 times the gap.
 inline void set_fitted_schedule(Protocol& p, int L) {
     const double unit = (0.45 * static_cast<double>(p.steps) - static_cast<double>(p.warmup)) / (3.5 * L);
     p.start_mlp = static_cast<double>(p.warmup);
@@ -332,6 +332,8 @@ inline Protocol resolve_protocol(const ProtocolFlags& flags, bool removes, int L
     if (flags.tokens) p.steps = std::max<int64_t>(1, *flags.tokens / p.tokens_per_step());
     if (flags.steps) p.steps = *flags.steps;
     if (fits_any) p.warmup = p.steps / 20;
+    // (Ours: Adam's moments know little before ten steps, and in a short run what they do wrong is not made good again.)
+    if (fits_any && p.preset != "paper") p.warmup = std::max(p.warmup, std::min<int64_t>(10, p.steps / 4));
     p.warmup = flags.warmup.value_or(p.warmup);
     if (fits_any) set_fitted_schedule(p, L);
     p.lr = flags.lr.value_or(p.lr);
@@ -2562,8 +2564,8 @@ inline void initialise(GPT2& model, uint64_t seed) {
 }
 
 // An experimenter's device: makes position 0 stand out at every site as it does in large trained models and never in small
-// young ones. (There the layers make it so, which --grow-position0 brings about; an embedding is the harder case, because
-// AdamW's steps are too small for it.) `length` times a random centred direction of unit root mean square is added to its embedding.
+// young ones: `length` times a random centred direction of unit root mean square is added to its embedding. (In large
+// models the layers make it so, which --grow-position0 brings about. This is harder: AdamW's steps are too small for it.)
 inline void plant_position0(GPT2& model, double length, uint64_t seed) {
     const int64_t C = model.config.C;
     SplitMix64 random(seed);
@@ -2659,8 +2661,8 @@ class RunLog {
 // few held-out sequences says what each remaining site would cost right now. The cheapest go, as many at once as cost no more
 // than kAllowance together; then the run waits until the held-out loss is back. Where the training loss jumps, the state from
 // before the removal comes back, the learning rate is halved, the allowance too, and divisors take longer on their way to
-// sigma_bar. Whatever is left at kDeadline of the run goes then, slowly. All of it follows from losses, which are the same bits
-// for any number of threads, so that a run can be repeated and resumed.
+// sigma_bar. Whatever is left at kDeadline of the run goes then, slowly. All of it follows from losses, which are the same
+// bits for any number of threads, so that a run can be repeated and resumed.
 
 constexpr int64_t kHeldOutSequences = 16;
 constexpr double kAllowance = 0.25;  // nats that a removal may cost at first
@@ -3097,27 +3099,26 @@ class TrainingRun {
         return loss;
     }
 
-    // sigma at position 0 over sigma elsewhere, on this step's batch.
-    static double sigma_ratio(const SigmaSum& sum) { return sum.mean_at_0() / sum.mean_elsewhere(); }
+    // sigma at position 0 over sigma elsewhere on this step's batch, at the site where that is largest.
     double largest_sigma_ratio() {
         model_->clear_sigma_sums();
         model_->measure_sigmas(inputs_[0].data(), p_.batch, p_.seq);
         double largest = 0;
-        for (const SigmaSum& sum : model_->sigma_sums) largest = std::max(largest, sigma_ratio(sum));
+        for (const SigmaSum& sum : model_->sigma_sums)
+            largest = std::max(largest, sum.mean_at_0() / sum.mean_elsewhere());
         return largest;
     }
 
     // A position 0 that stands out is left out of every sigma_bar and brought down first, while LayerNorm still divides its
-    // length away: its embedding directly, what the layers make of it by the relative auxiliary loss at every norm.
+    // length away: its embedding directly (also where it is little longer than the others: it is what the layers start from),
+    // what they make of it by the relative auxiliary loss at every norm.
     void look_for_outliers() {
         const double largest = largest_sigma_ratio();
         if (largest <= kOutlierRatio) return;
-        const bool embedding =
-            sigma_ratio(model_->sigma_sums[static_cast<size_t>(model_->sites.L)]) > kOutlierRatio;  // qk[0]
         p_.sigma_skips_position0 = p_.aux_everywhere = p_.aux_relative = true;
-        if (embedding) p_.shrink_steps = step_ + std::max<int64_t>(1, p_.stop / 10);
+        p_.shrink_steps = step_ + std::max<int64_t>(1, p_.stop / 10);
         adaptive_.uneven_from = step_;
-        decide("position 0 stands out", {{"sigma_ratio", largest}, {"shrink_until", embedding ? p_.shrink_steps : 0}});
+        decide("position 0 stands out", {{"sigma_ratio", largest}, {"shrink_until", p_.shrink_steps}});
     }
 
     // Whether removals wait for position 0: until it no longer stands out, or for as long as there is time.
@@ -3391,13 +3392,29 @@ class TrainingRun {
 inline void show_decision(Chart& chart, ChartSeries& series, const json& j) {
     const double step = j["step"].get<double>();
     if (j["decision"] == "roll back") {
-        chart.spans.push_back(
-            {step, series.x.empty() ? step : series.x.back() + 1, "went back: " + j["because"].get<std::string>()});
+        const std::string to = j["to"].get<std::string>();  // step_000050
+        const double snapshot = std::strtod(to.c_str() + to.find('_') + 1, nullptr);
+        const double from = std::max(snapshot, chart.spans.empty() ? 0 : chart.spans.back().to);
+        chart.spans.push_back({from, step, "went back: " + j["because"].get<std::string>(), "#FBE3DC"});
         series.x.push_back(step);
         series.y.push_back(NAN);
     }
     if (j.contains("since"))
-        chart.spans.push_back({j["since"].get<double>(), step, "position 0 is brought down first"});
+        chart.spans.push_back({j["since"].get<double>(), step, "position 0 comes down", "#E9EEF3"});
+}
+
+// Sites of one step: a line each, by kind; of a schedule that adapts, which takes what is cheapest, one line for all of them.
+inline void show_removals(Chart& chart, const json& sites, double step, bool adapts) {
+    if (sites.empty()) return;
+    if (adapts) {
+        const std::string only = sites[0].get<std::string>();
+        chart.markers.push_back({step, "removed", sites.size() == 1 ? only : std::to_string(sites.size()) + " sites"});
+        return;
+    }
+    for (const json& site : sites) {
+        const std::string name = site.get<std::string>();
+        chart.markers.push_back({step, name.substr(0, name.find('[')), name});
+    }
 }
 
 // The loss curves of some runs (name, output folder) in the manner of the paper's Fig. 1: removals as vertical lines,
@@ -3410,7 +3427,7 @@ inline Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& 
     for (const auto& [name, folder] : runs) {
         ChartSeries series;
         series.name = name;
-        bool first_validation = chart.references.empty();
+        bool first_validation = chart.references.empty(), adapts = false;
         std::istringstream lines(read_file(folder + "/log.jsonl", int64_t(1) << 31));
         for (std::string line; std::getline(lines, line);) {
             const json j = json::parse(line, nullptr, false);
@@ -3420,15 +3437,13 @@ inline Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& 
                 series.x.push_back(step);
                 series.y.push_back(number_or_nan(j, "loss"));
             }
+            adapts = adapts || j.contains("decision");
             if (j.contains("decision")) show_decision(chart, series, j);
             if (first_validation && j.contains("val_loss") && step == 0) {
                 chart.references.push_back({number_or_nan(j, "val_loss"), "original, validation"});
                 first_validation = false;
             }
-            for (const json& site : j.value("removed", json::array())) {
-                const std::string site_text = site.get<std::string>();
-                chart.markers.push_back({step, site_text.substr(0, site_text.find('[')), site_text});
-            }
+            show_removals(chart, j.value("removed", json::array()), step, adapts);
         }
         chart.series.push_back(series);
     }
@@ -4215,7 +4230,9 @@ inline void add_protocol_flags(CLI::App& app, ProtocolFlags& f, bool removes) {
         "3e-4 above 500M, 1e-4 above 1B]");
     app.add_option("--min-lr", f.min_lr,
                    "learning rate at the end of the horizon [auto: lr / 10 up to 100M parameters; 3e-4; 4e-5; 2e-5]");
-    app.add_option("--warmup", f.warmup, "steps of linear warm-up [auto: steps / 20; pretrain: steps / 10]");
+    app.add_option("--warmup", f.warmup,
+                   "steps of linear warm-up [paper: steps / 20; auto: the same, but 10 or a quarter at least; "
+                   "pretrain: steps / 10]");
     app.add_option("--weight-decay", f.weight_decay, "AdamW's decay of matrices and embeddings [0.01; pretrain 0.1]");
     app.add_option("--seed", f.seed, "of the data order, and of a new model's weights")->capture_default_str();
     app.add_option("--precision", f.precision,

@@ -48,7 +48,8 @@ struct ChartReference {
 // A shaded part of the x axis.
 struct ChartSpan {
     double from = 0, to = 0;
-    std::string label = {};  // shown when pointed at
+    std::string label = {};   // at the span's lower left if there is room, and when pointed at
+    std::string colour = {};  // empty: light grey
 };
 
 struct Chart {
@@ -526,12 +527,14 @@ class Painter {
         if (chart_.shade_markers && !chart_.markers.empty()) {
             const auto earlier = [](const ChartMarker& a, const ChartMarker& b) { return a.x < b.x; };
             const auto range = std::minmax_element(chart_.markers.begin(), chart_.markers.end(), earlier);
-            spans.push_back({range.first->x, range.second->x, ""});
+            spans.insert(spans.begin(), ChartSpan{range.first->x, range.second->x});
         }
         for (const ChartSpan& span : spans) {
             const double x1 = x_axis_.at(std::min(span.from, span.to)), x2 = x_axis_.at(std::max(span.from, span.to));
-            if (std::isfinite(x1) && std::isfinite(x2))
-                rectangle(x1, top(), x2, bottom(), "fill=\"#F3F1EC\"", span.label);
+            if (!std::isfinite(x1) || !std::isfinite(x2)) continue;
+            const std::string fill = span.colour.empty() ? "#F3F1EC" : escape(span.colour);
+            rectangle(x1, top(), x2, bottom(), "fill=\"" + fill + "\"", span.label);
+            if (text_width(span.label, 9) + 8 < x2 - x1) text(x1 + 4, bottom() - 6, span.label, 9, "start", kInk);
         }
     }
 

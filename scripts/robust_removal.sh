@@ -137,18 +137,28 @@ logged() { # NAME COMMAND...: as the last resort of `set -e`, which a condition 
         { echo "scripts/robust_removal.sh: $name failed; see $out/output/$name.txt" >&2; return 1; }
 }
 
-# Loss above the control's: mean over texts and seeds, and the spread (largest minus smallest); removals that failed apart.
-above_control() { # WAY STEPS BED
-    if [ "$1" = protocol ]; then control=control_paper; else control=control; fi
+# Loss of one run above another's from the same model: mean over texts and seeds, and the spread (largest minus smallest);
+# runs that failed apart.
+above() { # RUN OTHER BED
     for text in $texts; do for seed in $seeds; do
         runs=$(folder_of "$text" "$seed")/$3
-        if [ -e "$runs/$1-$2/loss" ] && [ -e "$runs/$control-$2/loss" ]; then paste "$runs/$1-$2/loss" "$runs/$control-$2/loss"; fi
-    done; done | awk '$1 == "failed" { failed++; next }
+        if [ -e "$runs/$1/loss" ] && [ -e "$runs/$2/loss" ]; then paste "$runs/$1/loss" "$runs/$2/loss"; fi
+    done; done | awk '$1 == "failed" || $2 == "failed" { failed++; next }
         { d = $1 - $2; sum += d; n++; if (n == 1 || d < low) low = d; if (n == 1 || d > high) high = d }
         END { if (n) printf "%+.4f %.4f", sum / n, high - low; if (failed) printf " and %d failed", failed }'
 }
 
-name_of_bed() { case $1 in grown*) echo "grown, R = ${1#grown}" ;; *) echo "R = $1" ;; esac }
+above_control() { # WAY STEPS BED
+    if [ "$1" = protocol ]; then above "$1-$2" "control_paper-$2" "$3"; else above "$1-$2" "control-$2" "$3"; fi
+}
+
+name_of_bed() {
+    case $1 in
+        0) echo "R = 0" ;;
+        grown*) echo "grown, R = ${1#grown}" ;;
+        *) echo "planted, R = $1" ;;
+    esac
+}
 
 table() { # STEPS
     printf '| at %s steps' "$1"
@@ -161,6 +171,9 @@ table() { # STEPS
         for bed in $beds; do printf ' | %s' "$(above_control "$name" "$1" "$bed" | sed 's/ \(.*\)/ (\1)/')"; done
         printf ' |\n'
     done
+    printf '| loss of adaptive above that of protocol'
+    for bed in $beds; do printf ' | %s' "$(above "adaptive-$1" "protocol-$1" "$bed" | sed 's/ \(.*\)/ (\1)/')"; done
+    printf ' |\n'
 }
 
 # A line for every way and bed: loss above the control's over tokens, of which auto takes 4,096 a step for models so small.

@@ -149,6 +149,16 @@ TEST_CASE("text is escaped and what XML forbids is replaced") {
     CHECK(render_svg(chart).find("<script") == std::string::npos);
 }
 
+TEST_CASE("a shaded part says what it is: in words if there is room, else when pointed at") {
+    Chart chart = two_lines();
+    chart.spans = {{0, 3, "wide enough", "#ABCDEF"}, {1, 1.01, "too narrow"}};
+    const std::string svg = render_svg(chart);
+    CHECK(svg.find(">wide enough</text>") != std::string::npos);
+    CHECK(svg.find(">too narrow</text>") == std::string::npos);
+    CHECK(svg.find("<title>too narrow</title>") != std::string::npos);
+    CHECK(svg.find("#ABCDEF") != std::string::npos);
+}
+
 TEST_CASE("points are drawn where their values say") {
     Chart chart = two_lines();
     chart.series.resize(1);

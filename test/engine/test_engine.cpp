@@ -108,6 +108,11 @@ TEST_CASE("auto adapts, unless flags say when sites go; its learning rate is one
     CHECK(resolve(true).lr == resolve(false).lr);  // the control's are the same
     CHECK(resolve(true).min_lr == resolve(false).min_lr);
     CHECK(resolve(true).lr == doctest::Approx(1.31e-3).epsilon(0.01));
+    CHECK(resolve(true).warmup == 15);
+    flags.steps = 60;
+    CHECK(resolve(true).warmup == 10);
+    flags.steps = 20;
+    CHECK(resolve(true).warmup == 5);
     CHECK(resolved("auto", 4, 124'000'000).lr == 6e-4);
     CHECK(resolved("auto", 4, 99'000'000).lr == doctest::Approx(6.7e-4).epsilon(0.01));
     CHECK(resolved("auto", 4, 1'500'000'000).min_lr == 2e-5);
@@ -412,7 +417,7 @@ TEST_CASE("the schedule that adapts brings a long position 0 down before it remo
     CHECK(what[0] == "position 0 stands out");
     CHECK(what[1].find("position 0 ") == 0);
     CHECK(what[2] == "remove");
-    CHECK(read_file(o.out + "/loss.svg", 1 << 20).find("position 0 is brought down first") != std::string::npos);
+    CHECK(read_file(o.out + "/loss.svg", 1 << 20).find("position 0 comes down") != std::string::npos);
 }
 
 // Some of its steps go wrong: their loss and gradients are those of a batch that makes no sense.
