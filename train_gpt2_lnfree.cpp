@@ -3128,7 +3128,6 @@ class TrainingRun {
         if (!even && static_cast<double>(step_) < kEvenUntil * static_cast<double>(p_.stop)) return true;
         decide(even ? "position 0 no longer stands out" : "position 0 still stands out, but the steps are needed",
                {{"sigma_ratio", largest}, {"since", adaptive_.uneven_from}});
-        adaptive_.uneven_from = -1;
         return false;
     }
 
@@ -3138,7 +3137,8 @@ class TrainingRun {
     }
 
     void choose(double now) {
-        take_snapshot();
+        take_snapshot();  // of what is not decided yet: a run resumed from it decides again, and says so again
+        adaptive_.uneven_from = -1;
         std::vector<std::pair<double, size_t>> costs;
         for (size_t i = 0; i < model_->sites.all.size(); i++)
             if (model_->sites.all[i].norm == Norm::layer_norm) costs.emplace_back(held_out_loss_without({i}) - now, i);

@@ -9,7 +9,7 @@
 # (finetune --plant-position0), and layers that learn to make it so many times as long as the others, as GPT-2's do
 # (--grow-position0). Other settings with their defaults: OUT=runs/robust TEXTS="tinystories openwebtext" SEEDS="1 2 3"
 # STEPS="300 150 75 38" (of controls and removals), WAYS="..." (those of way() below) at the first of these, FEWER="protocol
-# adaptive" at all of them, for the picture of loss over steps; SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128"
+# adaptive" (some of WAYS) at all of them, for the picture of loss over steps; SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128"
 # PRETRAIN_STEPS=1500 JOBS=1 ENGINE=./train_gpt2_lnfree. JOBS trainings run side by side. What is there is not made again.
 #
 # `protocol` is the paper's: schedule, learning rates, auxiliary loss. All others have preset auto's learning rates. Each is
@@ -79,7 +79,7 @@ removals() {
 
 data_of() { echo "--data $1/text_train_*.bin --val $1/text_val_*.bin --seed $2 --save-every 0 --force"; } # FOLDER SEED
 
-# One training each, whose output goes to output.txt beside it.
+# One training each.
 # shellcheck disable=SC2046,SC2086  # several words each
 base() { # TEXT SEED
     folder=$(folder_of "$1" "$2")
@@ -128,7 +128,8 @@ removal() { # WAY STEPS BED TEXT SEED
     test -s "$run/loss.new" && mv "$run/loss.new" "$run/loss"
 }
 
-logged() { # NAME COMMAND...: as the last resort of `set -e`, which a condition would switch off
+# What the training says goes to OUT/output. It is a process of its own: in a condition `set -e` would not stop it.
+logged() { # NAME COMMAND...
     name=$1
     shift
     mkdir -p "$out/output"

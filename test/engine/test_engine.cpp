@@ -417,6 +417,7 @@ TEST_CASE("the schedule that adapts brings a long position 0 down before it remo
     CHECK(what[0] == "position 0 stands out");
     CHECK(what[1].find("position 0 ") == 0);
     CHECK(what[2] == "remove");
+    CHECK(decisions_of(o.out)[1]["sigma_ratio"] < decisions_of(o.out)[0]["sigma_ratio"]);
     CHECK(read_file(o.out + "/loss.svg", 1 << 20).find("position 0 comes down") != std::string::npos);
 }
 
@@ -482,11 +483,19 @@ TEST_CASE("an adaptive run that was stopped and resumed decides and ends as one 
     TinyTask task(kTrained);
     RunOptions o = task.options;
     o.flags = adaptive_flags(task);
+    std::vector<int64_t> stops = {0, 1, 2, 6, 11};
+    SUBCASE("nothing stands out") {}
+    SUBCASE("it waits for position 0") {
+        o.model = with_long_position0(task, 0, 8);
+        o.flags.batch = 16;
+        stops.back() = 9;  // it ends after step 10
+    }
     o.out = task.scratch / "whole";
     task.run(o);
     const std::string expected = task.weights(o.out);
     const std::vector<json> decisions = decisions_of(o.out);
-    for (const int64_t step : {0, 1, 2, 6, 11}) {
+    CHECK((decisions[0]["decision"] == "position 0 stands out") == (o.model != task.options.model));
+    for (const int64_t step : stops) {
         CAPTURE(step);
         const std::string out = run_in_two_parts(task, o, step);
         CHECK(task.weights(out) == expected);
