@@ -2127,8 +2127,8 @@ inline Sites sites_from_json(const json& list, int L, const std::string& path) t
             throw BadInput(path + ": entry " + std::to_string(i) + " of \"sites\" must be site " + expected);
         const std::string norm = j.value("norm", "");
         if (norm != "layernorm" && norm != "fakeln" && norm != "folded")
-            throw BadInput(path + ": site " + expected + " has norm \"" + norm +
-                           "\"; expected layernorm, fakeln or folded");
+            throw BadInput(path + ": site " + expected + " has norm " + quoted_name(norm) +
+                           "; expected layernorm, fakeln or folded");
         site.norm = norm == "layernorm" ? Norm::layer_norm : norm == "fakeln" ? Norm::fake_ln : Norm::folded;
         site.sigma_bar = number_or_nan(j, "sigma_bar");
         site.last_sigma = number_or_nan(j, "sigma_avg");
@@ -2542,7 +2542,7 @@ inline void require_same_tokenizer(const TokenShards& shards, const Tokenizer* t
         const json made_by = tokenizer_of_shard(path);
         if (made_by.is_object() && made_by["fingerprint"] != tokenizer->fingerprint())
             throw BadInput(flag + " " + path + " was tokenised with another tokenizer (" +
-                           made_by["fingerprint"].get<std::string>() + ") than the model's (" +
+                           quoted_name(made_by["fingerprint"].get<std::string>()) + ") than the model's (" +
                            tokenizer->fingerprint() + "); run `tokenize --tokenizer MODEL_FOLDER` on the text");
     }
 }
@@ -2948,8 +2948,9 @@ class TrainingRun {
         try {
             const json& r = loaded.lnfree.at("resume");
             if (loaded.lnfree.at("command") != o_.command)
-                throw BadInput("--out " + o_.out + " is a run of `" + loaded.lnfree.at("command").get<std::string>() +
-                               "`; resume it with that command");
+                throw BadInput("--out " + o_.out + " is a run of " +
+                               quoted_name(loaded.lnfree.at("command").get<std::string>()) +
+                               "; resume it with that command");
             p_ = protocol_from_json(loaded.lnfree.at("protocol"));
             r.at("step").get_to(step_);
             r.at("model").get_to(o_.model);

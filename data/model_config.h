@@ -46,8 +46,8 @@ inline void require_option(const nlohmann::json& j, const char* key, bool only, 
 inline void require_supported_options(const nlohmann::json& j, const std::string& path) {
     const std::string activation = j.value("activation_function", std::string("gelu_new"));
     if (activation != "gelu_new" && activation != "gelu_pytorch_tanh")
-        throw wrong(path,
-                    "activation_function " + activation + " is not supported; only gelu_new (GPT-2's tanh form) is");
+        throw wrong(path, "activation_function " + quoted_name(activation) +
+                              " is not supported; only gelu_new (GPT-2's tanh form) is");
     require_option(j, "scale_attn_weights", true, path);
     require_option(j, "scale_attn_by_inverse_layer_idx", false, path);
     require_option(j, "reorder_and_upcast_attn", false, path);
@@ -62,7 +62,7 @@ inline ModelForm form_of(const nlohmann::json& j, const std::string& path) {
     const std::string type = j.value("model_type", std::string("gpt2"));
     for (ModelForm form : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded})
         if (type == model_type_of(form)) return form;
-    throw wrong(path, "model_type " + type + " is not supported; only gpt2 is");
+    throw wrong(path, "model_type " + quoted_name(type) + " is not supported; only gpt2 is");
 }
 
 }  // namespace config_detail

@@ -550,6 +550,8 @@ TEST_CASE("a config.json that is missing, broken or contradicts the weights is r
         {"model_type", "llama", {"llama", "gpt2"}},
         {"model_type", 5, {"config.json"}},
         {"activation_function", "relu", {"relu", "gelu_new"}},
+        {"model_type", "lla\nma", {"lla?ma", "gpt2"}},  // a message is one line, whatever the file holds
+        {"activation_function", "re\nlu", {"re?lu", "gelu_new"}},
         {"scale_attn_by_inverse_layer_idx", true, {"scale_attn_by_inverse_layer_idx"}},
         {"n_layer", 4000000000u, {"n_layer", "4000000000"}},
     };
@@ -582,6 +584,7 @@ TEST_CASE("an lnfree.json that is broken or belongs to another model is refused"
     refused("base", [](json& j) { j["sites"][1]["site"] = 5; }, {"lnfree.json", "sites"});
     refused("base", [](json& j) { j["sites"] = "all"; }, {"lnfree.json", "sites"});
     refused("half", [](json& j) { j["sites"][0]["norm"] = "batchnorm"; }, {"lnfree.json", "mlp[0]", "batchnorm"});
+    refused("half", [](json& j) { j["sites"][0]["norm"] = "batch\nnorm"; }, {"lnfree.json", "mlp[0]", "batch?norm"});
     refused("half", [](json& j) { j["sites"][0]["sigma_bar"] = -1; }, {"lnfree.json", "mlp[0]", "sigma_bar"});
     const Copy copy("free");
     edit_json(copy / "config.json", [](json& j) { j["layer_norm_epsilon"] = 1e-5; });
@@ -795,7 +798,7 @@ TEST_CASE("--resume continues saved runs only, with their own values only") {
         arguments.insert(arguments.end(), flags.begin(), flags.end());
         check_refused(arguments, {flags[0], "--resume", "saved values"});
     }
-    check_refused({"finetune", "--resume", "--out", out}, {out, "`remove`"});
+    check_refused({"finetune", "--resume", "--out", out}, {out, "\"remove\""});
     const auto damaged = [&](const std::function<void(const std::string&)>& damage, const Words& words) {
         const std::string copy = runs / "copy";
         fs::remove_all(copy);

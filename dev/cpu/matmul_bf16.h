@@ -39,7 +39,8 @@ inline float as_pair(uint32_t first, uint32_t second) {
 }
 
 // Pairs along a row: x (rows,k), rows ld apart -> out (rows, ceil(k/2)). An odd k ends with a pair whose second is 0.
-inline void pair_along_rows(const float* x, int64_t ld, int64_t rows, int64_t k, float* out, int threads) {
+inline void pair_along_rows(const float* x, int64_t ld, int64_t rows, int64_t k, float* out,
+                            [[maybe_unused]] int threads) {
     const int64_t pairs = divide_up(k, 2);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t r = 0; r < rows; ++r) {
@@ -52,7 +53,8 @@ inline void pair_along_rows(const float* x, int64_t ld, int64_t rows, int64_t k,
 }
 
 // Pairs of rows: x (k,columns), rows ld apart -> out (ceil(k/2), columns).
-inline void pair_rows(const float* x, int64_t ld, int64_t columns, int64_t k, float* out, int threads) {
+inline void pair_rows(const float* x, int64_t ld, int64_t columns, int64_t k, float* out,
+                      [[maybe_unused]] int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t p = 0; p < divide_up(k, 2); ++p) {
         const float *first = x + 2 * p * ld, *second = first + ld;
