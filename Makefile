@@ -217,7 +217,7 @@ run-demo: all
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
 # test/*.cpp                 once, with the best instruction set of this processor; test/engine/*.cpp: the program as a whole
-# test/isa/*.cpp             once per instruction set that this processor has (the ops)
+# test/isa/*.cpp             once per instruction set that this processor has (the ops); the best one with test/engine
 # test/double/*.cpp          in double precision (gradients, the oracle)
 # test/cuda/*.cpp            the CUDA engine's kernels, in emulation; test/cuda_engine/*.cpp: the engine itself
 # test/long/*.cpp            only in `make test-long`
@@ -241,24 +241,25 @@ $(call test_rules,$(1),$(2),$(3),$(4))
 TESTS_$(1) := $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/%,$(filter-out test/main.cpp,$(wildcard $(2)/*.cpp)))
 endef
 
-# All files one program, `all`: they include train_gpt2_lnfree.cpp, which takes the compiler a minute. A test is then
-# called PROGRAM:FILE, which test/run.sh understands. The folder's own date changes with the list of its files.
+# All files of some folders one program, `all`: they include train_gpt2_lnfree.cpp, which takes the compiler a minute. A
+# test is then called PROGRAM:FILE, which test/run.sh understands. A folder's own date changes with the list of its files.
 define test_group
 $(call test_rules,$(1),$(BUILD)/test/$(1),$(3),$(4))
-$(BUILD)/test/$(1)/all.cpp: $(2) $(wildcard $(2)/*.cpp)
+$(BUILD)/test/$(1)/all.cpp: $(2) $(wildcard $(2:%=%/*.cpp)) Makefile
 	@mkdir -p $$(@D)
-	@printf '#include "%s"\n' $(wildcard $(2)/*.cpp) > $$@
+	@printf '#include "%s"\n' $(wildcard $(2:%=%/*.cpp)) > $$@
 
-TESTS_$(1) := $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/all:%,$(wildcard $(2)/*.cpp))
+TESTS_$(1) := $(patsubst %.cpp,$(BUILD)/test/$(1)/all:%,$(notdir $(wildcard $(2:%=%/*.cpp))))
 endef
 programs_of = $(sort $(foreach test,$(1),$(firstword $(subst :, ,$(test)))))
 
 LAST_ISA := $(lastword $(TEST_ISAS))
+OTHER_ISAS := $(filter-out $(LAST_ISA),$(TEST_ISAS))
 BEST_FLAGS := $(FLAGS_$(LAST_ISA)) -DLNFREE_ISA_NAME='"$(LAST_ISA)"'
 $(eval $(call test_kind,float,test,$(BEST_FLAGS)))
-$(eval $(call test_group,engine,test/engine,$(BEST_FLAGS)))
+$(eval $(call test_group,engine,test/engine test/isa,$(BEST_FLAGS)))
 $(eval $(call test_group,double,test/double,$(BEST_FLAGS) -DLNFREE_REAL=double))
-$(foreach isa,$(TEST_ISAS),\
+$(foreach isa,$(OTHER_ISAS),\
     $(eval $(call test_group,isa-$(isa),test/isa,$(FLAGS_$(isa)) -DLNFREE_ISA_NAME='"$(isa)"')))
 
 # -O1: they are large, and compiling them at -O2 takes longer than it saves. Unroll pragmas are for nvcc.
@@ -275,7 +276,7 @@ $(eval $(call test_kind,long,test/long,))
 SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(TESTS_cuda)) $(TESTS_cuda_engine) \
                   $(filter %:test_analysis_oracle,$(TESTS_engine))
 TESTS := $(filter-out $(if $(SAN),$(SLOW_SANITISED)),$(TESTS_float) $(TESTS_engine) $(TESTS_double) \
-         $(foreach isa,$(TEST_ISAS),$(TESTS_isa-$(isa))) $(TESTS_cuda) $(TESTS_cuda_engine))
+         $(foreach isa,$(OTHER_ISAS),$(TESTS_isa-$(isa))) $(TESTS_cuda) $(TESTS_cuda_engine))
 
 .PHONY: test run-test
 CHOSEN_TESTS := $(strip $(if $(ONLY),$(foreach test,$(TESTS),\

@@ -2,8 +2,8 @@
 # Writes measured tables into README.md between their markers, so that nobody types figures.
 #
 #   scripts/update_readme.sh        takes table.md, findings.md and loss.svg of demo/, runs/real_text/table.md,
-#                                   runs/sweep/table.md, runs/robust/table.md with its picture, and
-#                                   runs/findings/*/findings.md where they are
+#                                   runs/sweep/table.md, runs/robust/table.md with its picture,
+#                                   runs/robust_wide/table.md, and runs/findings/*/findings.md where they are
 set -eu
 
 insert() { # MARKER FILE
@@ -23,5 +23,6 @@ insert "bpe findings" runs/findings/bpe/findings.md
 insert "real text table" runs/real_text/table.md
 insert "sweep table" runs/sweep/table.md
 insert "robust table" runs/robust/table.md
+insert "robust wide table" runs/robust_wide/table.md
 if [ -r demo/loss.svg ]; then cp demo/loss.svg scripts/demo_loss.svg; fi
 if [ -r runs/robust/fewer.svg ]; then cp runs/robust/fewer.svg scripts/robust_removal.svg; fi

@@ -27,6 +27,7 @@ cases() { # FIELD
 run() { # PROGRAM[:FILE]
     only=
     case $1 in *:*) only="--source-file=*/${1##*:}.cpp" ;; esac
+    start=$(date +%s)
     timeout "${TEST_TIMEOUT:-1200}" "${1%%:*}" ${only:+"$only"} >"$output" 2>&1 </dev/null
     status=$?
     good=$(cases passed)
@@ -47,7 +48,7 @@ run() { # PROGRAM[:FILE]
         printf 'FAILED   %s\n%s\n' "$1" "$(cat "$output")"
     else
         skips=$(grep '^SKIPPED: ' "$output")
-        printf 'ok       %-48s %3d test cases\n%s' "$1" "$good" "${skips:+$skips
+        printf 'ok       %-48s %3d test cases %4d s\n%s' "$1" "$good" "$(($(date +%s) - start))" "${skips:+$skips
 }"
     fi
 }
