@@ -2,7 +2,8 @@
 
 #: make                  show what was found on this machine, then build ./train_gpt2_lnfree; with nvcc also ./train_gpt2_lnfree_cuda
 #: make demo             the paper's main result on this CPU, in minutes; TEXT=FILE: on your own text
-#: make test             every test; ONLY=PART: only the tests whose name contains PART
+#: make test             every test; ONLY=PART: only the tests whose name contains PART, and nothing else is built
+#: make quick            in seconds, after an edit: gradients, oracle, instruction set, command line, for this processor's best set
 #: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
 #: make test-interop     against transformers and TransformerLens, in a virtual environment of its own; needs Python and the network
 #: make test-long        what takes an hour: ten minutes of fuzzing per reader, 50 kills, 10 GB of text
@@ -39,20 +40,19 @@ Q := $(if $(V),,@)
 ifeq ($(origin CXX),default)
     CXX := $(if $(shell command -v g++),g++,$(if $(shell command -v clang++),clang++,g++))
 endif
-OBJCOPY ?= objcopy
 NM ?= nm
-export CXX LD OBJCOPY
+export CXX
 
-# These targets need no compiler. test and demo start a second make after the packages are there, and that one looks.
-ifneq ($(filter-out help clean format lint deps deps-all test demo fuzz,$(or $(MAKECMDGOALS),all)),)
-    FOUND := $(shell CXX='$(CXX)' LD='$(LD)' OBJCOPY='$(OBJCOPY)' scripts/detect.sh --words)
+# These targets need no compiler. test, quick and demo start a second make after the packages are there, and that one looks.
+ifneq ($(filter-out help clean format lint deps deps-all test quick demo,$(or $(MAKECMDGOALS),all)),)
+    FOUND := $(shell CXX='$(CXX)' scripts/detect.sh --words)
 endif
 
 # ---- instruction sets ------------------------------------------------------------------------------------------------
 
 # From the most widely supported to the fastest. No -march=native: the program runs on every processor of its kind and
 # uses what the one at hand has (dev/cpu/dispatch.cpp). Compilers halve AVX-512's vectors unless told not to; GELU takes
-# 1.6 times as long with halves.
+# 1.6 times as long with halves. Only the operations (sections 2 and 4 of train_gpt2_lnfree.cpp) are compiled for each.
 ifneq ($(filter x86,$(FOUND)),)
     FLAGS_portable := -march=x86-64
     FLAGS_avx2     := -march=haswell
@@ -65,7 +65,7 @@ FLAGS_native   := -march=native
 RUNNABLE_ISAS  := portable $(filter avx2 avx512,$(FOUND))
 BEST_ISA       := $(lastword $(RUNNABLE_ISAS))
 
-# What the program holds: all of them where the tools can keep them apart, a single one if asked.
+# What the program holds: all of them, or a single one if asked.
 ifdef ISA
     VARIANTS := $(filter $(ISA),native $(ALL_ISAS))
     ifeq ($(VARIANTS)$(if $(FOUND),,not looked yet),)
@@ -73,10 +73,8 @@ ifdef ISA
     endif
 else ifdef SAN
     VARIANTS := $(BEST_ISA)
-else ifneq ($(filter split,$(FOUND)),)
-    VARIANTS := $(ALL_ISAS)
 else
-    VARIANTS := portable
+    VARIANTS := $(ALL_ISAS)
 endif
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
@@ -91,7 +89,8 @@ ifdef SAN
     CXXFLAGS ?= -O1
 endif
 CXXFLAGS ?= -O2
-TESTFLAGS ?= $(if $(SAN),-O1,-O2)
+# Tests spend their time in what they link, so their own code is compiled quickly.
+TESTFLAGS ?= -O0
 
 BUILD := build/$(notdir $(lastword $(CXX)))$(if $(SAN),-san)$(if $(ISA),-$(ISA))
 
@@ -125,29 +124,44 @@ $(BUILD)/flags: FORCE
 	@echo '$(LANGUAGE) $(CXXFLAGS) $(TESTFLAGS) $(VARIANTS)' | cmp -s - $@ || \
 	    echo '$(LANGUAGE) $(CXXFLAGS) $(TESTFLAGS) $(VARIANTS)' > $@
 
-$(BUILD)/unit_%.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
-	@echo "compile  $< ($*)"
-	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_$*) $(NO_UNIQUE) -DLNFREE_ENTRY=lnfree_main_$* \
-	    -DLNFREE_ISA_NAME='"$*"' -MMD -MP -c $< -o $@
+# Every room is compiled once, file by file, into an archive; a program takes what it needs.
+objects_of = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard $(1:%=%/*.cpp)))
+NOT_LINKED := dev/cpu/matmul.cpp dev/cpu/dispatch.cpp dev/cuda/cudnn_attention.cpp
+$(BUILD)/%.o: %.cpp $(BUILD)/flags | ready
+	@mkdir -p $(@D)
+	@echo "compile  $<"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) -MMD -MP -c $< -o $@
 
-# An inline function or template is compiled into every object, and the linker keeps the first copy that it meets: the
-# AVX-512 copy of some std::vector member would then run on every processor. So each object is made self-contained:
-# its COMDAT groups are dissolved, every symbol but the entry becomes local, and the list of static constructors moves
-# to a section of its own, to be run by dispatch.cpp for the chosen build only. The last command checks that it is so.
-# (GNU's "unique" symbols would escape this; clang++ makes none and does not know the flag.)
-NO_UNIQUE = $(if $(findstring clang,$(CXX)),,-fno-gnu-unique)
-$(BUILD)/variant_%.o: $(BUILD)/unit_%.o
-	$(Q)$(LD) -r -d --force-group-allocation -o $@ $<
-	$(Q)$(OBJCOPY) --keep-global-symbol=lnfree_main_$* --rename-section .init_array=lnfree_constructors_$* $@
-	@visible=$$($(NM) -g --defined-only $@ | sed 's/.* //'; readelf -SW $@ | grep -oE '\.(init_array|fini_array|ctors|dtors)[^ ]*'); \
-	    test "$$visible" = lnfree_main_$* || { echo "$@ is not self-contained; it shows:" $$visible >&2; exit 1; }
+# The operations, once per instruction set. No function of theirs may be one that the linker shares with other units: it
+# would keep the first copy that it meets, compiled for AVX-512 perhaps, and run it on every processor. (The one weak name
+# left is a pointer to the C++ library's exception handling.)
+$(BUILD)/operations_%.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
+	@echo "compile  $< (operations, $*)"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_$*) -DLNFREE_OPERATIONS=$* -MMD -MP -c $< -o $@
+	$(if $(SAN)$(filter-out -O2 -O3,$(CXXFLAGS)),,@shared=$$($(NM) -C --defined-only $@ | grep ' [WVu] ' | grep -v 'DW.ref.__gxx_personality'); \
+	    test -z "$$shared" || { echo "$@ shares these names with other units:" "$$shared" >&2; rm $@; exit 1; })
+
+# All else of that file: for programs that have their own main(), and with the program's.
+$(BUILD)/method.o $(BUILD)/main.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
+	@echo "compile  $< ($(basename $(@F)))"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) -DLNFREE_DISPATCH $(if $(filter main,$(basename $(@F))),-DLNFREE_PROGRAM,-DLNFREE_NO_MAIN) \
+	    -MMD -MP -c $< -o $@
 
 $(BUILD)/dispatch.o: dev/cpu/dispatch.cpp $(BUILD)/flags | ready
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) '-DLNFREE_VARIANTS=$(foreach isa,$(VARIANTS),VARIANT($(isa)))' -MMD -MP -c $< -o $@
 
-# A single build needs none of this and is linked as the compiler made it.
-OBJECTS := $(BUILD)/dispatch.o $(VARIANTS:%=$(BUILD)/$(if $(word 2,$(VARIANTS)),variant,unit)_%.o)
-$(BUILD)/train_gpt2_lnfree: $(OBJECTS)
+OPERATIONS := $(BUILD)/dispatch.o $(VARIANTS:%=$(BUILD)/operations_%.o)
+DATA := $(BUILD)/data.a
+REFERENCE := $(BUILD)/reference.a
+ROOMS := $(BUILD)/rooms.a
+$(DATA): $(call objects_of,data)
+$(REFERENCE): $(BUILD)/method.o $(OPERATIONS)
+$(ROOMS): $(filter-out $(NOT_LINKED:%.cpp=$(BUILD)/%.o),$(call objects_of,dev/run dev/analysis dev/commands dev/cpu))
+$(DATA) $(REFERENCE) $(ROOMS):
+	@rm -f $@
+	$(Q)ar rcs $@ $^
+
+$(BUILD)/train_gpt2_lnfree: $(BUILD)/main.o $(ROOMS) $(OPERATIONS) $(DATA)
 	@echo "link     $@"
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $^ $(LIBS) -o $@
 
@@ -159,8 +173,7 @@ endif
 
 # ---- the CUDA engine -------------------------------------------------------------------------------------------------
 
-# nvcc gets the kernels and the model; folders, training run and commands are the CPU program's portable unit. Warning
-# 1675 is about GCC's unroll pragmas in the reference.
+# nvcc gets the kernels and the model alone; all else is what the CPU program is linked from.
 comma := ,
 NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),/usr/local/cuda/bin/nvcc)
 CUDA_ROOT := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
@@ -176,7 +189,7 @@ ifneq ($(and $(CUDNN),$(FOUND),$(if $(CUDNN_INCLUDE),,missing)),)
     $(error USE_CUDNN=1: there is no cudnn_frontend.h in $(CUDNN_PLACES); give CUDNN_FRONTEND=DIR (README.md, On a GPU))
 endif
 # (nvcc's -O is about the code for this processor; that for the GPU is always fully optimised.)
-NVCCFLAGS := -std=c++17 --threads 0 -I. -diag-suppress 1675 \
+NVCCFLAGS := -std=c++17 --threads 0 -I. \
              -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas$(if $(filter openmp,$(FOUND)),$(comma)-fopenmp)
 
 # As $(BUILD)/flags, for nvcc: another GPU rebuilds what is made for it.
@@ -184,7 +197,7 @@ $(BUILD)/cuda_flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG)' | cmp -s - $@ || echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG)' > $@
 
-$(BUILD)/cuda_engine.o: train_gpt2_lnfree.cu $(BUILD)/cuda_flags | ready
+$(BUILD)/cuda_engine.o: dev/cuda/main.cu $(BUILD)/cuda_flags | ready
 	@echo "compile  $< (nvcc)"
 	$(Q)$(NVCC) -O2 $(NVCCFLAGS) $(CUDNN_FLAG) $(CUDA_ARCHS) -MMD -MP -c $< -o $@
 
@@ -193,14 +206,14 @@ $(BUILD)/cudnn_attention.o: dev/cuda/cudnn_attention.cpp $(BUILD)/flags $(BUILD)
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(CUDNN_FLAG) -idirafter $(CUDNN_INCLUDE) -idirafter $(CUDA_ROOT)/include \
 	    -MMD -MP -c $< -o $@
 
-train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(BUILD)/unit_portable.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o)
+train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o) $(ROOMS) $(REFERENCE) $(DATA)
 	@echo "link     $@"
 	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static \
 	    $(if $(CUDNN),-lcudnn -lnvrtc) -lpthread -lrt -o $@
 
 # ---- packages, demo --------------------------------------------------------------------------------------------------
 
-.PHONY: deps deps-all demo run-demo
+.PHONY: deps deps-all demo run-demo quick run-quick
 deps:
 	@scripts/install_deps.sh tests
 
@@ -208,7 +221,7 @@ deps-all:
 	@scripts/install_deps.sh all
 
 # A second make, because the first one looked at the machine before the packages were installed.
-demo test: deps
+demo test quick: deps
 	@$(MAKE) run-$@
 
 run-demo: all
@@ -216,86 +229,120 @@ run-demo: all
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
-# test/*.cpp                 once, with the best instruction set of this processor; test/engine/*.cpp: the program as a whole
-# test/isa/*.cpp             once per instruction set that this processor has (the ops); the best one with test/engine
-# test/double/*.cpp          in double precision (gradients, the oracle)
+# Every file is a program, with the main() of test/main.cpp; one that crashes takes no other with it. It is linked from
+# what its folder is about, and nothing else is built for it:
+#
+# test/*.cpp                 data/, and the program itself, which some of them run
+# test/engine/*.cpp          all rooms
+# test/isa/*.cpp             the operations, run once per instruction set that this processor has (PROGRAM@ISA)
+# test/double/*.cpp          the reference in double precision: gradients, the oracle
 # test/cuda/*.cpp            the CUDA engine's kernels, in emulation; test/cuda_engine/*.cpp: the engine itself
 # test/long/*.cpp            only in `make test-long`
-# Every file runs by itself, with the main() of test/main.cpp; one that crashes takes no other with it.
 TEST_ISAS := $(if $(SAN)$(ISA),$(VARIANTS),$(filter $(RUNNABLE_ISAS),$(ALL_ISAS)))
+LAST_ISA := $(lastword $(TEST_ISAS))
 
-# 1 folder of the programs, 2 folder of the sources, 3 extra flags, 4 extra libraries
-define test_rules
-$(BUILD)/test/$(1)/%.o: $(2)/%.cpp $(BUILD)/flags | ready
+$(BUILD)/test/%.o: test/%.cpp $(BUILD)/flags | ready
+	@mkdir -p $(@D)
+	@echo "compile  $<"
+	$(Q)$(CXX) $(LANGUAGE) $(TESTFLAGS) $(EXTRA) -MMD -MP -c $< -o $@
+$(BUILD)/test/double/%.o: EXTRA = -DLNFREE_REAL=double
+$(BUILD)/test/cuda/%.o $(BUILD)/test/cuda_engine/%.o: EXTRA = -O1 -Wno-unknown-pragmas -DLNFREE_EXTERN_KERNELS
+
+# 1 the program's files, 2 what they are linked from
+define test_programs
+$(1): %: %.o $(BUILD)/test/main.o $(2)
+	$$(Q)$$(CXX) $$(LANGUAGE) $$^ $$(LIBS) $$(TESTLIBS) -o $$@
+endef
+tests_in = $(patsubst test/%.cpp,$(BUILD)/test/%,$(filter-out test/main.cpp,$(wildcard test/$(1:%=%/)*.cpp)))
+ENGINE := $(ROOMS) $(REFERENCE) $(DATA)
+
+TESTS_data := $(call tests_in,)
+TESTS_engine := $(call tests_in,engine)
+$(eval $(call test_programs,$(TESTS_data) $(call tests_in,long),$(DATA)))
+$(eval $(call test_programs,$(TESTS_engine),$(ENGINE)))
+
+# Kernels that tests include are compiled for each instruction set, and what goes through operations() runs with each.
+ISA_KERNELS := test_matmul test_vector_math
+ISA_TESTS := $(filter-out $(ISA_KERNELS),$(notdir $(call tests_in,isa)))
+$(eval $(call test_programs,$(ISA_TESTS:%=$(BUILD)/test/isa/%),$(ENGINE)))
+define isa_kernel_tests
+$(BUILD)/test/isa-$(1)/%.o: test/isa/%.cpp $(BUILD)/flags | ready
 	@mkdir -p $$(@D)
 	@echo "compile  $$< ($(1))"
-	$$(Q)$$(CXX) $$(LANGUAGE) $$(TESTFLAGS) $(3) -DLNFREE_NO_MAIN -MMD -MP -c $$< -o $$@
-
-$(BUILD)/test/$(1)/%: $(BUILD)/test/$(1)/%.o $(BUILD)/test/main.o
-	$$(Q)$$(CXX) $$(LANGUAGE) $$^ $$(LIBS) $(4) -o $$@
+	$$(Q)$$(CXX) $$(LANGUAGE) $$(CXXFLAGS) $$(FLAGS_$(1)) -MMD -MP -c $$< -o $$@
+$(call test_programs,$(ISA_KERNELS:%=$(BUILD)/test/isa-$(1)/%),$(DATA))
+TESTS_isa += $(ISA_TESTS:%=$(BUILD)/test/isa/%@$(1)) $(ISA_KERNELS:%=$(BUILD)/test/isa-$(1)/%@$(1))
 endef
+$(foreach isa,$(TEST_ISAS),$(eval $(call isa_kernel_tests,$(isa))))
 
-# Every file a program.
-define test_kind
-$(call test_rules,$(1),$(2),$(3),$(4))
-TESTS_$(1) := $(patsubst $(2)/%.cpp,$(BUILD)/test/$(1)/%,$(filter-out test/main.cpp,$(wildcard $(2)/*.cpp)))
-endef
+# The reference once more, in double: one unit, operations included, for this processor.
+DOUBLE_SOURCES := train_gpt2_lnfree.cpp dev/run/experiments.cpp
+DOUBLE := $(DOUBLE_SOURCES:%.cpp=$(BUILD)/double/%.o)
+$(BUILD)/double/%.o: %.cpp $(BUILD)/flags | ready
+	@mkdir -p $(@D)
+	@echo "compile  $< (double)"
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_$(LAST_ISA)) -DLNFREE_REAL=double -DLNFREE_NO_MAIN -MMD -MP -c $< -o $@
+TESTS_double := $(call tests_in,double)
+$(eval $(call test_programs,$(TESTS_double),$(DOUBLE) $(DATA)))
 
-# All files of some folders one program, `all`: they include train_gpt2_lnfree.cpp, which takes the compiler a minute. A
-# test is then called PROGRAM:FILE, which test/run.sh understands. A folder's own date changes with the list of its files.
-define test_group
-$(call test_rules,$(1),$(BUILD)/test/$(1),$(3),$(4))
-$(BUILD)/test/$(1)/all.cpp: $(2) $(wildcard $(2:%=%/*.cpp)) Makefile
-	@mkdir -p $$(@D)
-	@printf '#include "%s"\n' $(wildcard $(2:%=%/*.cpp)) > $$@
-
-TESTS_$(1) := $(patsubst %.cpp,$(BUILD)/test/$(1)/all:%,$(notdir $(wildcard $(2:%=%/*.cpp))))
-endef
-programs_of = $(sort $(foreach test,$(1),$(firstword $(subst :, ,$(test)))))
-
-LAST_ISA := $(lastword $(TEST_ISAS))
-OTHER_ISAS := $(filter-out $(LAST_ISA),$(TEST_ISAS))
-BEST_FLAGS := $(FLAGS_$(LAST_ISA)) -DLNFREE_ISA_NAME='"$(LAST_ISA)"'
-$(eval $(call test_kind,float,test,$(BEST_FLAGS)))
-$(eval $(call test_group,engine,test/engine test/isa,$(BEST_FLAGS)))
-$(eval $(call test_group,double,test/double,$(BEST_FLAGS) -DLNFREE_REAL=double))
-$(foreach isa,$(OTHER_ISAS),\
-    $(eval $(call test_group,isa-$(isa),test/isa,$(FLAGS_$(isa)) -DLNFREE_ISA_NAME='"$(isa)"')))
-
-# -O1: they are large, and compiling them at -O2 takes longer than it saves. Unroll pragmas are for nvcc.
-$(eval $(call test_kind,cuda,test/cuda,-O1 -Wno-unknown-pragmas $(BEST_FLAGS),-lboost_context))
-$(eval $(call test_group,cuda_engine,test/cuda_engine,-O1 -Wno-unknown-pragmas $(BEST_FLAGS),-lboost_context))
+# The emulation runs kernels as fibres. All kernels are compiled once, as an object that these tests share; -O2 would bring
+# nothing and take twice as long. Unroll pragmas are for nvcc.
+TESTS_cuda := $(call tests_in,cuda) $(call tests_in,cuda_engine)
+TESTS_emulation := $(filter %/test_emulation %/test_bf16 %/test_nvcc %/test_device_memory,$(TESTS_cuda))
+$(TESTS_cuda): TESTLIBS = -lboost_context
+$(eval $(call test_programs,$(TESTS_emulation),))
+$(eval $(call test_programs,$(filter-out $(TESTS_emulation),$(TESTS_cuda)),$(BUILD)/test/emulated_engine.o $(ENGINE)))
+$(BUILD)/test/emulated_engine.o: test/cuda/emulated_engine.cu $(BUILD)/flags | ready
+	@mkdir -p $(@D)
+	@echo "compile  $< (emulation)"
+	$(Q)$(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas -MMD -MP -x c++ -c $< -o $@
 
 $(BUILD)/test/main.o: test/main.cpp $(BUILD)/flags | ready
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(LANGUAGE) -O1 -MMD -MP -c $< -o $@
 
-$(eval $(call test_kind,long,test/long,))
 # Sanitised, the others of the CUDA tests take minutes each; the emulation has its own eye on shared memory in all of
 # them. And the oracle's numbers of the analyses run through nothing that test_analysis does not.
-SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(TESTS_cuda)) $(TESTS_cuda_engine) \
-                  $(filter %:test_analysis_oracle,$(TESTS_engine))
-TESTS := $(filter-out $(if $(SAN),$(SLOW_SANITISED)),$(TESTS_float) $(TESTS_engine) $(TESTS_double) \
-         $(foreach isa,$(OTHER_ISAS),$(TESTS_isa-$(isa))) $(TESTS_cuda) $(TESTS_cuda_engine))
+SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(TESTS_cuda)) %/test_analysis_oracle
+TESTS := $(filter-out $(if $(SAN),$(SLOW_SANITISED)),$(TESTS_data) $(TESTS_engine) $(TESTS_double) $(TESTS_isa) $(TESTS_cuda))
+
+# What a choice of tests needs: their programs, and the program under test where some of them run it.
+RUN_THE_PROGRAM := %/test_command_line %/test_memory
+programs_of = $(sort $(foreach test,$(1),$(firstword $(subst @, ,$(test))))) $(if $(filter $(RUN_THE_PROGRAM),$(1)),$(PROGRAM))
 
 .PHONY: test run-test
 CHOSEN_TESTS := $(strip $(if $(ONLY),$(foreach test,$(TESTS),\
                 $(if $(findstring $(ONLY),$(test:$(BUILD)/test/%=%)),$(test))),$(TESTS)))
-run-test: all $(call programs_of,$(CHOSEN_TESTS))
+run-test: $(if $(ONLY),,all) $(call programs_of,$(CHOSEN_TESTS))
 	@LNFREE_PROGRAM=./$(PROGRAM) test/run.sh $(if $(SAN)$(ISA),,$(patsubst %,--without %,\
 	    $(filter-out $(TEST_ISAS),$(ALL_ISAS)))) $(CHOSEN_TESTS)
+
+# After an edit: what finds most mistakes soonest, and of the command line the cases marked "quick".
+QUICK_TESTS := $(TESTS_double) $(filter %@$(LAST_ISA),$(TESTS_isa)) $(BUILD)/test/test_command_line:quick
+run-quick: $(call programs_of,$(QUICK_TESTS:%:quick=%))
+	@LNFREE_PROGRAM=./$(PROGRAM) test/run.sh $(QUICK_TESTS)
 
 # ---- longer tests ----------------------------------------------------------------------------------------------------
 
 # libFuzzer comes with clang++. -O1 and no OpenMP: the readers are what is tested.
 FUZZ_SECONDS ?= 30
 FUZZERS := $(patsubst test/fuzz/%.cpp,build/fuzz/%,$(wildcard test/fuzz/*.cpp))
-build/fuzz/%: test/fuzz/%.cpp
+FUZZ_FLAGS := -std=c++17 -Wall -Wextra -Wno-pass-failed -Wno-unknown-pragmas -I. -O1 -gline-tables-only \
+              -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+FUZZ_OBJECTS := $(patsubst %.cpp,build/fuzz/%.o,$(wildcard data/*.cpp) dev/run/records.cpp dev/run/settings.cpp dev/run/resolve_settings.cpp dev/run/state.cpp) build/fuzz/method.o
+build/fuzz/%.o: %.cpp
 	@mkdir -p $(@D)
 	@command -v clang++ >/dev/null || { echo "make fuzz needs clang++: make deps-all" >&2; exit 2; }
-	@echo "compile  $< (libFuzzer)"
-	$(Q)clang++ -std=c++17 -Wall -Wextra -Wno-pass-failed -Wno-unknown-pragmas -I. -O1 -gline-tables-only \
-	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DLNFREE_NO_MAIN -MMD -MP $< $(LIBS) -o $@
+	$(Q)clang++ $(FUZZ_FLAGS) -MMD -MP -c $< -o $@
+build/fuzz/method.o: train_gpt2_lnfree.cpp
+	@mkdir -p $(@D)
+	$(Q)clang++ $(FUZZ_FLAGS) -DLNFREE_NO_MAIN -MMD -MP -c $< -o $@
+build/fuzz/fuzz.a: $(FUZZ_OBJECTS)
+	@rm -f $@
+	$(Q)ar rcs $@ $^
+$(FUZZERS): build/fuzz/%: build/fuzz/test/fuzz/%.o build/fuzz/fuzz.a
+	@echo "link     $@ (libFuzzer)"
+	$(Q)clang++ $(FUZZ_FLAGS) -fsanitize=fuzzer $^ $(LIBS) -o $@
 
 .PHONY: fuzz test-interop test-long
 fuzz: $(FUZZERS)
@@ -305,47 +352,56 @@ test-interop: all
 	@test/interop/run.sh
 
 # The kills are those of test_command_line, more of them.
-test-long: all $(BUILD)/test/float/test_command_line $(TESTS_long)
+TESTS_long := $(call tests_in,long)
+test-long: all $(BUILD)/test/test_command_line $(TESTS_long)
 	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 TEST_TIMEOUT=7200 \
-	    test/run.sh $(BUILD)/test/float/test_command_line $(TESTS_long)
+	    test/run.sh $(BUILD)/test/test_command_line $(TESTS_long)
 	@$(MAKE) fuzz FUZZ_SECONDS=600
 
 # ---- the laboratory --------------------------------------------------------------------------------------------------
 
-LAB := $(filter-out dev/cpu/dispatch,$(patsubst %.cpp,%,$(wildcard dev/cpu/*.cpp)))
+LAB := dev/cpu/matmul
 .PHONY: lab
 lab: $(LAB)
-$(LAB): %: %.cpp $(BUILD)/flags | ready
+$(LAB): %: %.cpp $(DATA) $(BUILD)/flags | ready
 	@echo "compile  $< (native)"
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_native) $(if $(filter openblas,$(FOUND)),-DHAVE_OPENBLAS) \
-	    -MMD -MP -MF $(BUILD)/$(@F).lab.d $< $(if $(filter openblas,$(FOUND)),-lopenblas) -o $@
+	    -MMD -MP -MF $(BUILD)/$(@F).lab.d $< $(DATA) $(LIBS) $(if $(filter openblas,$(FOUND)),-lopenblas) -o $@
 
 # By nvcc for the GPU, or for this processor in emulation, which needs no toolkit.
-CUDA_LAB := $(patsubst %.cu,%,$(wildcard dev/cuda/*.cu))
+CUDA_LAB := $(filter-out dev/cuda/main,$(patsubst %.cu,%,$(wildcard dev/cuda/*.cu)))
 CUDA_LAB_BY := $(if $(or $(EMULATE),$(if $(CUDA_PROGRAM),,no nvcc)),emulation,nvcc)
 .PHONY: lab_cuda
 lab_cuda: $(CUDA_LAB)
-$(CUDA_LAB): %: %.cu $(BUILD)/flags $(BUILD)/cuda_flags | ready
+$(CUDA_LAB): %: %.cu $(REFERENCE) $(DATA) $(BUILD)/flags $(BUILD)/cuda_flags | ready
 	@echo "compile  $< ($(CUDA_LAB_BY))"
 	$(Q)$(CUDA_LAB_$(CUDA_LAB_BY))
 # Without a GPU at hand: intermediate code alone, which the driver translates for whatever GPU it meets. Translating each
 # program for five of them takes four times as long.
 CUDA_LAB_ARCHS = $(if $(word 3,$(CUDA_ARCHS)),-gencode arch=compute_80$(comma)code=compute_80,$(CUDA_ARCHS))
 CUDA_LAB_DEPENDENCIES = -MMD -MP -MF $(BUILD)/$(@F).cuda_lab.d
-CUDA_LAB_nvcc = $(NVCC) -O1 $(NVCCFLAGS) $(CUDA_LAB_ARCHS) $(CUDA_LAB_DEPENDENCIES) $< -lcublasLt -o $@
-CUDA_LAB_emulation = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas $(CUDA_LAB_DEPENDENCIES) -MT $@ -x c++ $< -x none $(LIBS) -lboost_context -o $@
+CUDA_LAB_nvcc = $(NVCC) -O1 $(NVCCFLAGS) $(CUDA_LAB_ARCHS) $(CUDA_LAB_DEPENDENCIES) $< $(REFERENCE) $(DATA) -lcublasLt -lgomp -o $@
+CUDA_LAB_emulation = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas $(CUDA_LAB_DEPENDENCIES) -MT $@ -x c++ $< -x none $(REFERENCE) $(DATA) $(LIBS) -lboost_context -o $@
 
 # ---- style -----------------------------------------------------------------------------------------------------------
 
-SOURCES := $(wildcard train_gpt2_lnfree.cpp train_gpt2_lnfree.cu data/*.h dev/*/*.h dev/cpu/*.cpp dev/cuda/*.cpp dev/cuda/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
+SOURCES := $(wildcard train_gpt2_lnfree.cpp train_gpt2_lnfree.cu data/*.h data/*.cpp dev/*.h dev/*/*.h dev/*/*.cpp dev/cuda/*.cu test/cuda/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
 .PHONY: format lint lint-tools lint-format
 format:
 	clang-format -i $(SOURCES)
 
-# clang-tidy reads the headers through the programs that include them; reading each by itself takes a quarter of an hour.
-LINTED := train_gpt2_lnfree.cpp $(wildcard dev/cpu/*.cpp)
-lint: lint-format $(LINTED:%=build/lint/%.ok)
+# clang-tidy reads the headers through the programs that include them, and every header must compile by itself.
+LINTED := train_gpt2_lnfree.cpp $(wildcard data/*.cpp dev/*/*.cpp)
+HEADERS := $(filter %.h,$(SOURCES))
+ALONE := $(filter-out dev/cuda_on_cpu/device.h dev/cuda_on_cpu/device_launch.h,$(HEADERS))  # those two are for nvcc
+lint: lint-format $(LINTED:%=build/lint/%.ok) $(ALONE:%=build/lint/%.alone)
 	@echo "lint: no findings"
+
+build/lint/%.alone: % $(HEADERS)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -std=c++17 -I. -fopenmp -Wall -Wextra -Wno-pragma-once-outside-header -Wno-unknown-pragmas -fsyntax-only -x c++ $< || \
+	    { echo "$<: does not compile by itself" >&2; exit 1; }
+	@touch $@
 
 lint-tools:
 	@command -v clang-format >/dev/null && command -v clang-tidy >/dev/null || \
@@ -355,11 +411,10 @@ lint-format: lint-tools
 	@wrong=$$(for file in $(SOURCES); do clang-format $$file | cmp -s - $$file || echo $$file; done); \
 	    test -z "$$wrong" || { echo "not in the house style (make format lays them out):" $$wrong >&2; exit 1; }
 
-build/lint/%.ok: % .clang-tidy $(filter %.h,$(SOURCES)) | lint-tools
+build/lint/%.ok: % .clang-tidy $(HEADERS) | lint-tools
 	@mkdir -p $(@D)
 	@echo "lint     $<"
 	$(Q)clang-tidy --quiet $< -- -x c++ -std=c++17 -I. -fopenmp -Wall -Wextra -Wno-pragma-once-outside-header \
-	    $(if $(findstring test/,$<),-DLNFREE_NO_MAIN) $(if $(findstring test/double/,$<),-DLNFREE_REAL=double) \
 	    $(if $(findstring dispatch,$<),'-DLNFREE_VARIANTS=VARIANT(portable) VARIANT(avx2)') > $@.log 2>&1 || \
 	    { cat $@.log; exit 1; }
 	@touch $@
@@ -369,4 +424,4 @@ clean:
 
 FORCE:
 
--include $(wildcard build/fuzz/*.d $(BUILD)/*.d $(BUILD)/test/*.d $(BUILD)/test/*/*.d)
+-include $(wildcard build/fuzz/*.d build/fuzz/*/*.d build/fuzz/*/*/*.d $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d $(BUILD)/*/*/*/*.d)

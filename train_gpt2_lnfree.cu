@@ -1,31 +1,35 @@
 // train_gpt2_lnfree.cu: the CUDA engine.
 //
-// Takes the LayerNorms out of a trained GPT-2, as train_gpt2_lnfree.cpp does and explains, at the speed of a GPU. This file
-// includes that one: protocol, schedule, folders, training run and command line are the same, and so are the files. What
-// is here is the arithmetic, every operation's forward and backward as a kernel of ours, matrix products by cuBLASLt:
+//     nvcc -std=c++17 -O2 -arch=native train_gpt2_lnfree.cu -lcublasLt -o lnfree_cuda && ./lnfree_cuda
+//
+// Takes the LayerNorms out of a trained GPT-2, as train_gpt2_lnfree.cpp does and explains, at the speed of a GPU. Schedule,
+// training loop and files are the reference's and know an engine by dev/engine.h alone. What is here is the arithmetic,
+// every operation's forward and backward as a kernel of ours, matrix products by cuBLASLt:
 //
 //     1. Streaming kernels       encoder, norms, statistics, GELU, classifier, optimiser: bound by memory
 //     2. Causal self-attention   flash attention, forward and backward, with and without tensor cores
 //     3. Matrix products         cuBLASLt, with bias and GELU on the way out
 //     4. The model on the device what is kept, what is remade, the passes over a micro-batch
-//     5. The engine              what the reference's commands see
+//     5. The engine              what the rest of the program sees
 //
-// dev/cuda/engine_check.h holds all of it against the reference on your own GPU, engine_bench.h times it.
+// dev/cuda/main.cu is the program around it. dev/cuda/engine_check.h holds all of it against the reference on your own GPU,
+// engine_bench.h times it.
 //
 // Activations and products are bf16 (--precision fp32: float); master weights, gradients, moments and statistics are
 // float. Everything is deterministic: no float atomics, every sum in an order that depends on sizes alone.
 //
 // Without nvcc the same source compiles against dev/cuda_on_cpu, an emulation of the CUDA execution model, in which the
 // tests run every kernel on any processor.
+//
+// LNFREE_LIBRARY_ONLY leaves main() out. LNFREE_KERNELS_ONLY leaves sections 4 and 5 out as well, for the laboratory and for
+// tests (dev/cuda/kernels.h): then only the kernels that are called are compiled.
 #ifndef LNFREE_TRAIN_GPT2_LNFREE_CU
 #define LNFREE_TRAIN_GPT2_LNFREE_CU
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -39,21 +43,12 @@
 #endif
 
 #include "data/random.h"
-#include "dev/cuda_on_cpu/cuda.h"
-
-// after cuda.h, whose types it uses
+#include "dev/cpu/operations.h"
+#include "dev/cuda/cuda_engine.h"
 #include "dev/cuda/cudnn_attention.h"
-
-// The method. Folders, training run and commands are compiled once more on their own, by the C++ compiler, which is many
-// times as fast with them as nvcc; main() below calls them. LNFREE_LIBRARY_ONLY keeps main() out, for tests and the
-// laboratory; LNFREE_KERNELS_ONLY the model and the engine too, so that only the kernels that are called are compiled.
-#if !defined(LNFREE_LIBRARY_ONLY) && !defined(LNFREE_METHOD_ONLY)
-#define LNFREE_METHOD_ONLY
-#endif
-#ifndef LNFREE_NO_MAIN
-#define LNFREE_NO_MAIN
-#endif
-#include "train_gpt2_lnfree.cpp"
+#include "dev/cuda/device_memory.h"
+#include "dev/cuda/recorded_work.h"
+#include "dev/cuda_on_cpu/cuda.h"
 
 // Loops over registers: a GPU can not index those, so nvcc must write such loops out. Other compilers need not.
 #ifdef __CUDACC__
@@ -140,16 +135,20 @@ __device__ __forceinline__ int lane_index() {
     return static_cast<int>(threadIdx.x) % kWarp;
 }
 
+__device__ __forceinline__ int warp_index() {
+    return static_cast<int>(threadIdx.x) / kWarp;
+}
+
 // Where every warp takes a row: which one. Blocks are one-dimensional.
 __device__ __forceinline__ int64_t row_of_warp() {
     return static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
 }
 
-// The sum over a warp, in every lane the same bits.
-template <class T>
+// The sum over a warp, or over each group of so many neighbouring lanes, in every lane the same bits.
+template <int lanes = kWarp, class T>
 __device__ __forceinline__ T warp_sum(T x) {
     LNFREE_UNROLL
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
+    for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kAllLanes, x, offset);
     return x;
 }
 
@@ -158,7 +157,7 @@ template <class T>
 __device__ __forceinline__ T block_sum(T x, Shared<T> partial) {
     const int warps = static_cast<int>(blockDim.x) / kWarp;
     x = warp_sum(x);
-    if (lane_index() == 0) partial[static_cast<int>(threadIdx.x) / kWarp] = x;
+    if (lane_index() == 0) partial[warp_index()] = x;
     __syncthreads();
     T sum = 0;
     for (int w = 0; w < warps; w++) sum += partial[w];
@@ -193,7 +192,7 @@ __global__ void add_partial_sums_kernel(float* out_a, int64_t columns_a, float* 
     begin_kernel();
     SharedMemory shared;
     Shared<float> sums = shared.take<float>(warps * kWarp);
-    const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int lane = lane_index(), warp = warp_index();
     const int64_t columns = columns_a + columns_b, column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
     float sum = 0;
     if (column < columns) {
@@ -424,12 +423,12 @@ void encoder_backward(float* dwte, float* dwpe, float* scratch, const X* dout, c
 // Medium have 768 and 1024 channels, Large and XL 1280 and 1600.
 constexpr int kHeldChannels = 2048;
 
-// What a norm site divides by: LayerNorm by the position's own sigma; FakeLN by sigma_bar, except for the precursor's two
-// special cases, which divide by sigma_bar_0; a site on its way from one to the other by sigma^w sigma_bar^(1 - w)
-// (fakeln_divisors in train_gpt2_lnfree.cpp). The backward pass follows from it too: a position's own sigma depends on x,
-// the others are constants.
+// What a norm site divides by (Site in dev/engine.h): LayerNorm by the position's own sigma; FakeLN by sigma_bar, except for
+// the precursor's two special cases, which divide by sigma_bar_0; a site on its way from one to the other by
+// sigma^w sigma_bar^(1 - w). The backward pass follows from it too: a position's own sigma depends on x, the others are
+// constants.
 struct Divisor {
-    float own_share = 1;  // w
+    float own_share = 1;  // w = 1 - a
     float sigma_bar = 1, sigma_bar_0 = 1;
     bool own_position0 = false, own_end_of_text = false;
     int32_t end_of_text = -1;
@@ -439,7 +438,7 @@ struct Divisor {
 
 inline Divisor divisor_of(const Site& site, const int32_t* tokens, int32_t end_of_text, int64_t T) {
     Divisor d;
-    d.own_share = site.norm == Norm::layer_norm ? 1 : static_cast<float>(site.own_share);
+    d.own_share = static_cast<float>(1 - site.a);
     d.sigma_bar = static_cast<float>(site.sigma_bar);
     d.sigma_bar_0 = static_cast<float>(site.sigma_bar_0);
     d.own_position0 = site.own_position0;
@@ -742,7 +741,7 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
     begin_kernel();
     typedef NormRounds<X, width, R, two_branches> Rounds;
     SharedMemory shared;
-    const int warps = static_cast<int>(blockDim.x) / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int warps = static_cast<int>(blockDim.x) / kWarp, warp = warp_index();
     const Shared<float> sums = shared.take<float>(2 * warps * 2 * R);  // twice, so that one barrier per round is enough
     const int64_t C = p.C, c = static_cast<int64_t>(threadIdx.x) * width;
     const int64_t begin = static_cast<int64_t>(blockIdx.x) * p.rows_per_block;
@@ -1013,102 +1012,80 @@ inline void add_sum(double* sum, const float* values, int64_t n, cudaStream_t st
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Element by element: out[i] = f(a[i]), or f(a[i], b[i]).
+// Element by element: out[i] = f(in[i]).
 
 constexpr int kMapThreads = 256, kMapVectors = 2;  // vectors that a thread loads before it computes
 
 // An access of `width` elements takes 16 bytes of the wider of the two types.
 template <class Out, class In, int width, class F>
-__global__ void __launch_bounds__(kMapThreads) map_kernel(Out* out, const In* a, const In* b, int64_t n, F f) {
+__global__ void __launch_bounds__(kMapThreads) map_kernel(Out* out, const In* in, int64_t n, F f) {
     begin_kernel();
     const int64_t first = (static_cast<int64_t>(blockIdx.x) * kMapThreads * kMapVectors + threadIdx.x) * width;
     constexpr int64_t step = kMapThreads * width;
-    Vec<In, width> va[kMapVectors], vb[kMapVectors];
+    Vec<In, width> values[kMapVectors];
     LNFREE_UNROLL
     for (int k = 0; k < kMapVectors; k++) {
         const int64_t i = first + k * step;
-        if (i + width > n) continue;
-        va[k] = load_vec_streaming<width>(a + i);
-        if (F::reads_b) vb[k] = load_vec_streaming<width>(b + i);
+        if (i + width <= n) values[k] = load_vec_streaming<width>(in + i);
     }
     LNFREE_UNROLL
     for (int k = 0; k < kMapVectors; k++) {
         const int64_t i = first + k * step;
         if (i + width > n) {  // the last elements, fewer than a vector
-            for (int64_t j = i; j < n; j++)
-                out[j] = from_float<Out>(f(to_float(a[j]), F::reads_b ? to_float(b[j]) : 0.0f));
+            for (int64_t j = i; j < n; j++) out[j] = from_float<Out>(f(to_float(in[j])));
             continue;
         }
         Vec<Out, width> result;
         LNFREE_UNROLL
-        for (int j = 0; j < width; j++)
-            result.v[j] = from_float<Out>(f(to_float(va[k].v[j]), F::reads_b ? to_float(vb[k].v[j]) : 0.0f));
+        for (int j = 0; j < width; j++) result.v[j] = from_float<Out>(f(to_float(values[k].v[j])));
         store_vec(out + i, result);
     }
 }
 
 template <class F, class Out, class In>
-void map(Out* out, const In* a, const In* b, int64_t n, F f, cudaStream_t stream) {
+void map(Out* out, const In* in, int64_t n, F f, cudaStream_t stream) {
     typedef std::conditional_t<(sizeof(Out) > sizeof(In)), Out, In> Wider;
-    with_width<Wider>(is_aligned(out) && is_aligned(a) && is_aligned(b), [&](auto w) {
+    with_width<Wider>(is_aligned(out) && is_aligned(in), [&](auto w) {
         constexpr int width = decltype(w)::value;
         launch_dependent(map_kernel<Out, In, width, F>, blocks(ceil_div(n, int64_t{kMapThreads} * kMapVectors * width)),
-                         dim3(kMapThreads), 0, stream, out, a, b, n, f);
+                         dim3(kMapThreads), 0, stream, out, in, n, f);
     });
 }
 
 struct Copy {
-    static constexpr bool reads_b = false;
-    __device__ float operator()(float a, float) const { return a; }
-};
-struct Add {
-    static constexpr bool reads_b = true;
-    __device__ float operator()(float a, float b) const { return a + b; }
+    __device__ float operator()(float x) const { return x; }
 };
 
 // out (n) = in (n) in another type, rounded to nearest even.
 template <class Out, class In>
 void convert(Out* out, const In* in, int64_t n, cudaStream_t stream) {
-    map(out, in, static_cast<const In*>(nullptr), n, Copy(), stream);
-}
-
-// out (n) = stream (n) + branch (n); out may be either of them.
-template <class X>
-void residual_add(X* out, const X* a, const X* b, int64_t n, cudaStream_t stream) {
-    map(out, a, b, n, Add(), stream);
+    map(out, in, n, Copy(), stream);
 }
 
 // GELU in GPT-2's tanh form. (1 + tanh u) / 2 = 1 / (1 + e^-2u) = s, which takes one exponential and one division and keeps
 // its relative accuracy where tanh is close to -1:
 //     u = sqrt(2/pi) * (x + 0.044715 x^3),   gelu(x) = x * s,   gelu'(x) = s + x * s * (1 - s) * 2 u'
+constexpr float kGeluScale = 0.79788456080286535588f;  // sqrt(2/pi)
+
 __device__ __forceinline__ float gelu_share(float x) {
-    const float u = static_cast<float>(kGeluScale) * x * (1.0f + 0.044715f * x * x);
+    const float u = kGeluScale * x * (1.0f + 0.044715f * x * x);
     return __fdividef(1.0f, 1.0f + __expf(-2.0f * u));
 }
 
 struct Gelu {
-    static constexpr bool reads_b = false;
-    __device__ float operator()(float x, float) const { return x * gelu_share(x); }
+    __device__ float operator()(float x) const { return x * gelu_share(x); }
 };
-struct GeluBackward {
-    static constexpr bool reads_b = true;
-    __device__ float operator()(float dout, float x) const {
-        const float s = gelu_share(x);
-        const float twice_du = 2.0f * static_cast<float>(kGeluScale) * (1.0f + 3 * 0.044715f * x * x);
-        return dout * (s + x * s * (1.0f - s) * twice_du);
-    }
-};
+// dout * gelu'(x)
+__device__ __forceinline__ float through_gelu(float dout, float x) {
+    const float s = gelu_share(x);
+    const float twice_du = 2.0f * kGeluScale * (1.0f + 3 * 0.044715f * x * x);
+    return dout * (s + x * s * (1.0f - s) * twice_du);
+}
 
 // out, inp (n)
 template <class X>
 void gelu_forward(X* out, const X* inp, int64_t n, cudaStream_t stream) {
-    map(out, inp, static_cast<const X*>(nullptr), n, Gelu(), stream);
-}
-
-// dinp (n), overwritten, may be dout itself; dout, inp (n)
-template <class X>
-void gelu_backward(X* dinp, const X* dout, const X* inp, int64_t n, cudaStream_t stream) {
-    map(dinp, dout, inp, n, GeluBackward(), stream);
+    map(out, inp, n, Gelu(), stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1165,7 +1142,7 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp)
             LNFREE_UNROLL
             for (int i = 0; i < width; i++) {
                 values[r].v[i] = from_float<X>(to_float(values[r].v[i]) + to_float(add.v[i]));
-                if (with_gelu) activated.v[i] = from_float<X>(Gelu()(to_float(values[r].v[i]), 0.0f));
+                if (with_gelu) activated.v[i] = from_float<X>(Gelu()(to_float(values[r].v[i])));
             }
             store_vec(out + walk.at(n0, r, stride), values[r]);
             if (with_gelu) store_vec(hidden + walk.at(n0, r, M), activated);
@@ -1197,7 +1174,7 @@ void bias_gelu_forward(X* hidden, X* fc, const X* bias, int64_t N, int64_t M, cu
 }
 
 // partial (parts,M): each block's sums of its columns of values. With `inp`, values first become values * gelu'(inp).
-template <class X, int width, bool through_gelu>
+template <class X, int width, bool with_gelu>
 __global__ void __launch_bounds__(kColumnWarps* kWarp)
     column_sums_kernel(float* partial, X* dinp, const X* dout, const X* inp, int64_t N, int64_t M, int64_t stride,
                        int64_t rows_per_block) {
@@ -1212,15 +1189,15 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp)
         for (int r = 0; r < kColumnRows; r++) {
             if (!walk.has(n0, r)) continue;
             values[r] = load_vec<width>(dout + walk.at(n0, r, stride));
-            if (through_gelu) x[r] = load_vec_streaming<width>(inp + walk.at(n0, r, stride));
+            if (with_gelu) x[r] = load_vec_streaming<width>(inp + walk.at(n0, r, stride));
         }
         LNFREE_UNROLL
         for (int r = 0; r < kColumnRows; r++) {
             if (!walk.has(n0, r)) continue;
-            if (through_gelu) {
+            if (with_gelu) {
                 LNFREE_UNROLL
                 for (int i = 0; i < width; i++)
-                    values[r].v[i] = from_float<X>(GeluBackward()(to_float(values[r].v[i]), to_float(x[r].v[i])));
+                    values[r].v[i] = from_float<X>(through_gelu(to_float(values[r].v[i]), to_float(x[r].v[i])));
                 store_vec(dinp + walk.at(n0, r, stride), values[r]);
             }
             LNFREE_UNROLL
@@ -1228,7 +1205,7 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp)
         }
     }
     // Column i of lane l at i * 32 + l: neighbouring lanes write to neighbouring banks.
-    const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int lane = lane_index(), warp = warp_index();
     LNFREE_UNROLL
     for (int i = 0; i < width; i++) sums[(warp * width + i) * kWarp + lane] = sum[i];
     __syncthreads();
@@ -1244,14 +1221,14 @@ inline int64_t column_sums_scratch(int64_t N, int64_t M) {
     return std::max({ColumnGrid(N, M, 1).parts, ColumnGrid(N, M, 4).parts, ColumnGrid(N, M, 8).parts}) * M;
 }
 
-template <class X, bool through_gelu>
+template <class X, bool with_gelu>
 void launch_column_sums(float* sums, float* scratch, X* dinp, const X* dout, const X* inp, int64_t N, int64_t M,
                         int64_t stride, cudaStream_t stream) {
     const bool aligned = rows_are_aligned<X>(M, dinp, dout, inp) && stride % kVector<X> == 0;
     with_width<X>(aligned, [&](auto w) {
         constexpr int width = decltype(w)::value;
         const ColumnGrid grid(N, M, width);
-        launch_dependent(column_sums_kernel<X, width, through_gelu>, grid.grid(), dim3(kColumnWarps * kWarp),
+        launch_dependent(column_sums_kernel<X, width, with_gelu>, grid.grid(), dim3(kColumnWarps * kWarp),
                          shared_bytes_of<float>(kColumnWarps * kWarp * width), stream, scratch, dinp, dout, inp, N, M,
                          stride, grid.rows_per_block);
         add_partial_sums(sums, M, nullptr, 0, scratch, grid.parts, stream);
@@ -1283,6 +1260,17 @@ void gelu_backward_bias(X* dinp, float* dbias, float* scratch, const X* dout, co
 constexpr int kClassifierThreads = 512;
 constexpr int64_t kClassifierHeldBytes =
     113 * 1024 - 1024;  // half of an H200's 228 KiB, less what each block needs besides
+
+// Rows of logits lie so far apart, and so many of them are made at a time: enough to fill the GPU, few enough to stay in
+// its cache, 2^28 bytes at most.
+inline int64_t padded_vocabulary(int64_t V) {
+    return ceil_div(V, 64) * 64;
+}
+template <class X>
+int64_t logits_rows(int64_t N, int64_t V) {
+    const int64_t most = (int64_t{1} << 28) / (padded_vocabulary(V) * static_cast<int64_t>(sizeof(X)));
+    return std::max<int64_t>(1, std::min(N, most));
+}
 
 // Largest value and sum of exp(value - largest) of some logits.
 struct SoftmaxSum {
@@ -1387,7 +1375,7 @@ __global__ void __launch_bounds__(kClassifierThreads)
         other.sum = __shfl_xor_sync(kAllLanes, mine.sum, offset);
         mine = combine(mine, other);
     }
-    const int warps = static_cast<int>(blockDim.x) / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int warps = static_cast<int>(blockDim.x) / kWarp, warp = warp_index();
     if (lane_index() == 0) {
         partial[2 * warp] = mine.largest;
         partial[2 * warp + 1] = mine.sum;
@@ -1503,7 +1491,7 @@ inline void global_norm(GradientNorm* out, double* scratch, const float* values,
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// AdamW over all tensors in one launch (AdamW::update in train_gpt2_lnfree.cpp):
+// AdamW over all tensors in one launch (section 4 of train_gpt2_lnfree.cpp):
 //     m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   w = keep * w - step * m / (sqrt(v) * root2 + eps)
 // Weights, gradients and moments are flat float buffers, so a block takes a stretch of them, whichever tensors lie there.
 // All of a tensor that matters is whether it decays.
@@ -1513,23 +1501,23 @@ struct TensorRange {
     bool decay;
 };
 
-struct AdamWStep {
+struct AdamWConstants {
     float beta1, beta2, rest1, rest2;  // rest: 1 - beta, rounded once
     float step, root2, eps, keep;      // keep: 1 - lr * weight_decay, for tensors that decay
 };
 
 // `updates` counts from 1.
-inline AdamWStep adamw_step(double beta1, double beta2, double eps, double weight_decay, double lr, int64_t updates) {
+inline AdamWConstants adamw_constants(const AdamWStep& step, int64_t updates) {
     const double t = static_cast<double>(updates);
-    AdamWStep s;
-    s.beta1 = static_cast<float>(beta1);
-    s.beta2 = static_cast<float>(beta2);
-    s.rest1 = static_cast<float>(1 - beta1);
-    s.rest2 = static_cast<float>(1 - beta2);
-    s.step = static_cast<float>(lr / (1 - std::pow(beta1, t)));
-    s.root2 = static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, t)));
-    s.eps = static_cast<float>(eps);
-    s.keep = static_cast<float>(1 - lr * weight_decay);
+    AdamWConstants s;
+    s.beta1 = static_cast<float>(step.beta1);
+    s.beta2 = static_cast<float>(step.beta2);
+    s.rest1 = static_cast<float>(1 - step.beta1);
+    s.rest2 = static_cast<float>(1 - step.beta2);
+    s.step = static_cast<float>(step.lr / (1 - std::pow(step.beta1, t)));
+    s.root2 = static_cast<float>(1 / std::sqrt(1 - std::pow(step.beta2, t)));
+    s.eps = static_cast<float>(step.eps);
+    s.keep = static_cast<float>(1 - step.lr * step.weight_decay);
     return s;
 }
 
@@ -1551,7 +1539,7 @@ struct AdamWBuffers {
     const GradientNorm* norm;
     const TensorRange* tensors;
     int64_t tensor_count, n;
-    AdamWStep s;
+    AdamWConstants s;
     bool stochastic;
     uint64_t key;
 };
@@ -1573,7 +1561,7 @@ __device__ __forceinline__ TensorRange find_tensor(const AdamWBuffers<X>& p, int
 // Elements i to i + width; `tensor` is the one that the elements before lay in.
 template <int width, class X>
 __device__ __forceinline__ void adamw_update(const AdamWBuffers<X>& p, TensorRange& tensor, int64_t i, float scale) {
-    const AdamWStep& s = p.s;
+    const AdamWConstants& s = p.s;
     Vec<float, width> w = load_vec_streaming<width>(p.master + i), g = load_vec_streaming<width>(p.grad + i);
     Vec<float, width> m = load_vec_streaming<width>(p.m + i), v = load_vec_streaming<width>(p.v + i);
     LNFREE_UNROLL
@@ -1620,7 +1608,7 @@ __global__ void __launch_bounds__(kAdamThreads) adamw_kernel(AdamWBuffers<X> p) 
 // with bits that depend on the key and the element alone.
 template <class X>
 void adamw(float* master, float* grad, float* m, float* v, X* copy, const GradientNorm* norm,
-           const TensorRange* tensors, int64_t tensor_count, int64_t n, const AdamWStep& step,
+           const TensorRange* tensors, int64_t tensor_count, int64_t n, const AdamWConstants& step,
            std::optional<uint64_t> stochastic_key, cudaStream_t stream) {
     const AdamWBuffers<X> p{master,
                             grad,
@@ -1662,9 +1650,6 @@ inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
     return SplitMix64(seed ^ (static_cast<uint64_t>(updates) * 0xD1342543DE82EF95u)).next();
 }
 
-}  // namespace cuda
-}  // namespace lnfree
-
 // =====================================================================================================================
 // 2. Causal self-attention
 // =====================================================================================================================
@@ -1693,8 +1678,6 @@ inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
 // Two families of kernels. The plain one takes any type, any T and any head size up to 256, works in float, and shows
 // the method. The other uses tensor cores: bf16, head sizes 32, 64, 96 and 128, any T.
 
-namespace lnfree {
-namespace cuda {
 namespace attention {
 
 // What all kernels are told. Offsets within a sequence fit an int (checked_shape sees to it); where a sequence or head
@@ -1733,16 +1716,9 @@ struct OwnedRows {
     }
 };
 
-constexpr int kWarp = 32;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2e = 1.44269504088896341f;
 
-__device__ inline int lane_index() {
-    return static_cast<int>(threadIdx.x) % kWarp;
-}
-__device__ inline int warp_index() {
-    return static_cast<int>(threadIdx.x) / kWarp;
-}
 __device__ inline int smaller(int a, int b) {
     return a < b ? a : b;
 }
@@ -1756,8 +1732,7 @@ constexpr int kLanesPerRow = 8;
 
 template <class X, int width>
 __global__ void delta_kernel(float* delta, const X* dout, const X* out, int64_t rows, Shape shape) {
-    wait_for_previous_kernel();
-    let_next_kernel_start();
+    begin_kernel();
     const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     const int64_t row = thread / kLanesPerRow;
     const int lane = static_cast<int>(thread % kLanesPerRow);
@@ -1770,8 +1745,7 @@ __global__ void delta_kernel(float* delta, const X* dout, const X* out, int64_t 
             for (int j = 0; j < width; ++j) sum += to_float(a.v[j]) * to_float(b.v[j]);
         }
     }
-    LNFREE_UNROLL
-    for (int step = kLanesPerRow / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    sum = warp_sum<kLanesPerRow>(sum);
     if (row < rows && lane == 0) {
         const int64_t position = row / shape.NH, h = row % shape.NH, b = position / shape.T, t = position % shape.T;
         delta[(b * shape.NH + h) * shape.T + t] = sum;
@@ -1878,13 +1852,7 @@ __device__ inline void store_plain(X* head, int stride, int first, const Shape& 
 
 __device__ inline float warp_max(float x) {
     LNFREE_UNROLL
-    for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
-    return x;
-}
-
-__device__ inline float warp_sum(float x) {
-    LNFREE_UNROLL
-    for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
     return x;
 }
 
@@ -2277,8 +2245,8 @@ struct OnlineSoftmax {
     // The sum of weights of a row, known to all its lanes.
     __device__ __forceinline__ float row_sum(int m, int half) const {
         float sum = weight_sum[m][half];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
+        sum += __shfl_xor_sync(kAllLanes, sum, 1);
+        return sum + __shfl_xor_sync(kAllLanes, sum, 2);
     }
 
   private:
@@ -2294,11 +2262,11 @@ struct OnlineSoftmax {
             largest[m][half] = x * factor;
             exceeded = exceeded || largest[m][half] > reference[m][half] + kRoom;
         });
-        if (!__any_sync(0xffffffffu, exceeded)) return;
+        if (!__any_sync(kAllLanes, exceeded)) return;
         for_each_row<row_tiles>([&](int m, int half) {
             float x = fmaxf(reference[m][half], largest[m][half]);
-            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-            x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+            x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+            x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
             const float shrink = fast_exp2(reference[m][half] - x);
             reference[m][half] = x;
             weight_sum[m][half] *= shrink;
@@ -2747,12 +2715,6 @@ AttentionKernels<X> attention_kernels(const std::string& name) {
     throw BadInput("--attention " + name + ": use flash, plain or cudnn");
 }
 
-}  // namespace cuda
-}  // namespace lnfree
-
-namespace lnfree {
-namespace cuda {
-
 // =====================================================================================================================
 // 3. Matrix products
 // =====================================================================================================================
@@ -2768,83 +2730,6 @@ struct Epilogue {
     const Out* bias = nullptr;          // (N), added to every row
     Out* before_gelu = nullptr;         // (M,N), rows N apart: forward; gets the product with bias, and C its GELU
     const Out* through_gelu = nullptr;  // (M,N), rows N apart: backward; C becomes the product times gelu'(this)
-};
-
-inline void require_cuda(cudaError_t error, const char* doing) {
-    if (error != cudaSuccess) throw RunFailure(std::string(doing) + ": " + cudaGetErrorString(error));
-}
-
-template <class T>
-class DeviceArray {
-  public:
-    DeviceArray() = default;
-    DeviceArray(const DeviceArray&) = delete;
-    DeviceArray& operator=(const DeviceArray&) = delete;
-    ~DeviceArray() { cudaFree(data_); }
-
-    // Memory for n values, with any contents. Throws RunFailure when the device has no room.
-    void allocate(int64_t n) {
-        cudaFree(data_);
-        data_ = nullptr;
-        size_ = 0;
-        void* p = nullptr;
-        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-        if (n > 0 && cudaMalloc(&p, bytes) != cudaSuccess) {
-            cudaGetLastError();  // the failure has been dealt with
-            throw RunFailure("the GPU has no room for " + format_bytes(bytes) +
-                             "; use a smaller --batch, or --recompute 2 (`info --memory` shows what fits)");
-        }
-        data_ = static_cast<T*>(p);
-        size_ = n;
-    }
-    T* data() const { return data_; }
-    int64_t size() const { return size_; }
-    void zero(cudaStream_t stream) {
-        if (size_ == 0) return;
-        require_cuda(cudaMemsetAsync(data_, 0, static_cast<size_t>(size_) * sizeof(T), stream), "clearing memory");
-    }
-    // From and to n values in the host's memory; the host may go on with them when the call returns.
-    void upload(const T* from, int64_t n, cudaStream_t stream) {
-        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-        require_cuda(cudaMemcpyAsync(data_, from, bytes, cudaMemcpyHostToDevice, stream), "copying to the GPU");
-        require_cuda(cudaStreamSynchronize(stream), "copying to the GPU");
-    }
-    void download(T* to, int64_t n, cudaStream_t stream) const {
-        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-        require_cuda(cudaMemcpyAsync(to, data_, bytes, cudaMemcpyDeviceToHost, stream), "copying from the GPU");
-        require_cuda(cudaStreamSynchronize(stream), "copying from the GPU");
-    }
-
-  private:
-    T* data_ = nullptr;
-    int64_t size_ = 0;
-};
-
-// Page-locked memory of the host: the GPU fetches from it by itself, while the program goes on.
-template <class T>
-class PinnedArray {
-  public:
-    PinnedArray() = default;
-    PinnedArray(const PinnedArray&) = delete;
-    PinnedArray& operator=(const PinnedArray&) = delete;
-    ~PinnedArray() { cudaFreeHost(data_); }
-
-    // At least n values, with any contents.
-    T* reserve(int64_t n) {
-        if (n <= size_) return data_;
-        cudaFreeHost(data_);
-        data_ = nullptr;
-        size_ = 0;
-        void* p = nullptr;
-        require_cuda(cudaMallocHost(&p, static_cast<size_t>(n) * sizeof(T)), "page-locked memory");
-        data_ = static_cast<T*>(p);
-        size_ = n;
-        return data_;
-    }
-
-  private:
-    T* data_ = nullptr;
-    int64_t size_ = 0;
 };
 
 #ifdef __CUDACC__
@@ -3018,8 +2903,8 @@ class MatrixProducts {
         const std::vector<float> a = floats(A, ta == Transpose::Yes ? K : M, ta == Transpose::Yes ? M : K, lda);
         const std::vector<float> b = floats(B, tb == Transpose::Yes ? N : K, tb == Transpose::Yes ? K : N, ldb);
         std::vector<float> c(static_cast<size_t>(M * N));
-        matmul(ta, tb, M, N, K, a.data(), ta == Transpose::Yes ? M : K, b.data(), tb == Transpose::Yes ? K : N,
-               c.data(), N, false);
+        operations().matmul(ta, tb, M, N, K, a.data(), ta == Transpose::Yes ? M : K, b.data(),
+                            tb == Transpose::Yes ? K : N, c.data(), N, false, nullptr);
         for (int64_t i = 0; i < M; i++)
             for (int64_t j = 0; j < N; j++) {
                 Out& out = C[i * ldc + j];
@@ -3042,7 +2927,7 @@ class MatrixProducts {
 // 4. The model on the device
 // =====================================================================================================================
 //
-// The same passes as GPT2's in the reference, in the same order, with three differences. A block's output is added to the
+// The same passes as the reference's, in the same order, with three differences. A block's output is added to the
 // stream by the norm that reads it next (residual_norm_forward). What backward needs of norms and GELU may be kept instead
 // of remade (--recompute). And the stream's gradient, like all activations, is of type X, while gradients of parameters
 // are float whatever X is.
@@ -3119,9 +3004,8 @@ struct DeviceActivations {
         take(normedf, NC);
         take(normed_v, NC);
         take(branch, NC);
-        Vp = ceil_div(c.V, 64) * 64;
-        // Enough rows to fill the GPU, few enough to stay in its cache: 2^28 bytes of logits at most.
-        rows_per_chunk = std::max<int64_t>(1, std::min(N, (int64_t{1} << 28) / (Vp * static_cast<int64_t>(sizeof(X)))));
+        Vp = padded_vocabulary(c.V);
+        rows_per_chunk = logits_rows<X>(N, c.V);
         take(logits, rows_per_chunk * Vp);
         take(losses, N);
         take(statistics, 2 * sites + 1);
@@ -3145,28 +3029,23 @@ struct DeviceActivations {
 };
 
 // Bytes of weights, gradients and moments: float, and a copy of the weights in X if that is another type.
-inline int64_t state_bytes(int64_t parameters, bool training, bool in_bf16) {
+static int64_t state_bytes(int64_t parameters, bool training, bool in_bf16) {
     return parameters * ((training ? 16 : 4) + (in_bf16 ? 2 : 0));
 }
 
-// Bytes on the device for micro-batches of B sequences of T positions.
-inline int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute) {
+int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute) {
     const int64_t parameters = parameter_count(tensor_table(c));
     const int64_t activations = in_bf16 ? DeviceActivations<bf16>().lay_out(nullptr, c, B, T, training, recompute)
                                         : DeviceActivations<float>().lay_out(nullptr, c, B, T, training, recompute);
     return state_bytes(parameters, training, in_bf16) + activations + (int64_t{64} << 20);
 }
 
-struct DeviceOptions {
-    bool in_bf16 = false;  // activations and matrix products; see --precision
-    int recompute = -1;    // --recompute; -1: the least that fits
-    bool stochastic_rounding = false;
-    std::string attention = "flash";  // --attention: see attention_kernels
-    bool cuda_graphs = false;         // --cuda-graphs: see RecordedWork
-};
-inline DeviceOptions& device_options() {
-    static DeviceOptions options;
-    return options;
+// While a layer's qk and v divide by the same numbers, one product makes queries, keys and values.
+inline bool same_divisors(const Site& a, const Site& b) {
+    if (a.a != b.a) return false;
+    if (a.has_layer_norm()) return true;
+    return a.sigma_bar == b.sigma_bar && a.own_end_of_text == b.own_end_of_text && a.own_position0 == b.own_position0 &&
+           (!a.own_position0 || a.sigma_bar_0 == b.sigma_bar_0);
 }
 
 // A model's state and passes, whatever X is.
@@ -3182,89 +3061,40 @@ class DeviceModel {
     virtual void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) = 0;
     virtual void zero_gradients() = 0;
     virtual double gradient_norm() = 0;
-    virtual void update(const AdamWStep& step, double gradient_scale, std::optional<uint64_t> stochastic_key) = 0;
+    virtual void update(const AdamWConstants& step, double gradient_scale, std::optional<uint64_t> stochastic_key) = 0;
     virtual void round_weights(uint64_t stochastic_key) = 0;
     virtual void edit_position0(double factor, const float* added) = 0;
+    virtual void upload_parameters(const float* from) = 0;
     virtual void upload_moments(const float* m, const float* v) = 0;
     virtual void fetch_moments(float* m, float* v) = 0;
     virtual void fetch_parameters(float* to) = 0;
     virtual void fetch_gradients(float* to) = 0;
 };
 
-// Work that is the same for every micro-batch but for what lies in the device's memory. With --cuda-graphs the GPU gets it in
-// one call: recorded when it comes for the second time (the first time loads kernels and chooses products, which cannot be
-// recorded), launched from then on. A recording holds every argument as it was, pointers too, so `frozen` names all that
-// is passed by value and can change, and forget() is for when memory moves.
-class RecordedWork {
-  public:
-    RecordedWork() = default;
-    RecordedWork(const RecordedWork&) = delete;
-    RecordedWork& operator=(const RecordedWork&) = delete;
-    ~RecordedWork() { forget(); }
-
-    template <class Work>
-    void run(const std::vector<double>& frozen, cudaStream_t stream, const Work& work) {
-        if (frozen != frozen_) {
-            forget();
-            frozen_ = frozen;
-            return work();
-        }
-        if (graph_ == nullptr) record(stream, work);
-        require_cuda(cudaGraphLaunch(graph_, stream), "a recorded pass");
-    }
-    void forget() {
-        if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
-        graph_ = nullptr;
-        frozen_.clear();
-    }
-
-  private:
-    std::vector<double> frozen_;
-    cudaGraphExec_t graph_ = nullptr;
-
-    template <class Work>
-    void record(cudaStream_t stream, const Work& work) {
-        cudaGraph_t recorded = nullptr;
-        require_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a pass");
-        try {
-            work();
-        } catch (...) {
-            if (cudaStreamEndCapture(stream, &recorded) == cudaSuccess && recorded != nullptr)
-                cudaGraphDestroy(recorded);
-            throw;
-        }
-        require_cuda(cudaStreamEndCapture(stream, &recorded), "recording a pass");
-        const cudaError_t error = cudaGraphInstantiate(&graph_, recorded, 0);
-        cudaGraphDestroy(recorded);
-        require_cuda(error, "recording a pass");
-    }
-};
-
 template <class X>
 class DeviceModelOf : public DeviceModel {
   public:
     // `host` has the parameters, the sites and their sums, and must outlive this.
-    DeviceModelOf(GPT2& host, const DeviceOptions& options)
+    DeviceModelOf(Engine& host, const DeviceOptions& options)
         : host_(host),
           c_(host.config),
-          wished_recompute_(options.recompute),
+          wished_recompute_(static_cast<int>(options.recompute)),
           attention_(attention_kernels<X>(options.attention)),
           with_graphs_(options.cuda_graphs) {
         require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate");
         master_.allocate(host.parameters());
-        master_.upload(host.params.data(), host.parameters(), stream_);
         w_ = WeightsOf<float>(master_.data(), host.tensors, c_);
         if constexpr (std::is_same_v<X, float>) {
             x_ = w_;
         } else {
             copy_.allocate(host.parameters());
-            convert(copy_.data(), master_.data(), host.parameters(), stream_);
             x_ = WeightsOf<X>(copy_.data(), host.tensors, c_);
         }
         std::vector<TensorRange> ranges;
         for (const Tensor& t : host.tensors) ranges.push_back({t.offset, t.size, t.decay});
         ranges_.allocate(static_cast<int64_t>(ranges.size()));
         ranges_.upload(ranges.data(), ranges_.size(), stream_);
+        upload(host.params.data());
     }
     ~DeviceModelOf() override { cudaStreamDestroy(stream_); }
 
@@ -3346,7 +3176,7 @@ class DeviceModelOf : public DeviceModel {
     }
 
     // Gradients are multiplied by gradient_scale (clipping), and are 0 afterwards.
-    void update(const AdamWStep& step, double gradient_scale, std::optional<uint64_t> stochastic_key) override {
+    void update(const AdamWConstants& step, double gradient_scale, std::optional<uint64_t> stochastic_key) override {
         const GradientNorm clipping{NAN, static_cast<float>(gradient_scale)};
         copy_to_device(a_.norm, &clipping, 1);
         X* copy = nullptr;
@@ -3369,6 +3199,7 @@ class DeviceModelOf : public DeviceModel {
         if constexpr (!std::is_same_v<X, float>) convert(x_.wpe, w_.wpe, c_.C, stream_);
         require_cuda(cudaStreamSynchronize(stream_), "changing an embedding");
     }
+    void upload_parameters(const float* from) override { upload(from); }
     void upload_moments(const float* m, const float* v) override {
         prepare_training(0, 0);
         m_.upload(m, m_.size(), stream_);
@@ -3385,7 +3216,7 @@ class DeviceModelOf : public DeviceModel {
   private:
     using Layer = typename DeviceActivations<X>::Layer;
 
-    GPT2& host_;
+    Engine& host_;
     const GPT2Config& c_;
     MatrixProducts products_;
     DeviceArray<float> master_, grads_, m_, v_;
@@ -3412,11 +3243,16 @@ class DeviceModelOf : public DeviceModel {
         return with_aux_everywhere_ || site == 2 * c_.L ? a_.aux + site : nullptr;
     }
     Divisor divisor(const Site& site) const { return divisor_of(site, a_.tokens, c_.end_of_text, T_); }
-    Site& qk(int64_t l) const { return host_.sites.qk(static_cast<int>(l)); }
-    Site& v(int64_t l) const { return host_.sites.v(static_cast<int>(l)); }
-    Site& mlp(int64_t l) const { return host_.sites.mlp(static_cast<int>(l)); }
+    const Site& qk(int64_t l) const { return host_.sites.qk(l); }
+    const Site& v(int64_t l) const { return host_.sites.v(l); }
+    const Site& mlp(int64_t l) const { return host_.sites.mlp(l); }
 
     // ----- memory
+
+    void upload(const float* parameters) {
+        master_.upload(parameters, master_.size(), stream_);
+        if constexpr (!std::is_same_v<X, float>) convert(copy_.data(), master_.data(), master_.size(), stream_);
+    }
 
     // The arena grows when it must; one for training serves evaluation of the same shape too.
     void reserve(int64_t B, int64_t T, bool training) {
@@ -3527,9 +3363,9 @@ class DeviceModelOf : public DeviceModel {
         std::vector<double> frozen = {aux.weight, aux.everywhere ? 1.0 : 0, aux.relative ? 1.0 : 0, aux.position0,
                                       static_cast<double>(grad_accum)};
         for (const Site& site : host_.sites.all) {
-            const bool is_fake = site.norm != Norm::layer_norm;
+            const bool is_fake = !site.has_layer_norm();
             const double position0 = site.own_position0 ? 1 : 0, end_of_text = site.own_end_of_text ? 1 : 0;
-            frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, site.own_share, position0, end_of_text});
+            frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, site.a, position0, end_of_text});
             frozen.push_back(is_fake && position0 + end_of_text > 0 ? site.sigma_bar_0 : 0);
         }
         return frozen;
@@ -3560,7 +3396,7 @@ class DeviceModelOf : public DeviceModel {
         const Layer& a = a_.layers[static_cast<size_t>(l)];
         const auto& w = w_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
-        const bool agree = host_.qk_and_v_agree(l);
+        const bool agree = same_divisors(qk(l), v(l));
         X* normed_v = agree ? nullptr : a_.normed_v;
         if (l == 0) {
             add_and_norm(nullptr, a.normed1, normed_v, a.residual, nullptr, w.ln1_gamma, w.ln1_beta, qk(l), v(l), 0);
@@ -3666,7 +3502,7 @@ class DeviceModelOf : public DeviceModel {
         const auto& x = x_.layers[static_cast<size_t>(l)];
         const auto& d = d_.layers[static_cast<size_t>(l)];
         const Divisor s_qk = divisor(qk(l)), s_v = divisor(v(l));
-        const bool agree = host_.qk_and_v_agree(l);
+        const bool agree = same_divisors(qk(l), v(l));
         column_sums(d.proj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
         linear_dweight(d.proj, a.att, a_.dresidual, C, C, C);
         linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);
@@ -3724,34 +3560,76 @@ class DeviceModelOf : public DeviceModel {
 // 5. The engine
 // =====================================================================================================================
 //
-// What the commands of the reference see: a GPT2 and an AdamW that do their work on the device. The device's copies are
-// made when they are first needed, so that commands that only read and write files need no GPU.
+// What the rest of the program sees. The device's copies are made when they are first needed, so that commands that only
+// read and write files need no GPU.
 
-// Throws NoGpu (exit 3) where there is none.
-inline void require_gpu() {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0)
-        throw NoGpu("no CUDA GPU was found; train_gpt2_lnfree does the same on the CPU");
+DeviceOptions& device_options() {
+    static DeviceOptions options;
+    return options;
 }
 
-class CudaGPT2 : public GPT2 {
+void require_gpu() {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && count > 0) return;
+    static_cast<void>(cudaGetLastError());
+    throw NoGpu("no CUDA GPU was found" +
+                (error == cudaSuccess ? std::string() : " (" + std::string(cudaGetErrorString(error)) + ")") +
+                "; train_gpt2_lnfree does the same on the CPU");
+}
+
+namespace {
+
+class CudaEngine : public Engine {
   public:
-    explicit CudaGPT2(const GPT2Config& c) : GPT2(c) {}
+    explicit CudaEngine(const GPT2Config& c) : Engine(c), weights_(params.data(), tensors, config) {}
+
+    // ----- training
 
     void prepare_training(int64_t B, int64_t T) override { device().prepare_training(B, T); }
+    void prepare_optimiser() override {
+        m.allocate(parameters());
+        v.allocate(parameters());
+        updates = 0;
+        device_has_moments_ = false;
+    }
     void zero_gradients() override { device().zero_gradients(); }
-    double gradient_norm() override { return device().gradient_norm(); }
-    void fetch_parameters() override {
-        if (device_) device_->fetch_parameters(params.data());
-    }
-    void edit_position0(double factor, const real* added) override {
-        if (!device_) return GPT2::edit_position0(factor, added);
-        device_->edit_position0(factor, added);
-    }
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux, int64_t grad_accum) override {
         return device().forward_backward(inputs, targets, B, T, aux, grad_accum);
     }
+    double gradient_norm() override { return device().gradient_norm(); }
+    void update(const AdamWStep& step) override {
+        if (!device_has_moments_) device().upload_moments(m.data(), v.data());
+        device_has_moments_ = true;
+        updates++;
+        std::optional<uint64_t> key;
+        if (device_options().stochastic_rounding) key = stochastic_key(step.seed, updates);
+        device().update(adamw_constants(step, updates), step.gradient_scale, key);
+    }
+    void resume(uint64_t seed) override {
+        if (device_) device_->upload_parameters(params.data());
+        device_has_moments_ = false;
+        twin_is_current_ = false;
+        if (device_options().stochastic_rounding) device().round_weights(stochastic_key(seed, updates));
+    }
+    void edit_position0(double factor, const real* added) override {
+        if (device_) return device_->edit_position0(factor, added);
+        for (int64_t c = 0; c < config.C; c++)
+            weights_.wpe[c] = static_cast<real>(factor) * weights_.wpe[c] + (added == nullptr ? real(0) : added[c]);
+        twin_is_current_ = false;
+    }
+    void fetch_parameters() override {
+        if (!device_) return;
+        device_->fetch_parameters(params.data());
+        twin_is_current_ = false;
+    }
+    void fetch_moments() override {
+        if (device_has_moments_) device_->fetch_moments(m.data(), v.data());
+    }
+
+    // ----- passes that train nothing
+
     void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) override { device().measure_sigmas(inputs, B, T); }
     const real* token_losses(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
         losses_.resize(static_cast<size_t>(B * T));
@@ -3761,6 +3639,34 @@ class CudaGPT2 : public GPT2 {
     void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
         device().logits(out, inputs, B, T, from);
     }
+
+    // ----- for analyses: the reference's work
+
+    const Weights& weights() const override { return weights_; }
+    void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) override {
+        reference().trace(inputs, B, T, probe, keep);
+    }
+    void trace_from(int64_t layer, const real* residual, const int32_t* inputs, int64_t B, int64_t T) override {
+        reference().trace_from(layer, residual, inputs, B, T);
+    }
+    void final_logits(real* out, int64_t first, int64_t count) override { reference().final_logits(out, first, count); }
+    void score(real* losses, uint8_t* likeliest, const int32_t* inputs, int64_t B, int64_t T,
+               const std::vector<int64_t>& rows, const int32_t* targets) override {
+        reference().score(losses, likeliest, inputs, B, T, rows, targets);
+    }
+    const real* final_residual() const override { return last_pass().final_residual(); }
+    const real* final_normed() const override { return last_pass().final_normed(); }
+    const real* final_means() const override { return last_pass().final_means(); }
+    const real* final_divisors(const int32_t* inputs) override { return reference().final_divisors(inputs); }
+    const real* sigmas_at(const Site& site) const override { return last_pass().sigmas_at(site); }
+    void stream_gradients(const real* dnormed, const int32_t* inputs,
+                          const std::function<void(int64_t layer, const real* gradient)>& see) override {
+        reference().stream_gradients(dnormed, inputs, see);
+    }
+    void unembed_residual(real* out, const real* residual, int64_t n) override {
+        reference().unembed_residual(out, residual, n);
+    }
+
     DeviceModel& device() {
         if (device_) return *device_;
         require_gpu();
@@ -3774,77 +3680,71 @@ class CudaGPT2 : public GPT2 {
     }
 
   private:
+    Weights weights_;
     std::unique_ptr<DeviceModel> device_;
+    bool device_has_moments_ = false;  // else m and v are what counts
+    std::unique_ptr<Engine> twin_;
+    bool twin_is_current_ = false;
     std::vector<real> losses_;
+
+    // The same model on the processor. Like the device's copy it takes the parameters as they are when it is first needed,
+    // and again after they have been fetched or read anew; the sites at every call.
+    Engine& reference() {
+        if (!twin_) twin_ = make_reference(config);
+        if (!twin_is_current_) std::copy(params.data(), params.data() + parameters(), twin_->params.data());
+        twin_is_current_ = true;
+        twin_->sites = sites;
+        return *twin_;
+    }
+    const Engine& last_pass() const {
+        if (!twin_) throw RunFailure("an analysis asks for a pass that was never made");
+        return *twin_;
+    }
 };
 
-class CudaAdamW : public AdamW {
-  public:
-    void update(GPT2& model, const Protocol& p, double lr, double gradient_scale) override {
-        auto* gpu = dynamic_cast<CudaGPT2*>(&model);
-        if (gpu == nullptr) return AdamW::update(model, p, lr, gradient_scale);  // folded: see make_model
-        if (device_ == nullptr) {  // what prepare or a checkpoint put there
-            device_ = &gpu->device();
-            device_->upload_moments(m.data(), v.data());
-        }
-        updates++;
-        std::optional<uint64_t> key;
-        if (device_options().stochastic_rounding) key = stochastic_key(p.seed, updates);
-        device_->update(adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, lr, updates), gradient_scale, key);
-    }
-    void resume(GPT2& model, const Protocol& p) override {
-        auto* gpu = dynamic_cast<CudaGPT2*>(&model);
-        if (gpu != nullptr && device_options().stochastic_rounding)
-            gpu->device().round_weights(stochastic_key(p.seed, updates));
-    }
-    void fetch_moments() override {
-        if (device_ != nullptr) device_->fetch_moments(m.data(), v.data());
-    }
+}  // namespace
 
-  private:
-    DeviceModel* device_ = nullptr;  // the model's, which outlives this
-};
+std::unique_ptr<Engine> make_engine(const GPT2Config& c) {
+    if (c.form != ModelForm::folded) return std::make_unique<CudaEngine>(c);
+    // It has no norms, which all of the above is about.
+    if (device_options().in_bf16)
+        throw BadInput("--precision bf16: a folded model runs on the processor, in fp32; leave the flag out");
+    return make_reference(c);
+}
 
-// Puts this engine in the reference's place.
-inline void use_cuda_engine() {
-    Engine& e = engine();
-    e.training_precision = "bf16";
-    // A folded model has no norms, which all of the above is about; the reference runs it.
-    e.make_model = [](const GPT2Config& c) -> std::unique_ptr<GPT2> {
-        if (c.form == ModelForm::folded && device_options().in_bf16)
-            throw BadInput("--precision bf16: a folded model runs on the processor, in fp32; leave the flag out");
-        if (c.form == ModelForm::folded) return std::make_unique<GPT2>(c);
-        return std::make_unique<CudaGPT2>(c);
-    };
-    e.make_optimiser = []() -> std::unique_ptr<AdamW> { return std::make_unique<CudaAdamW>(); };
-    e.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
-    e.use_options = [](const Engine::Options& o) {
+std::vector<float> gradients_of(Engine& model) {
+    std::vector<float> gradients(static_cast<size_t>(model.parameters()));
+    if (auto* gpu = dynamic_cast<CudaEngine*>(&model)) {
+        gpu->device().fetch_gradients(gradients.data());
+    } else {
+        std::copy(model.grads.data(), model.grads.data() + model.parameters(), gradients.begin());
+    }
+    return gradients;
+}
+
+void use_cuda_engine() {
+    Backend& b = backend();
+    b.training_precision = "bf16";
+    b.make = make_engine;
+    b.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
+    b.use_options = [](const EngineOptions& o) {
         attention_kernels<float>(o.attention);  // refuses what this program has not
-        device_options().recompute = o.recompute;
-        device_options().stochastic_rounding = o.stochastic_rounding;
-        device_options().attention = o.attention;
-        device_options().cuda_graphs = o.cuda_graphs;
+        static_cast<EngineOptions&>(device_options()) = o;
     };
-    e.device_bytes = device_bytes;
+    b.device_bytes = device_bytes;
 }
 #endif  // LNFREE_KERNELS_ONLY
 
 }  // namespace cuda
 }  // namespace lnfree
 
-#ifndef LNFREE_LIBRARY_ONLY
-#include "dev/cuda/engine_bench.h"
-#include "dev/cuda/engine_check.h"
-
-// train_gpt2_lnfree.cpp, its build for plain x86-64 (Makefile).
-extern "C" int lnfree_main_portable(int argc, char** argv);
-
-int main(int argc, char** argv) {
+// Alone: the reference shows the method on a text of its own (section 7 there), by this engine.
+#if !defined(LNFREE_LIBRARY_ONLY) && !defined(LNFREE_KERNELS_ONLY)
+static const bool made_by_the_gpu = [] {
     lnfree::cuda::use_cuda_engine();
-    lnfree::engine().check = lnfree::cuda::check_engine;
-    lnfree::engine().bench = lnfree::cuda::bench_engine;
-    return lnfree_main_portable(argc, argv);
-}
+    return true;
+}();
+#include "train_gpt2_lnfree.cpp"
 #endif
 
 #endif  // LNFREE_TRAIN_GPT2_LNFREE_CU

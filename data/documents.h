@@ -7,98 +7,24 @@
 // is text, one document per file unless a separator is given. A further .gz means that it is compressed.
 #pragma once
 
-#include <unistd.h>
-#include <zlib.h>
-
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
-#include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "data/error.h"
-#include "data/files.h"
-#include "data/pretokenize.h"
 
 namespace lnfree {
 
-inline bool ends_with(std::string_view text, std::string_view end) {
-    return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
+// Whether the last bytes of `text` are `end`.
+bool ends_with(std::string_view text, std::string_view end);
 
 // What a person typed for a separator: \n, \t, \r and \\ stand for line feed, tab, carriage return and backslash,
 // everything else for itself.
-inline std::string unescape_separator(std::string_view typed) {
-    static constexpr char letters[] = "ntr\\";
-    static constexpr char meanings[] = "\n\t\r\\";
-    std::string bytes;
-    for (uint64_t i = 0; i < typed.size(); ++i) {
-        const char* known = typed[i] == '\\' && i + 1 < typed.size() ? std::strchr(letters, typed[i + 1]) : nullptr;
-        if (known == nullptr || *known == '\0') {
-            bytes += typed[i];
-        } else {
-            bytes += meanings[known - letters];
-            ++i;
-        }
-    }
-    return bytes;
-}
+std::string unescape_separator(std::string_view typed);
 
-// The bytes of one input, decompressed: a file, or standard input for "-". Throws BadInput naming the input if it cannot
-// be read, is damaged or cut short, or is compressed and its name does not say so, or the other way round.
-class InputBytes {
-  public:
-    explicit InputBytes(const std::string& path) : name_(path == "-" ? "standard input" : path) {
-        const bool compressed = ends_with(path, ".gz");
-        file_.reset(path == "-" ? gzdopen(::dup(STDIN_FILENO), "rb") : gzopen(path.c_str(), "rb"));
-        if (!file_) throw BadInput("cannot open " + name_ + ": " + errno_text(errno));
-        gzbuffer(file_.get(), 1 << 18);
-        const bool plain = gzdirect(file_.get()) != 0;  // reads the first bytes
-        check();
-        if (path == "-") return;
-        if (compressed && plain) throw BadInput(name_ + " is not gzip data although its name ends in .gz");
-        if (!compressed && !plain) throw BadInput(name_ + " is gzip data; let its name end in .gz");
-    }
-
-    // Up to n bytes (at most 1 GiB); fewer only at the end.
-    uint64_t read(char* buffer, uint64_t n) {
-        const int got = gzread(file_.get(), buffer, static_cast<unsigned>(n));
-        if (got < 0 || static_cast<uint64_t>(got) < n) check();
-        return static_cast<uint64_t>(got);
-    }
-
-    // Bytes of the file (not of the text) consumed so far; of the text where the file cannot say (a pipe).
-    uint64_t position() const {
-        const z_off_t in_file = gzoffset(file_.get());
-        return static_cast<uint64_t>(std::max<z_off_t>(in_file >= 0 ? in_file : gztell(file_.get()), 0));
-    }
-
-    const std::string& name() const { return name_; }
-
-  private:
-    struct Close {
-        void operator()(gzFile_s* file) const { gzclose(file); }
-    };
-
-    void check() const {
-        int error = Z_OK;
-        const char* const message = gzerror(file_.get(), &error);
-        if (error == Z_ERRNO) throw BadInput("cannot read " + name_ + ": " + errno_text(errno));
-        if (error == Z_BUF_ERROR) throw BadInput(name_ + " is cut short: its gzip data has no end");
-        if (error != Z_OK) throw BadInput(name_ + " holds damaged gzip data (" + message + ")");
-    }
-
-    std::string name_;
-    std::unique_ptr<gzFile_s, Close> file_;
-};
-
-inline constexpr uint64_t longest_separator = 1024;  // bytes
-
+// How text files are cut; the defaults are right but for the separator.
 struct DocumentOptions {
     std::string separator;           // exact bytes between the documents of a text file; empty: one document per file
     uint64_t piece_bytes = 1 << 20;  // text is handed over in pieces of about this size
@@ -115,6 +41,9 @@ struct DocumentPiece {
     uint64_t line = 0;           // of a JSON line, from 1
 };
 
+// One input, decompressed; only documents.cpp knows more.
+class InputBytes;
+
 // Reads the documents of all inputs in order. Text is split only where tokens cannot change by it (last_safe_cut), so
 // the pieces of a document may be tokenised one by one.
 //
@@ -123,164 +52,42 @@ struct DocumentPiece {
 class DocumentReader {
   public:
     // Throws BadInput if an input does not exist, is a folder, or has a name that says it is something else.
-    DocumentReader(std::vector<std::string> inputs, DocumentOptions options)
-        : inputs_(std::move(inputs)), options_(std::move(options)) {
-        if (options_.separator.size() > longest_separator) {
-            throw BadInput("a document separator has at most " + std::to_string(longest_separator) + " bytes");
-        }
-        for (const std::string& input : inputs_) check_input(input);
-    }
+    DocumentReader(std::vector<std::string> inputs, DocumentOptions options);
+    ~DocumentReader();
 
     // The next piece, or false after the last. Throws BadInput for an input that cannot be read.
-    bool next(DocumentPiece& piece) {
-        for (;;) {
-            if (!source_ && !open_next_input()) return false;
-            if (is_json_ ? next_line(piece) : next_text(piece)) return true;
-            bytes_of_finished_inputs_ += source_->position();
-            source_.reset();
-        }
-    }
+    bool next(DocumentPiece& piece);
 
     // How far the inputs are read, and how much there is: bytes of the files as they lie on the disk. The total is 0 if
     // it cannot be known (standard input).
-    uint64_t bytes_done() const { return bytes_of_finished_inputs_ + (source_ ? source_->position() : 0); }
+    uint64_t bytes_done() const;
     uint64_t bytes_total() const { return total_known_ ? bytes_total_ : 0; }
 
   private:
-    void check_input(const std::string& input) {
-        if (input == "-") {
-            total_known_ = false;
-            return;
-        }
-        std::error_code error;
-        const std::filesystem::file_status status = std::filesystem::status(input, error);
-        if (!std::filesystem::exists(status)) throw BadInput("cannot open " + input + ": there is no such file");
-        if (std::filesystem::is_directory(status)) throw BadInput(input + " is a folder; name the files in it");
-        if (ends_with(input, ".json")) {
-            throw BadInput(input + ": JSON as a whole is not read; a file with one object per line is named .jsonl");
-        }
-        for (const char* other : {".parquet", ".arrow", ".bin", ".npy", ".zip", ".zst", ".xz", ".bz2", ".tar"}) {
-            if (ends_with(input, other)) {
-                throw BadInput(input + ": only text and JSON lines, plain or .gz, are read, not " + other);
-            }
-        }
-        total_known_ = total_known_ && std::filesystem::is_regular_file(status);
-        if (total_known_) bytes_total_ += std::filesystem::file_size(input);
-    }
-
-    bool open_next_input() {
-        if (next_input_ == inputs_.size()) return false;
-        const std::string& input = inputs_[next_input_++];
-        source_ = std::make_unique<InputBytes>(input);
-        const std::string name = ends_with(input, ".gz") ? input.substr(0, input.size() - 3) : input;
-        is_json_ = ends_with(name, ".jsonl") || ends_with(name, ".ndjson");
-        buffer_.clear();
-        start_ = 0;
-        line_ = 0;
-        at_end_ = false;
-        inside_document_ = false;
-        return true;
-    }
+    void check_input(const std::string& input);
+    bool open_next_input();
 
     // The bytes read and not yet handed over.
     std::string_view waiting() const { return std::string_view(buffer_).substr(start_); }
 
     // Makes at least piece_bytes wait, and twice as many as before, but no more than `most`.
-    void read_more(uint64_t most) {
-        buffer_.erase(0, start_);
-        start_ = 0;
-        const uint64_t had = buffer_.size();
-        const uint64_t wanted = std::min(std::max(options_.piece_bytes, 2 * had), most);
-        buffer_.resize(wanted);
-        const uint64_t got = source_->read(&buffer_[had], wanted - had);
-        buffer_.resize(had + got);
-        at_end_ = got < wanted - had;
-    }
+    void read_more(uint64_t most);
 
     // Hands over the first `bytes` waiting bytes and passes over `skip` more.
-    void hand_over(DocumentPiece& piece, uint64_t bytes, uint64_t skip, bool ends_document) {
-        piece.bytes.assign(buffer_, start_, bytes);
-        piece.is_json = is_json_;
-        piece.ends_document = ends_document;
-        piece.input = source_->name();
-        piece.line = line_;
-        start_ += bytes + skip;
-        inside_document_ = !ends_document;
-    }
+    void hand_over(DocumentPiece& piece, uint64_t bytes, uint64_t skip, bool ends_document);
 
-    bool next_line(DocumentPiece& piece) {
-        while (find_line_end()) {
-            ++line_;
-            const uint64_t bytes = line_end_ - start_;
-            const bool blank = waiting().substr(0, bytes).find_first_not_of(" \t\r") == std::string_view::npos;
-            const bool has_line_feed = line_end_ < buffer_.size();
-            if (!blank) {
-                hand_over(piece, bytes, has_line_feed, true);
-                return true;
-            }
-            start_ = line_end_ + has_line_feed;
-        }
-        return false;
-    }
+    bool next_line(DocumentPiece& piece);
 
     // Sets line_end_ to where the first waiting line ends; false if nothing waits.
-    bool find_line_end() {
-        for (uint64_t searched = 0;; read_more(options_.max_line_bytes)) {
-            const std::string_view text = waiting();
-            const uint64_t at = text.find('\n', searched);
-            line_end_ = start_ + std::min(at, text.size());
-            if (at != std::string_view::npos) return true;
-            if (at_end_) return !text.empty();
-            if (text.size() >= options_.max_line_bytes) {
-                throw BadInput(source_->name() + " line " + std::to_string(line_ + 1) + " is longer than " +
-                               std::to_string(options_.max_line_bytes) + " bytes; is it one JSON object per line?");
-            }
-            searched = text.size();
-        }
-    }
+    bool find_line_end();
 
-    bool next_text(DocumentPiece& piece) {
-        const std::string& separator = options_.separator;
-        for (;; read_more(options_.max_piece_bytes)) {
-            uint64_t at = find_separator();
-            while (at == 0 && !inside_document_) {  // an empty document
-                start_ += separator.size();
-                at = find_separator();
-            }
-            const std::string_view text = waiting();
-            if (at != std::string_view::npos) {
-                hand_over(piece, at, separator.size(), true);
-                return true;
-            }
-            if (at_end_) {
-                if (text.empty() && !inside_document_) return false;
-                hand_over(piece, text.size(), 0, true);
-                return true;
-            }
-            const uint64_t cut = text.size() < options_.piece_bytes ? 0 : place_to_cut(text);
-            if (cut > 0) {
-                hand_over(piece, cut, 0, false);
-                return true;
-            }
-        }
-    }
-
-    uint64_t find_separator() const {
-        return options_.separator.empty() ? std::string_view::npos : waiting().find(options_.separator);
-    }
+    bool next_text(DocumentPiece& piece);
+    uint64_t find_separator() const;
 
     // How much of `text`, which is neither the end of the input nor holds a separator, can be handed over; 0: none yet.
     // The last bytes stay if they may be the beginning of a separator. Text without a safe place in max_piece_bytes is
     // cut between any two characters; then, and only then, tokens at the cut may differ from those of the whole text.
-    uint64_t place_to_cut(std::string_view text) const {
-        const uint64_t kept = options_.separator.empty() ? 0 : options_.separator.size() - 1;
-        const std::string_view free = text.substr(0, text.size() - std::min<uint64_t>(kept, text.size()));
-        const uint64_t cut = last_safe_cut(free);
-        if (cut > 0 || text.size() < options_.max_piece_bytes) return cut;
-        uint64_t forced = free.size() - 1;
-        while (forced > free.size() - 4 && (free[forced] & 0xC0) == 0x80) --forced;  // not inside a UTF-8 character
-        return forced;
-    }
+    uint64_t place_to_cut(std::string_view text) const;
 
     std::vector<std::string> inputs_;
     DocumentOptions options_;
@@ -299,108 +106,12 @@ class DocumentReader {
     uint64_t line_ = 0;  // lines handed over or skipped
 };
 
-// Takes the string under one key of a JSON object out of nlohmann-json's stream of events; nothing else is kept.
-class JsonTextHandler : public nlohmann::json_sax<nlohmann::json> {
-  public:
-    explicit JsonTextHandler(std::string key) : key_(std::move(key)) {}
-
-    std::string text;     // the value
-    std::string problem;  // empty if `text` is it
-
-    bool key(string_t& name) override {
-        at_value_ = depth_ == 1 && name == key_;
-        if (at_value_ && found_) problem = "holds the key " + quoted_name(key_) + " twice";
-        return problem.empty();
-    }
-    bool string(string_t& value) override {
-        if (depth_ == 0) return not_a_string();
-        if (at_value_) text = std::move(value);
-        found_ = found_ || at_value_;
-        at_value_ = false;
-        return true;
-    }
-    bool start_object(std::size_t) override {
-        if (at_value_) return not_a_string();
-        ++depth_;
-        return true;
-    }
-    bool end_object() override {
-        if (--depth_ == 0 && !found_) {
-            problem = "has no key " + quoted_name(key_) + "; name the key that holds the text with --text-key";
-        }
-        return problem.empty();
-    }
-    bool start_array(std::size_t) override {
-        if (at_value_ || depth_ == 0) return not_a_string();
-        ++depth_;
-        return true;
-    }
-    bool end_array() override {
-        --depth_;
-        return true;
-    }
-    bool null() override { return other_value(); }
-    bool boolean(bool) override { return other_value(); }
-    bool number_integer(number_integer_t) override { return other_value(); }
-    bool number_unsigned(number_unsigned_t) override { return other_value(); }
-    bool number_float(number_float_t, const string_t&) override { return other_value(); }
-    bool binary(binary_t&) override { return other_value(); }
-    bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception&) override {
-        problem = "is not valid JSON: wrong at byte " + std::to_string(position);
-        return false;
-    }
-
-  private:
-    bool other_value() { return !at_value_ && depth_ > 0 ? true : not_a_string(); }
-    bool not_a_string() {
-        problem = depth_ == 0 ? "is not a JSON object" : "has something else than a string under " + quoted_name(key_);
-        return false;
-    }
-
-    std::string key_;
-    uint64_t depth_ = 0;  // of open objects and arrays
-    bool at_value_ = false;
-    bool found_ = false;
-};
-
 // `line` with every \uD800 ... \uDFFF escape that is not half of a pair replaced by \uFFFD. Python writes such halves
 // when a text was cut in the middle of a character; tiktoken reads them as U+FFFD too.
-inline std::string replace_lone_surrogates(std::string line) {
-    const auto surrogate_at = [&line](uint64_t i) {  // the low 16 bits of \uDxxx at i, or 0
-        const bool escape = i + 6 <= line.size() && line[i] == '\\' && line[i + 1] == 'u' &&
-                            line.find_first_not_of("0123456789abcdefABCDEF", i + 2) >= i + 6;
-        const unsigned long value = escape ? std::stoul(line.substr(i + 2, 4), nullptr, 16) : 0;
-        return value >= 0xD800 && value < 0xE000 ? value : 0;
-    };
-    for (uint64_t i = 0; i < line.size(); ++i) {
-        if (line[i] != '\\') continue;
-        const unsigned long first = surrogate_at(i);
-        if (first == 0) {
-            ++i;  // whatever is escaped
-        } else if (first < 0xDC00 && surrogate_at(i + 6) >= 0xDC00) {
-            i += 11;
-        } else {
-            line.replace(i, 6, "\\uFFFD");
-            i += 5;
-        }
-    }
-    return line;
-}
+std::string replace_lone_surrogates(std::string line);
 
 // The text of a piece: for a JSON line the string under `key`. Throws BadInput naming input and line if the line is not a
 // JSON object, has no such key, or has something else than a string there.
-inline std::string piece_text(DocumentPiece&& piece, const std::string& key) {
-    if (!piece.is_json) return std::move(piece.bytes);
-    const std::string where = piece.input + " line " + std::to_string(piece.line) + " ";
-    if (piece.bytes.find('\0') != std::string::npos) {  // nlohmann-json would take it for the end
-        throw BadInput(where + "is not valid JSON: it holds a zero byte");
-    }
-    JsonTextHandler strict(key);
-    if (nlohmann::json::sax_parse(piece.bytes, &strict)) return std::move(strict.text);
-    JsonTextHandler lenient(key);
-    const std::string mended = replace_lone_surrogates(std::move(piece.bytes));
-    if (nlohmann::json::sax_parse(mended, &lenient)) return std::move(lenient.text);
-    throw BadInput(where + lenient.problem);
-}
+std::string piece_text(DocumentPiece&& piece, const std::string& key);
 
 }  // namespace lnfree

@@ -1,7 +1,9 @@
-// The shape of a GPT-2, and which of the three kinds of folder it came from.
+// The shape of a GPT-2, which of the three kinds of folder it came from, and the entries of its table of tensors.
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace lnfree {
 
@@ -32,6 +34,16 @@ struct GPT2Config {
     // The Hugging Face form of a model without LayerNorms has an epsilon so large that its LayerNorm divides every
     // position by the same number (protocol.md 9); the published LN-free models use 1e12.
     bool epsilon_freezes_sigma() const { return form == ModelForm::hugging_face && epsilon >= 1e10; }
+};
+
+// One parameter tensor of a model. This table drives allocation, folders, the optimiser, norms and tests (tensor_table
+// in train_gpt2_lnfree.cpp makes it).
+struct Tensor {
+    std::string name;  // Hugging Face's name, without the prefix `transformer.`
+    std::vector<uint64_t> shape;
+    bool decay;      // weight decay applies: weight matrices and embeddings only (protocol.md 5)
+    int64_t offset;  // of its first element in the flat buffers
+    int64_t size;
 };
 
 }  // namespace lnfree

@@ -7,17 +7,11 @@
 //     tokenizer->decode(tokens.data(), tokens.size());      // the same bytes again
 #pragma once
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <filesystem>
 #include <limits>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
-#include <queue>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -25,9 +19,6 @@
 #include <vector>
 
 #include "data/error.h"
-#include "data/files.h"
-#include "data/json.h"
-#include "data/pretokenize.h"
 
 namespace lnfree {
 
@@ -38,16 +29,10 @@ inline constexpr char end_of_text_string[] = "<|endoftext|>";
 // the same on every machine, no protection against forgery.
 class Fingerprint {
   public:
-    void add(uint32_t value) {
-        for (int i = 0; i < 4; ++i) state_ = (state_ ^ (value >> 8 * i & 0xFF)) * 0x100000001B3ull;
-    }
+    void add(uint32_t value);
 
     // 16 hexadecimal digits.
-    std::string hex() const {
-        char digits[17];
-        std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(state_));
-        return digits;
-    }
+    std::string hex() const;
 
   private:
     uint64_t state_ = 0xCBF29CE484222325ull;
@@ -55,34 +40,9 @@ class Fingerprint {
 
 // A form of any bytes that fits on one line of a report: well-formed UTF-8 stays, control characters, the backslash and
 // stray bytes become \n, \t, \\, \xNN.
-inline std::string printable(std::string_view bytes) {
-    std::string out;
-    const char* p = bytes.data();
-    const char* const end = p + bytes.size();
-    while (p < end) {
-        uint32_t code_point = 0;
-        const uint32_t n = decode_utf8(p, end, code_point);
-        const bool control = n == 0 || code_point < 0x20 || (code_point >= 0x7F && code_point < 0xA0);
-        if (*p == '\n') {
-            out += "\\n";
-        } else if (*p == '\t') {
-            out += "\\t";
-        } else if (*p == '\\') {
-            out += "\\\\";
-        } else if (!control) {
-            out.append(p, n);
-        } else {
-            for (uint32_t i = 0; i < std::max(n, 1u); ++i) {
-                char escape[5];
-                std::snprintf(escape, sizeof escape, "\\x%02X", static_cast<unsigned>(static_cast<uint8_t>(p[i])));
-                out += escape;
-            }
-        }
-        p += std::max(n, 1u);
-    }
-    return out;
-}
+std::string printable(std::string_view bytes);
 
+// Text to token ids and back.
 class Tokenizer {
   public:
     virtual ~Tokenizer() = default;
@@ -112,121 +72,28 @@ class Tokenizer {
     virtual void save(const std::string& folder) const = 0;
 
     // One token for people to read (printable() of its bytes); never throws for a strange id.
-    std::string token_text(int32_t token) const {
-        if (token < 0 || static_cast<uint32_t>(token) >= vocab_size()) return "<unknown " + std::to_string(token) + ">";
-        return printable(decode(&token, 1));
-    }
+    std::string token_text(int32_t token) const;
 };
-
-// Cuts `text` at every `special` and calls ordinary(part) for the text between (may be empty) and found() for each one.
-template <typename Ordinary, typename Found>
-void split_at_special(std::string_view text, std::string_view special, Ordinary&& ordinary, Found&& found) {
-    uint64_t start = 0;
-    for (uint64_t at; (at = text.find(special, start)) != std::string_view::npos; start = at + special.size()) {
-        ordinary(text.substr(start, at - start));
-        found();
-    }
-    ordinary(text.substr(start));
-}
 
 // Which character stands for each byte in the files of GPT-2-like vocabularies (encoder.py, bytes_to_unicode): the 188
 // visible characters of Latin-1 stand for themselves, the other 68 bytes, in order, for U+0100 and upwards, so that no
 // token contains white space or control characters.
-inline const std::vector<std::string>& byte_symbols() {
-    static const std::vector<std::string> symbols = [] {
-        std::vector<std::string> table;
-        uint32_t next = 0x100;
-        for (uint32_t b = 0; b < 256; ++b) {
-            const bool visible = (b > 0x20 && b < 0x7F) || (b > 0xA0 && b != 0xAD);
-            const uint32_t c = visible ? b : next++;
-            if (c < 0x80) {
-                table.push_back(std::string(1, static_cast<char>(c)));
-            } else {
-                table.push_back({static_cast<char>(0xC0 | c >> 6), static_cast<char>(0x80 | (c & 0x3F))});
-            }
-        }
-        return table;
-    }();
-    return symbols;
-}
+const std::vector<std::string>& byte_symbols();
 
 // Ids 0 ... 255 are the bytes themselves, 256 is <|endoftext|>.
 class ByteTokenizer final : public Tokenizer {
   public:
-    void encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false) const override {
-        const auto bytes = [&](std::string_view part) {
-            const auto* const first = reinterpret_cast<const uint8_t*>(part.data());
-            out.insert(out.end(), first, first + part.size());
-        };
-        if (!allow_special) return bytes(text);
-        split_at_special(text, end_of_text_string, bytes, [&] { out.push_back(end_of_text()); });
-    }
-
-    std::string decode(const int32_t* tokens, uint64_t n) const override {
-        std::string text;
-        for (uint64_t i = 0; i < n; ++i) {
-            if (tokens[i] < 0 || tokens[i] > 256) {
-                throw BadInput("token " + std::to_string(tokens[i]) + " is outside the byte vocabulary of 257");
-            }
-            if (tokens[i] == 256) {
-                text += end_of_text_string;
-            } else {
-                text += static_cast<char>(tokens[i]);
-            }
-        }
-        return text;
-    }
+    void encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false) const override;
+    std::string decode(const int32_t* tokens, uint64_t n) const override;
 
     uint32_t vocab_size() const override { return 257; }
     int32_t end_of_text() const override { return 256; }
     std::string name() const override { return "byte"; }
 
-    std::string fingerprint() const override {
-        Fingerprint hash;
-        for (uint32_t id = 0; id < 257; ++id) hash.add(id);
-        return hash.hex();
-    }
+    std::string fingerprint() const override;
 
     // The files of a PreTrainedTokenizerFast: a byte-level BPE whose vocabulary is the 256 bytes and that has no merges.
-    void save(const std::string& folder) const override {
-        using Json = nlohmann::ordered_json;
-        Json vocab = Json::object();
-        for (uint32_t b = 0; b < 256; ++b) vocab[byte_symbols()[b]] = b;
-        vocab[end_of_text_string] = 256;
-        const auto byte_level = [](bool use_regex) {
-            return Json{
-                {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", use_regex}};
-        };
-        const Json end_of_text = {
-            {"id", 256},       {"content", end_of_text_string}, {"single_word", false}, {"lstrip", false},
-            {"rstrip", false}, {"normalized", false},           {"special", true}};
-        const Json tokenizer = {{"version", "1.0"},
-                                {"truncation", nullptr},
-                                {"padding", nullptr},
-                                {"added_tokens", Json::array({end_of_text})},
-                                {"normalizer", nullptr},
-                                {"pre_tokenizer", byte_level(false)},
-                                {"post_processor", nullptr},
-                                {"decoder", byte_level(false)},
-                                {"model",
-                                 {{"type", "BPE"},
-                                  {"dropout", nullptr},
-                                  {"unk_token", nullptr},
-                                  {"continuing_subword_prefix", nullptr},
-                                  {"end_of_word_suffix", nullptr},
-                                  {"fuse_unk", false},
-                                  {"byte_fallback", false},
-                                  {"vocab", vocab},
-                                  {"merges", Json::array()}}}};
-        Json special = {
-            {"bos_token", end_of_text_string}, {"eos_token", end_of_text_string}, {"unk_token", end_of_text_string}};
-        write_file_atomically(folder + "/tokenizer.json", tokenizer.dump(2) + "\n");
-        write_file_atomically(folder + "/special_tokens_map.json", special.dump(2) + "\n");
-        special["add_prefix_space"] = false;
-        special["clean_up_tokenization_spaces"] = false;
-        special["tokenizer_class"] = "PreTrainedTokenizerFast";
-        write_file_atomically(folder + "/tokenizer_config.json", special.dump(2) + "\n");
-    }
+    void save(const std::string& folder) const override;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -240,104 +107,14 @@ struct BpeVocabulary {
     std::string end_of_text = end_of_text_string;             // text of the token that ends a document
 };
 
-// Ids must lie below this: more than any vocabulary in use, small enough for tables.
-inline constexpr int32_t most_bpe_tokens = 1 << 20;
-
-inline int32_t parse_token_id(const nlohmann::json& id, const std::string& token, const std::string& source) {
-    const bool valid = id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(most_bpe_tokens);
-    if (!valid) {
-        throw BadInput(source + ": the id of the token " + quoted_name(token) + " is not a number from 0 to " +
-                       std::to_string(most_bpe_tokens - 1));
-    }
-    return id.get<int32_t>();
-}
-
 // The object {symbols: id, ...} that vocab.json and encoder.json are and tokenizer.json holds. BadInput if it is not one.
-inline void parse_bpe_vocab(const nlohmann::json& vocab, const std::string& source, BpeVocabulary& out) {
-    if (!vocab.is_object() || vocab.empty()) throw BadInput(source + ": the vocabulary is not an object of token ids");
-    out.ids.reserve(vocab.size());
-    for (const auto& [symbols, id] : vocab.items()) out.ids[symbols] = parse_token_id(id, symbols, source);
-}
-
-// One merge: two strings of symbols, separated by the only space. BadInput if there are not two.
-inline std::pair<std::string, std::string> parse_merge(std::string_view line, const std::string& where) {
-    const uint64_t space = line.find(' ');
-    const bool two = space != std::string_view::npos && space > 0 && space + 1 < line.size() &&
-                     line.find(' ', space + 1) == std::string_view::npos;
-    if (!two) throw BadInput(where + " is not a merge of two tokens: " + quoted_name(std::string(line)));
-    return {std::string(line.substr(0, space)), std::string(line.substr(space + 1))};
-}
+void parse_bpe_vocab(const nlohmann::json& vocab, const std::string& source, BpeVocabulary& out);
 
 // The lines of merges.txt or vocab.bpe; the first may say "#version: ...". BadInput for a line that is no merge.
-inline void parse_bpe_merges(const std::string& text, const std::string& source, BpeVocabulary& out) {
-    uint64_t number = 0;
-    for (uint64_t start = 0; start < text.size();) {
-        const uint64_t end = std::min(text.find('\n', start), text.size());
-        std::string_view line = std::string_view(text).substr(start, end - start);
-        start = end + 1;
-        ++number;
-        if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
-        const bool version = number == 1 && line.substr(0, 8) == "#version";
-        if (version || line.empty()) continue;
-        out.merges.push_back(parse_merge(line, source + " line " + std::to_string(number)));
-    }
-}
-
-// The value under `key`, null if there is none. It belongs to `object`.
-inline const nlohmann::json& json_value(const nlohmann::json& object, const char* key) {
-    static const nlohmann::json null;
-    const auto found = object.find(key);
-    return found != object.end() ? *found : null;
-}
-
-// BadInput unless the parts of a tokenizer.json around its model do what GPT-2's do. The post-processor is not looked at:
-// it adds tokens around a text, and here documents are only followed by end-of-text.
-inline void check_tokenizer_json(const nlohmann::json& file, bool has_merges, const std::string& source) {
-    const auto need = [&](bool fulfilled, const std::string& what) {
-        if (!fulfilled) throw BadInput(source + " is not a GPT-2 byte-level BPE tokenizer: " + what);
-    };
-    const auto is_unset = [](const nlohmann::json& v) { return v.is_null() || v == false || v == ""; };
-    const nlohmann::json& model = json_value(file, "model");
-    const nlohmann::json& type = json_value(model, "type");
-    need(type == "BPE" || (type.is_null() && model.contains("merges")), "model.type is not \"BPE\"");
-    for (const char* option :
-         {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"}) {
-        need(is_unset(json_value(model, option)), std::string("model.") + option + " is set");
-    }
-    need(json_value(file, "normalizer").is_null(), "it has a normalizer");
-    const nlohmann::json& pre = json_value(file, "pre_tokenizer");
-    need(json_value(pre, "type") == "ByteLevel", "pre_tokenizer.type is not \"ByteLevel\"");
-    need(json_value(pre, "add_prefix_space") == false, "pre_tokenizer.add_prefix_space is not false");
-    const nlohmann::json& use_regex = json_value(pre, "use_regex");
-    need(!has_merges || use_regex.is_null() || use_regex == true, "pre_tokenizer.use_regex is not true");
-}
+void parse_bpe_merges(const std::string& text, const std::string& source, BpeVocabulary& out);
 
 // A Hugging Face tokenizer.json with a BPE model, merges as "a b" or as ["a", "b"]. BadInput for anything else.
-inline BpeVocabulary parse_tokenizer_json(const std::string& text, const std::string& source) {
-    const nlohmann::json file = parse_json(text, source);
-    const nlohmann::json& model = json_value(file, "model");
-    const nlohmann::json& merges = json_value(model, "merges");
-    check_tokenizer_json(file, !merges.empty(), source);
-    if (!merges.is_array()) throw BadInput(source + ": model.merges is not an array");
-    BpeVocabulary out;
-    parse_bpe_vocab(json_value(model, "vocab"), source, out);
-    for (const nlohmann::json& merge : merges) {
-        const std::string where = source + ": model.merges[" + std::to_string(out.merges.size()) + "]";
-        if (merge.is_string()) {
-            out.merges.push_back(parse_merge(merge.get_ref<const std::string&>(), where));
-        } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-            out.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
-        } else {
-            throw BadInput(where + " is not a merge of two tokens");
-        }
-    }
-    for (const nlohmann::json& token : json_value(file, "added_tokens")) {
-        const nlohmann::json& content = json_value(token, "content");
-        if (!content.is_string() || content == "") throw BadInput(source + ": an added token has no content");
-        out.added[content] = parse_token_id(json_value(token, "id"), content, source);
-    }
-    return out;
-}
+BpeVocabulary parse_tokenizer_json(const std::string& text, const std::string& source);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Byte-pair encoding: the merges
@@ -352,18 +129,10 @@ class MergeTable {
         int32_t token = 0;
     };
 
-    explicit MergeTable(uint64_t merges) {
-        while ((uint64_t{1} << bits_) < 2 * merges) ++bits_;
-        slots_.resize(uint64_t{1} << bits_);
-    }
+    explicit MergeTable(uint64_t merges);
 
     // False if the pair is there already.
-    bool insert(int32_t left, int32_t right, Merge merge) {
-        Slot& slot = slots_[slot_of(key_of(left, right))];
-        if (slot.merge.rank != no_rank) return false;
-        slot = {key_of(left, right), merge};
-        return true;
-    }
+    bool insert(int32_t left, int32_t right, Merge merge);
 
     // With no_rank if the pair does not merge.
     Merge find(int32_t left, int32_t right) const { return slots_[slot_of(key_of(left, right))].merge; }
@@ -379,11 +148,7 @@ class MergeTable {
     }
 
     // Where the key is, or the free slot where it would be.
-    uint64_t slot_of(uint64_t key) const {
-        uint64_t i = key * 0x9E3779B97F4A7C15ull >> (64 - bits_);
-        while (slots_[i].merge.rank != no_rank && slots_[i].key != key) i = (i + 1) & (slots_.size() - 1);
-        return i;
-    }
+    uint64_t slot_of(uint64_t key) const;
 
     uint32_t bits_ = 4;
     std::vector<Slot> slots_;
@@ -391,99 +156,18 @@ class MergeTable {
 
 // Merges the n tokens at `tokens` in place until no neighbours merge, always the pair of the lowest rank and of several
 // such the leftmost; returns how many remain. Takes n * merges steps: for words, where n is small.
-inline uint32_t merge_short(const MergeTable& table, int32_t* tokens, uint32_t n, MergeTable::Merge* pairs) {
-    for (uint32_t i = 0; i + 1 < n; ++i) pairs[i] = table.find(tokens[i], tokens[i + 1]);
-    while (n > 1) {
-        uint32_t best = 0;
-        for (uint32_t i = 1; i + 1 < n; ++i) {
-            if (pairs[i].rank < pairs[best].rank) best = i;
-        }
-        if (pairs[best].rank == MergeTable::no_rank) return n;
-        tokens[best] = pairs[best].token;
-        std::copy(tokens + best + 2, tokens + n, tokens + best + 1);
-        if (best + 2 < n) std::copy(pairs + best + 2, pairs + n - 1, pairs + best + 1);
-        --n;
-        if (best > 0) pairs[best - 1] = table.find(tokens[best - 1], tokens[best]);
-        if (best + 1 < n) pairs[best] = table.find(tokens[best], tokens[best + 1]);
-    }
-    return n;
-}
+uint32_t merge_short(const MergeTable& table, int32_t* tokens, uint32_t n, MergeTable::Merge* pairs);
 
 // The same for any n in n log n steps: the pairs wait in a heap, the tokens form a linked list.
-inline void merge_long(const MergeTable& table, std::vector<int32_t>& tokens) {
-    const uint32_t none = std::numeric_limits<uint32_t>::max();
-    const uint32_t n = static_cast<uint32_t>(tokens.size());
-    std::vector<uint32_t> previous(n), next(n);
-    using RankAndPlace = std::pair<uint32_t, uint32_t>;
-    std::priority_queue<RankAndPlace, std::vector<RankAndPlace>, std::greater<RankAndPlace>> waiting;
-    const auto rank_at = [&](uint32_t i) {
-        return tokens[i] < 0 || next[i] == none ? MergeTable::Merge() : table.find(tokens[i], tokens[next[i]]);
-    };
-    const auto wait = [&](uint32_t i) {
-        const MergeTable::Merge merge = rank_at(i);
-        if (merge.rank != MergeTable::no_rank) waiting.push({merge.rank, i});
-    };
-    for (uint32_t i = 0; i < n; ++i) {
-        previous[i] = i > 0 ? i - 1 : none;
-        next[i] = i + 1 < n ? i + 1 : none;
-    }
-    for (uint32_t i = 0; i < n; ++i) wait(i);
-    while (!waiting.empty()) {
-        const auto [rank, left] = waiting.top();
-        waiting.pop();
-        const MergeTable::Merge merge = rank_at(left);
-        if (merge.rank != rank) continue;  // the pair has changed since it was put here
-        const uint32_t right = next[left];
-        tokens[left] = merge.token;
-        tokens[right] = -1;
-        next[left] = next[right];
-        if (next[left] != none) previous[next[left]] = left;
-        wait(left);
-        if (previous[left] != none) wait(previous[left]);
-    }
-    tokens.erase(std::remove(tokens.begin(), tokens.end(), -1), tokens.end());
-}
-
-// The tokens of words seen before, one table per thread, shared by all tokenizers. A word has one slot and replaces whatever
-// was there, so memory is fixed; text repeats its words so much that hardly any has to be merged twice.
-class WordCache {
-  public:
-    static constexpr uint32_t most_bytes = 23;  // of a word
-
-    // Two cache lines, of which the first is all that is looked at for a word of up to seven tokens.
-    struct alignas(128) Slot {
-        uint64_t key[3] = {};  // the word, zeros, and in the last byte its length
-        uint64_t owner = 0;    // the tokenizer whose tokens these are
-        int32_t count = 0;     // of tokens
-        int32_t tokens[most_bytes];
-    };
-
-    WordCache() : slots_(uint64_t{1} << bits) {}
-
-    // The slot for a word of 1 to most_bytes bytes; `known` says whether its tokens are in it. If not, the slot is now this
-    // word's and the caller fills in count and tokens.
-    Slot& slot(uint64_t owner, const char* word, uint64_t n, bool& known) {
-        uint64_t key[3] = {};
-        std::memcpy(key, word, n);
-        key[2] |= n << 56;
-        const uint64_t mixed =
-            (key[0] ^ key[1] * 0x9E3779B97F4A7C15u ^ key[2] * 0xD1342543DE82EF95u ^ owner) * 0xBF58476D1CE4E5B9u;
-        Slot& slot = slots_[(mixed ^ mixed >> 32) * 0x94D049BB133111EBu >> (64 - bits)];
-        known = slot.key[0] == key[0] && slot.key[1] == key[1] && slot.key[2] == key[2] && slot.owner == owner;
-        std::copy(key, key + 3, slot.key);
-        slot.owner = owner;
-        return slot;
-    }
-
-  private:
-    static constexpr uint32_t bits = 15;  // 32,768 words, 4 MiB
-
-    std::vector<Slot> slots_;
-};
+void merge_long(const MergeTable& table, std::vector<int32_t>& tokens);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Byte-pair encoding: the tokenizer
 
+// The tokens of words seen before; only tokenizer.cpp knows more.
+class WordCache;
+
+// GPT-2's byte-pair encoding with the vocabulary of some files.
 class BpeTokenizer final : public Tokenizer {
   public:
     // Names and contents of the files that save() writes.
@@ -491,154 +175,32 @@ class BpeTokenizer final : public Tokenizer {
 
     // Throws BadInput, naming `source`, if the vocabulary lacks a byte, a merge's tokens or end-of-text, or gives two
     // tokens one id.
-    BpeTokenizer(const BpeVocabulary& vocabulary, Files files, const std::string& source)
-        : files_(std::move(files)), merges_(vocabulary.merges.size()), end_of_text_string_(vocabulary.end_of_text) {
-        static std::atomic<uint64_t> instances{0};
-        instance_ = ++instances;
-        take_tokens(vocabulary, source);
-        const auto added = vocabulary.added.find(end_of_text_string_);
-        const auto known = vocabulary.ids.find(end_of_text_string_);
-        if (added == vocabulary.added.end() && known == vocabulary.ids.end()) {
-            throw BadInput(source + ": the vocabulary lacks the end-of-text token " + quoted_name(end_of_text_string_));
-        }
-        end_of_text_ = added != vocabulary.added.end() ? added->second : known->second;
-        take_bytes(vocabulary, source);
-        fingerprint_.add(static_cast<uint32_t>(end_of_text_));
-        take_merges(vocabulary, source);
-    }
+    BpeTokenizer(const BpeVocabulary& vocabulary, Files files, const std::string& source);
 
-    void encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false) const override {
-        if (!allow_special) return encode_ordinary(text, out);
-        split_at_special(
-            text, end_of_text_string_, [&](std::string_view part) { encode_ordinary(part, out); },
-            [&] { out.push_back(end_of_text_); });
-    }
-
-    std::string decode(const int32_t* tokens, uint64_t n) const override {
-        std::string text;
-        for (uint64_t i = 0; i < n; ++i) {
-            const bool known = tokens[i] >= 0 && static_cast<uint64_t>(tokens[i]) < tokens_.size();
-            if (!known || tokens_[static_cast<uint64_t>(tokens[i])].empty()) {
-                throw BadInput("token " + std::to_string(tokens[i]) + " is not in the BPE vocabulary of " +
-                               std::to_string(tokens_.size()));
-            }
-            text += tokens_[static_cast<uint64_t>(tokens[i])];
-        }
-        return text;
-    }
+    void encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false) const override;
+    std::string decode(const int32_t* tokens, uint64_t n) const override;
 
     uint32_t vocab_size() const override { return static_cast<uint32_t>(tokens_.size()); }
     int32_t end_of_text() const override { return end_of_text_; }
     std::string name() const override { return "bpe"; }
     std::string fingerprint() const override { return fingerprint_.hex(); }
 
-    void save(const std::string& folder) const override {
-        for (const auto& [name, content] : files_) write_file_atomically(folder + "/" + name, content);
-    }
+    void save(const std::string& folder) const override;
 
   private:
     // Bytes of every token, for decode. Symbols that stand for no byte (in added tokens) are taken literally.
-    void take_tokens(const BpeVocabulary& vocabulary, const std::string& source) {
-        std::unordered_map<std::string, char> byte_of;
-        for (uint32_t b = 0; b < 256; ++b) byte_of[byte_symbols()[b]] = static_cast<char>(b);
-        const auto bytes_of = [&](const std::string& symbols) {
-            std::string bytes;
-            for (const char *p = symbols.data(), *end = p + symbols.size(); p < end;) {
-                uint32_t code_point = 0;
-                const uint32_t n = std::max(decode_utf8(p, end, code_point), 1u);
-                const auto byte = byte_of.find(std::string(p, n));
-                if (byte == byte_of.end()) return symbols;
-                bytes += byte->second;
-                p += n;
-            }
-            return bytes;
-        };
-        for (const auto& [symbols, id] : vocabulary.ids) set_token(id, bytes_of(symbols), symbols, source);
-        for (const auto& [text, id] : vocabulary.added) {
-            const auto known = vocabulary.ids.find(text);
-            if (known != vocabulary.ids.end() && known->second == id) continue;
-            set_token(id, text, text, source);
-        }
-    }
+    void take_tokens(const BpeVocabulary& vocabulary, const std::string& source);
 
-    void set_token(int32_t id, const std::string& bytes, const std::string& token, const std::string& source) {
-        const uint64_t i = static_cast<uint64_t>(id);
-        if (bytes.empty()) throw BadInput(source + ": token " + std::to_string(id) + " is empty");
-        if (tokens_.size() <= i) tokens_.resize(i + 1);
-        if (!tokens_[i].empty()) {
-            throw BadInput(source + ": the id " + std::to_string(id) + " of the token " + quoted_name(token) +
-                           " belongs to another token too");
-        }
-        tokens_[i] = bytes;
-    }
-
-    void take_bytes(const BpeVocabulary& vocabulary, const std::string& source) {
-        for (uint32_t b = 0; b < 256; ++b) {
-            const auto found = vocabulary.ids.find(byte_symbols()[b]);
-            if (found == vocabulary.ids.end()) {
-                throw BadInput(source + ": the vocabulary lacks the byte " + std::to_string(b) +
-                               "; only byte-level BPE vocabularies can be used");
-            }
-            byte_tokens_[b] = found->second;
-            fingerprint_.add(static_cast<uint32_t>(found->second));
-        }
-    }
-
-    void take_merges(const BpeVocabulary& vocabulary, const std::string& source) {
-        uint32_t rank = 0;
-        for (const auto& [left, right] : vocabulary.merges) {
-            const auto merge = " in merge " + std::to_string(rank + 1) + ", " + quoted_name(left + " " + right);
-            const auto id_of = [&](const std::string& symbols) {
-                const auto found = vocabulary.ids.find(symbols);
-                if (found != vocabulary.ids.end()) return found->second;
-                throw BadInput(source + ": the vocabulary lacks the token " + quoted_name(symbols) + merge);
-            };
-            const int32_t ids[3] = {id_of(left), id_of(right), id_of(left + right)};
-            if (!merges_.insert(ids[0], ids[1], {rank, ids[2]}))
-                throw BadInput(source + ": the same pair twice" + merge);
-            for (const int32_t id : ids) fingerprint_.add(static_cast<uint32_t>(id));
-            ++rank;
-        }
-    }
-
-    void encode_ordinary(std::string_view text, std::vector<int32_t>& out) const {
-        constexpr uint64_t longest_piece = 1 << 30;  // merge_long counts with 32 bits
-        thread_local WordCache cache;
-        const CharClass* const classes = char_classes();
-        const char* const end = text.data() + text.size();
-        for (const char* p = text.data(); p < end;) {
-            const uint64_t n = std::min(piece_length(p, end, classes), longest_piece);
-            encode_piece(p, n, cache, out);
-            p += n;
-        }
-    }
-
-    void encode_piece(const char* p, uint64_t n, WordCache& cache, std::vector<int32_t>& out) const {
-        if (n > most_short_bytes_) return encode_long_piece(p, n, out);
-        if (n > WordCache::most_bytes) {
-            int32_t tokens[most_short_bytes_];
-            out.insert(out.end(), tokens, tokens + merge_piece(p, n, tokens));
-            return;
-        }
-        bool known = false;
-        WordCache::Slot& slot = cache.slot(instance_, p, n, known);
-        if (!known) slot.count = static_cast<int32_t>(merge_piece(p, n, slot.tokens));
-        out.insert(out.end(), slot.tokens, slot.tokens + slot.count);
-    }
+    void set_token(int32_t id, const std::string& bytes, const std::string& token, const std::string& source);
+    void take_bytes(const BpeVocabulary& vocabulary, const std::string& source);
+    void take_merges(const BpeVocabulary& vocabulary, const std::string& source);
+    void encode_ordinary(std::string_view text, std::vector<int32_t>& out) const;
+    void encode_piece(const char* p, uint64_t n, WordCache& cache, std::vector<int32_t>& out) const;
 
     // The tokens of n <= most_short_bytes_ bytes into tokens, which has room for n; returns how many there are.
-    uint32_t merge_piece(const char* p, uint64_t n, int32_t* tokens) const {
-        MergeTable::Merge pairs[most_short_bytes_];
-        for (uint64_t i = 0; i < n; ++i) tokens[i] = byte_tokens_[static_cast<uint8_t>(p[i])];
-        return merge_short(merges_, tokens, static_cast<uint32_t>(n), pairs);
-    }
+    uint32_t merge_piece(const char* p, uint64_t n, int32_t* tokens) const;
 
-    void encode_long_piece(const char* p, uint64_t n, std::vector<int32_t>& out) const {
-        std::vector<int32_t> tokens(n);
-        for (uint64_t i = 0; i < n; ++i) tokens[i] = byte_tokens_[static_cast<uint8_t>(p[i])];
-        merge_long(merges_, tokens);
-        out.insert(out.end(), tokens.begin(), tokens.end());
-    }
+    void encode_long_piece(const char* p, uint64_t n, std::vector<int32_t>& out) const;
 
     static constexpr uint64_t most_short_bytes_ = 128;  // above, merge_long is faster
 
@@ -655,125 +217,12 @@ class BpeTokenizer final : public Tokenizer {
 // ---------------------------------------------------------------------------------------------------------------------
 // Loading
 
-inline constexpr uint64_t most_tokenizer_bytes = 64 << 20;  // of one tokenizer file
-
-// The files of a folder that belong to its tokenizer, except for the vocabulary itself.
-inline BpeTokenizer::Files read_companion_files(const std::string& folder) {
-    BpeTokenizer::Files files;
-    for (const char* name :
-         {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}) {
-        const std::string path = folder + "/" + name;
-        if (std::filesystem::exists(path)) files[name] = read_file(path, most_tokenizer_bytes);
-    }
-    return files;
-}
-
-// The text of the token that ends a document: eos_token of tokenizer_config.json or special_tokens_map.json, a string or
-// an object with "content"; GPT-2's where neither says anything.
-inline std::string end_of_text_named_in(const BpeTokenizer::Files& files, const std::string& folder) {
-    for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
-        const auto file = files.find(name);
-        if (file == files.end()) continue;
-        const nlohmann::json content = parse_json(file->second, folder + "/" + name);
-        const nlohmann::json& token = json_value(content, "eos_token");
-        const nlohmann::json& text = token.is_object() ? json_value(token, "content") : token;
-        if (text.is_string() && text != "") return text.get<std::string>();
-    }
-    return end_of_text_string;
-}
-
-// Whether these are the ids of ByteTokenizer.
-inline bool is_byte_vocabulary(const BpeVocabulary& vocabulary) {
-    if (!vocabulary.merges.empty() || vocabulary.end_of_text != end_of_text_string) return false;
-    std::map<std::string, int32_t> expected = {{end_of_text_string, 256}};
-    for (int32_t b = 0; b < 256; ++b) expected[byte_symbols()[static_cast<uint64_t>(b)]] = b;
-    std::map<std::string, int32_t> all(vocabulary.ids.begin(), vocabulary.ids.end());
-    all.insert(vocabulary.added.begin(), vocabulary.added.end());
-    return all == expected;
-}
-
-// For BPE folders that say nothing about their class, so that AutoTokenizer need not guess from a model's config.json.
-inline std::string default_tokenizer_config(const std::string& end_of_text, bool has_merges_file) {
-    const nlohmann::ordered_json config = {
-        {"add_prefix_space", false},
-        {"bos_token", end_of_text},
-        {"eos_token", end_of_text},
-        {"unk_token", end_of_text},
-        {"clean_up_tokenization_spaces", false},
-        {"tokenizer_class", has_merges_file ? "GPT2Tokenizer" : "PreTrainedTokenizerFast"}};
-    return config.dump(2) + "\n";
-}
-
-// What the files beside vocab.json and merges.txt add to them: tokens outside the vocabulary, {"content": id} in
-// added_tokens.json or {"id": {"content": ...}} under added_tokens_decoder. BadInput if they change what encode does.
-inline void take_companion_files(const BpeTokenizer::Files& files, const std::string& folder,
-                                 BpeVocabulary& vocabulary) {
-    const auto parse = [&](const char* name) {
-        const auto file = files.find(name);
-        return file == files.end() ? nlohmann::json::object() : parse_json(file->second, folder + "/" + name);
-    };
-    const nlohmann::json added = parse("added_tokens.json");
-    for (const auto& [content, id] : added.items()) {
-        vocabulary.added[content] = parse_token_id(id, content, folder + "/added_tokens.json");
-    }
-    const nlohmann::json config = parse("tokenizer_config.json");
-    const std::string source = folder + "/tokenizer_config.json";
-    if (json_value(config, "add_prefix_space") == true) {
-        throw BadInput(source + ": tokenizers with add_prefix_space are not supported");
-    }
-    for (const auto& [id, token] : json_value(config, "added_tokens_decoder").items()) {
-        const nlohmann::json& content = json_value(token, "content");
-        const bool valid = content.is_string() && !id.empty() && id.size() < 10 &&
-                           id.find_first_not_of("0123456789") == std::string::npos;
-        if (!valid) throw BadInput(source + ": added_tokens_decoder does not map ids to tokens with a content");
-        vocabulary.added[content] = parse_token_id(nlohmann::json(std::stoul(id)), content, source);
-    }
-}
-
-// A BPE folder whose vocabulary lies in two files, which save() will write under Hugging Face's names.
-inline BpeVocabulary read_bpe_vocabulary(const std::string& folder, const char* vocab_name, const char* merges_name,
-                                         BpeTokenizer::Files& files) {
-    const std::string vocab_path = folder + "/" + vocab_name;
-    const std::string merges_path = folder + "/" + merges_name;
-    const std::string& vocab = files["vocab.json"] = read_file(vocab_path, most_tokenizer_bytes);
-    const std::string& merges = files["merges.txt"] = read_file(merges_path, most_tokenizer_bytes);
-    BpeVocabulary vocabulary;
-    parse_bpe_vocab(parse_json(vocab, vocab_path), vocab_path, vocabulary);
-    parse_bpe_merges(merges, merges_path, vocabulary);
-    take_companion_files(files, folder, vocabulary);
-    return vocabulary;
-}
-
 // The tokenizer named "byte", or the one whose files lie in a folder:
 //
 //     vocab.json and merges.txt, or encoder.json and vocab.bpe (the same under OpenAI's names)   BPE
 //     tokenizer.json, Hugging Face's form of either                                              bytes or BPE
 //
 // BadInput if there are none, or if they describe something that would give other ids here than where they come from.
-inline std::unique_ptr<Tokenizer> load_tokenizer(const std::string& byte_or_folder) {
-    if (byte_or_folder == "byte") return std::make_unique<ByteTokenizer>();
-    const std::string& folder = byte_or_folder;
-    if (!std::filesystem::is_directory(folder)) {
-        throw BadInput("there is no tokenizer " + folder + "; give \"byte\" or a folder with tokenizer files");
-    }
-    const auto has = [&](const char* name) { return std::filesystem::exists(folder + "/" + name); };
-    BpeTokenizer::Files files = read_companion_files(folder);
-    BpeVocabulary vocabulary;
-    if (has("vocab.json") && has("merges.txt")) {
-        vocabulary = read_bpe_vocabulary(folder, "vocab.json", "merges.txt", files);
-    } else if (has("encoder.json") && has("vocab.bpe")) {
-        vocabulary = read_bpe_vocabulary(folder, "encoder.json", "vocab.bpe", files);
-    } else if (has("tokenizer.json")) {
-        vocabulary = parse_tokenizer_json(files["tokenizer.json"], folder + "/tokenizer.json");
-    } else {
-        throw BadInput(folder +
-                       " has no tokenizer: neither vocab.json and merges.txt, nor encoder.json and vocab.bpe, " +
-                       "nor tokenizer.json; copy them there or name another folder");
-    }
-    vocabulary.end_of_text = end_of_text_named_in(files, folder);
-    if (is_byte_vocabulary(vocabulary)) return std::make_unique<ByteTokenizer>();
-    files.emplace("tokenizer_config.json", default_tokenizer_config(vocabulary.end_of_text, files.count("merges.txt")));
-    return std::make_unique<BpeTokenizer>(vocabulary, std::move(files), folder);
-}
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& byte_or_folder);
 
 }  // namespace lnfree

@@ -7,7 +7,6 @@
 #                                openblas  the yardstick of dev/cpu/ is there
 #                                cuda      nvcc and cuBLASLt are there
 #                                x86       the compiler builds for x86-64
-#                                split     ld and objcopy can make an object self-contained (see the Makefile)
 #                                avx2, avx512   the processor runs the instruction set
 #
 # CXX names the compiler (g++ if unset). Nothing here fails: what is missing is reported as missing.
@@ -26,10 +25,6 @@ has_openblas() {
     printf '#include <cblas.h>\nint main() { openblas_set_num_threads(1); }\n' | compile -o /dev/null - -lopenblas
 }
 
-can_split() {
-    ${LD:-ld} --help 2>/dev/null | grep -q -- --force-group-allocation && command -v "${OBJCOPY:-objcopy}" >/dev/null 2>&1
-}
-
 nvcc_path() { command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; }; }
 
 has_cuda() {
@@ -39,7 +34,6 @@ has_cuda() {
 words() {
     has_openmp && echo openmp
     has_openblas && echo openblas
-    can_split && echo split
     has_cuda && echo cuda
     # -march=native defines the macros of what the processor offers; elsewhere than on x86 nothing is printed.
     compile -march=native -E -P - <<'END' | grep -v '^#'

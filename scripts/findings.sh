@@ -5,20 +5,62 @@
 #                                who gets the thing (the built-in indirect-object prompts)
 #   scripts/findings.sh bpe      GPT-2's vocabulary, on real text, with published indirect-object prompts
 #
-# Everything lands in OUT/FAMILY (OUT=runs/findings): the models, report/report.html, and findings.md for the README. What
-# is there already is not made again. Settings with their defaults, story / bpe: PRETRAIN_STEPS=2000 / 1000, STEPS=300 / 200,
+# Everything lands in OUT/FAMILY (OUT=runs/findings): the models, report/report.html, and findings.md for the tables in
+# README.md and dev/analysis/README.md. What is there already is not made again.
+#
+# The real text is TEXT, one or more files, or openwebtext or tinystories, which scripts/find_text.sh finds or fetches.
+# Default: tinystories (story); all packed texts of ../shared/data/text, else openwebtext (bpe). For bpe also, each from
+# ../shared where that is there: TOKENIZER, a folder with GPT-2's tokenizer files (else models/gpt2-small, which
+# `scripts/download_gpt2.sh small` fetches); PROMPTS, a JSON file of prompt sets; EVALS, a folder with the benchmarks'
+# files. Without PROMPTS and EVALS patching and benchmarks are left out.
+#
+# Settings with their defaults, story / bpe: PRETRAIN_STEPS=2000 / 1000, STEPS=300 / 200,
 # DENSE_STEPS=4000 (story: before the real text comes), PRESET=paper (whose findings they are); and scripts/real_text.sh's SEED and ENGINE.
 set -eu
 
-family=${1:-}
-case $family in story | bpe) ;; *) echo "scripts/findings.sh: which family: story or bpe" >&2; exit 2 ;; esac
-if [ ! -d ../shared/data/text ]; then
-    echo "scripts/findings.sh: ../shared/data/text is not there; these runs need its texts (scripts/demo.sh needs none)" >&2
+fail() { # MESSAGE
+    echo "scripts/findings.sh: $1" >&2
     exit 2
-fi
-shared=$(realpath ../shared)
+}
+
+family=${1:-}
+case $family in
+    story | bpe) ;;
+    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+    *) fail "which family: story or bpe" ;;
+esac
 here=$(realpath "$(dirname "$0")")
-ENGINE=$(realpath "${ENGINE:-./train_gpt2_lnfree}")
+ENGINE=${ENGINE:-./train_gpt2_lnfree}
+[ -x "$ENGINE" ] || fail "$ENGINE is not built; run make"
+ENGINE=$(realpath "$ENGINE")
+
+# One of the files that bpe measures with: what the user names, else that of ../shared, else none.
+find_input() { # NAME VALUE PATH-IN-SHARED
+    if [ -n "$2" ]; then
+        [ -r "$2" ] || fail "$1=$2 cannot be read"
+        realpath "$2"
+    elif [ -e "../shared/$3" ]; then
+        realpath "../shared/$3"
+    fi
+}
+
+if [ "$family" = story ]; then
+    texts=${TEXT:-tinystories}
+else
+    texts=${TEXT:-$(ls ../shared/data/text/*.gz 2>/dev/null || echo openwebtext)}
+    tokenizer=$(find_input TOKENIZER "${TOKENIZER:-}" data/gpt2-bpe)
+    if [ -z "$tokenizer" ] && [ -r models/gpt2-small/merges.txt ]; then tokenizer=$(realpath models/gpt2-small); fi
+    [ -n "$tokenizer" ] ||
+        fail "GPT-2's tokenizer is not there; scripts/download_gpt2.sh small fetches it, or name a folder by TOKENIZER="
+    prompts=$(find_input PROMPTS "${PROMPTS:-}" facts/ioi_prompts.json)
+    evals=$(find_input EVALS "${EVALS:-}" data/evals)
+fi
+unset TEXT # real_text.sh gets them as arguments
+set --
+for text in $texts; do
+    path=$("$here/find_text.sh" "$text")
+    set -- "$@" "$path"
+done
 OUT=${OUT:-runs/findings}/$family
 STEPS=${STEPS:-$([ "$family" = story ] && echo 300 || echo 200)}
 export ENGINE OUT STEPS SETTLE_STEPS=0
@@ -44,13 +86,14 @@ case $family in
                 --lr 2e-3 --min-lr 1e-4 --steps "${DENSE_STEPS:-4000}" --eval-every 250 --save-every 500
         fi
         START=$OUT/dense PRESET=${PRESET:-paper} PRETRAIN_STEPS=${PRETRAIN_STEPS:-2000} BATCH=16 FLAGS="--grad-accum 1" \
-            "$here/real_text.sh" "$stories" "$openings" "$shared/data/text/tinystories_sample.jsonl.gz"
+            "$here/real_text.sh" "$stories" "$openings" "$@"
         set -- ;;
     bpe)
         SIZE="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 256" PRETRAIN_STEPS=${PRETRAIN_STEPS:-1000} PRESET=${PRESET:-paper} \
-            TOKENIZER=$shared/data/gpt2-bpe BATCH=8 SEQ=256 FLAGS="--grad-accum 1" VAL_TOKENS=100000 \
-            "$here/real_text.sh" "$shared"/data/text/*.gz
-        set -- --prompts "$shared/facts/ioi_prompts.json" --evals "$shared/data/evals" --limit 100 ;;
+            TOKENIZER=$tokenizer BATCH=8 SEQ=256 FLAGS="--grad-accum 1" VAL_TOKENS=100000 "$here/real_text.sh" "$@"
+        set --
+        if [ -n "$prompts" ]; then set -- --prompts "$prompts"; else echo "without PROMPTS=FILE: no patching" >&2; fi
+        if [ -n "$evals" ]; then set -- "$@" --evals "$evals" --limit 100; else echo "without EVALS=DIR: no benchmarks" >&2; fi ;;
 esac
 
 cd "$OUT"

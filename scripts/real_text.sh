@@ -1,9 +1,10 @@
 #!/bin/sh
-# The method on real text: trains a byte-level GPT-2, then control and removal, and prints the table for the README.
+# The method on real text: trains a byte-level GPT-2, then control and removal, and prints a table (scripts/README.md).
 #
-#   scripts/real_text.sh [CORPUS...]
+#   scripts/real_text.sh [TEXT...]        (or: TEXT="FILE ..." scripts/real_text.sh)
 #
-# CORPUS (.txt, .jsonl, .gz of both) defaults to ../shared/data/text/openwebtext_sample.jsonl.gz. Settings with their
+# TEXT is a file (.txt, .jsonl, .gz of both), or openwebtext (the default) or tinystories, small samples of these that
+# scripts/find_text.sh finds or fetches. What is made of other texts needs another OUT. Settings with their
 # defaults: TOKENIZER=byte OUT=runs/real_text SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128" PRETRAIN_STEPS=5000
 # SETTLE_STEPS=1250 STEPS=300 BATCH=32 SEQ=128 SEED=1 ENGINE=./train_gpt2_lnfree FLAGS="" (more for every training)
 # VAL_TOKENS=0 (for the table; 0: all) PRESET=auto ALSO="" START="" (a model folder to train further, instead of a new
@@ -16,9 +17,18 @@
 # the second stage out.
 set -eu
 
+fail() { # MESSAGE
+    echo "scripts/real_text.sh: $1" >&2
+    exit 2
+}
+
+case ${1:-} in
+    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;;
+    -*) fail "there is no flag $1; settings are environment variables (--help)" ;;
+esac
+here=$(dirname "$0")
 engine=${ENGINE:-./train_gpt2_lnfree}
 tokenizer=${TOKENIZER:-byte}
-if [ $# -eq 0 ]; then set -- ../shared/data/text/openwebtext_sample.jsonl.gz; fi
 out=${OUT:-runs/real_text}
 size=${SIZE:---n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128}
 pretrain_steps=${PRETRAIN_STEPS:-5000}
@@ -28,18 +38,30 @@ also=${ALSO:-}
 preset=${PRESET:-auto}
 seed=${SEED:-1}
 
-if [ ! -x "$engine" ]; then echo "scripts/real_text.sh: $engine is not built; run make" >&2; exit 2; fi
-for corpus in "$@"; do
-    if [ ! -r "$corpus" ]; then echo "scripts/real_text.sh: $corpus cannot be read; name a text file" >&2; exit 2; fi
+[ -x "$engine" ] || fail "$engine is not built; run make"
+for variant in $also; do
+    case $variant in no_aux | at_once) ;; *) fail "ALSO=$variant: there is no_aux and at_once" ;; esac
+done
+if [ -n "$also" ] && [ "$preset" != paper ]; then fail "ALSO=$also changes the paper's schedule; set PRESET=paper"; fi
+
+# shellcheck disable=SC2086  # $TEXT may be several
+if [ $# -eq 0 ]; then set -- ${TEXT:-openwebtext}; fi
+for text in "$@"; do
+    shift
+    path=$("$here/find_text.sh" "$text")
+    set -- "$@" "$path"
 done
 
-if [ -n "$also" ] && [ "$preset" != paper ]; then
-    echo "scripts/real_text.sh: ALSO=$also changes the paper's schedule; set PRESET=paper" >&2
-    exit 2
+# Which texts these are, by their content: a run that is there is kept, so it must not be of others.
+checksums=$(for text in "$@"; do cksum <"$text"; done)
+if [ -e "$out/text.json" ] && [ -e "$out/text.cksum" ] && [ "$(cat "$out/text.cksum")" != "$checksums" ]; then
+    fail "$out holds runs on other texts; name another folder by OUT="
 fi
-
 mkdir -p "$out"
-[ -e "$out/text.json" ] || "$engine" tokenize --input "$@" --tokenizer "$tokenizer" --out "$out/text"
+if [ ! -e "$out/text.json" ]; then
+    echo "$checksums" >"$out/text.cksum"
+    "$engine" tokenize --input "$@" --tokenizer "$tokenizer" --out "$out/text"
+fi
 data="--data $out/text_train_*.bin --val $out/text_val_*.bin --seq ${SEQ:-128} --batch ${BATCH:-32} --seed $seed ${FLAGS:-}"
 
 # A run that was stopped goes on; one that is finished stays.
@@ -70,7 +92,6 @@ for variant in $also; do
     case $variant in
         no_aux) run remove no_aux --model "$out/$original" --preset "$preset" --steps "$steps" --aux-weight 0 ;;
         at_once) run remove at_once --model "$out/$original" --preset "$preset" --steps "$steps" --gap-mlp 0 --gap-qk 0 --gap-v 0 ;;
-        *) echo "scripts/real_text.sh: ALSO=$variant: there is no_aux and at_once" >&2; exit 2 ;;
     esac
 done
 

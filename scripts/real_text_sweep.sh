@@ -1,28 +1,21 @@
 #!/bin/sh
-# The method over texts, sizes and seeds: scripts/real_text.sh for each, then one table for the README.
+# The method over texts, sizes and seeds: scripts/real_text.sh for each, then one table for scripts/README.md.
 #
 #   scripts/real_text_sweep.sh            trains what is missing, then prints the table
 #   scripts/real_text_sweep.sh --table    only the table of what is there
 #
-# Settings with their defaults: OUT=runs/sweep TEXTS="openwebtext tinystories" SIZES="2x64 4x128 6x256" (layers x width,
-# heads of 32) SEEDS="1 2 3" PRETRAIN_STEPS=1000 STEPS=200 BATCH=16 SEQ=128 JOBS=1. JOBS trainings run side by side, each
+# Settings with their defaults: OUT=runs/sweep TEXTS="openwebtext tinystories" (or files of your own, or TEXT=FILE for one:
+# scripts/find_text.sh says what is found or fetched) SIZES="2x64 4x128 6x256" (layers x width, heads of 32) SEEDS="1 2 3"
+# PRETRAIN_STEPS=1000 STEPS=200 BATCH=16 SEQ=128 JOBS=1 ENGINE=./train_gpt2_lnfree. JOBS trainings run side by side, each
 # on its share of the processor; a sweep that was stopped goes on. The seed decides weights, order of data and split.
 set -eu
 
 out=${OUT:-runs/sweep}
-texts=${TEXTS:-openwebtext tinystories}
+texts=${TEXTS:-${TEXT:-openwebtext tinystories}}
 sizes=${SIZES:-2x64 4x128 6x256}
 seeds=${SEEDS:-1 2 3}
 jobs=${JOBS:-1}
 here=$(dirname "$0")
-
-corpus_of() { # TEXT
-    case $1 in
-        openwebtext) echo ../shared/data/text/openwebtext_sample.jsonl.gz ;;
-        tinystories) echo ../shared/data/text/tinystories_sample.jsonl.gz ;;
-        *) echo "$1" ;;
-    esac
-}
 
 # One line per training: text, size, seed. Small sizes first, so that a table is there early.
 trainings() {
@@ -37,7 +30,7 @@ train() { # TEXT SIZE SEED
     echo "training $folder"
     OUT=$folder SIZE="--n-layer $layers --n-head $((width / 32)) --n-embd $width --n-ctx ${SEQ:-128}" SEED=$3 \
         PRETRAIN_STEPS=${PRETRAIN_STEPS:-1000} SETTLE_STEPS=0 STEPS=${STEPS:-200} BATCH=${BATCH:-16} \
-        PRESET=paper ALSO="no_aux at_once" "$here/real_text.sh" "$(corpus_of "$1")" > "$folder/output.txt" 2>&1 ||
+        PRESET=paper ALSO="no_aux at_once" "$here/real_text.sh" "$1" > "$folder/output.txt" 2>&1 ||
         { echo "scripts/real_text_sweep.sh: $folder failed; see output.txt there" >&2; return 1; }
 }
 
@@ -84,8 +77,28 @@ table() {
     done; done
 }
 
-if [ "${1:-}" = --train ]; then train "$2" "$3" "$4"; exit; fi
+fail() { # MESSAGE
+    echo "scripts/real_text_sweep.sh: $1" >&2
+    exit 2
+}
+
+# Before anything is trained: the engine, and the texts, each found or fetched once.
+prepare() {
+    [ -x "${ENGINE:-./train_gpt2_lnfree}" ] || fail "${ENGINE:-./train_gpt2_lnfree} is not built; run make"
+    twice=$(for text in $texts; do basename "$text"; done | sort | uniq -d)
+    [ -z "$twice" ] || fail "two texts are called $twice; results are kept by name, so give one another"
+    for text in $texts; do "$here/find_text.sh" "$text" >/dev/null; done
+}
+
+case ${1:-} in
+    --train) train "$2" "$3" "$4"; exit ;;
+    --table) ;;
+    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;;
+    "") ;;
+    *) fail "usage: scripts/real_text_sweep.sh [--table]; settings are environment variables (--help)" ;;
+esac
 if [ "${1:-}" != --table ]; then
+    prepare
     cores=$(nproc 2> /dev/null || echo 1)
     threads=$((cores > jobs ? cores / jobs : 1))
     trainings | OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} xargs -P "$jobs" -L 1 "$0" --train

@@ -7,7 +7,8 @@
 # Small young models have no position whose residual norm is far above the others', as GPT-2's position 0 is. Here it gets
 # one, in 300 more steps of training: BEDS="0 8 40 grown40" are none, an embedding of position 0 that is made so long
 # (finetune --plant-position0), and layers that learn to make it so many times as long as the others, as GPT-2's do
-# (--grow-position0). Other settings with their defaults: OUT=runs/robust TEXTS="tinystories openwebtext" SEEDS="1 2 3"
+# (--grow-position0). Other settings with their defaults: OUT=runs/robust TEXTS="tinystories openwebtext" (or files of
+# your own, or TEXT=FILE for one: scripts/find_text.sh says what is found or fetched) SEEDS="1 2 3"
 # STEPS="300 150 75 38" (of controls and removals), WAYS="..." (those of way() below) at the first of these, FEWER="protocol
 # adaptive" (some of WAYS) at all of them, for the picture of loss over steps; SIZE="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128"
 # PRETRAIN_STEPS=1500 JOBS=1 ENGINE=./train_gpt2_lnfree. JOBS trainings run side by side. What is there is not made again.
@@ -17,7 +18,7 @@
 set -eu
 
 out=${OUT:-runs/robust}
-texts=${TEXTS:-tinystories openwebtext}
+texts=${TEXTS:-${TEXT:-tinystories openwebtext}}
 beds=${BEDS:-0 8 40 grown40}
 seeds=${SEEDS:-1 2 3}
 all_steps=${STEPS:-300 150 75 38}
@@ -26,6 +27,7 @@ ways=${WAYS:-protocol adaptive protocol_rate at_once evened shrunk_protocol shru
 fewer=${FEWER:-protocol adaptive}
 engine=${ENGINE:-./train_gpt2_lnfree}
 most=${all_steps%% *}
+here=$(dirname "$0")
 
 # The flags of each way, but for learning rates.
 way() { # NAME STEPS
@@ -50,13 +52,6 @@ way() { # NAME STEPS
 }
 
 ways_at() { if [ "$1" = "$most" ]; then echo "$ways"; else echo "$fewer"; fi; } # STEPS
-
-corpus_of() { # TEXT
-    case $1 in
-        openwebtext | tinystories) echo "../shared/data/text/${1}_sample.jsonl.gz" ;;
-        *) echo "$1" ;;
-    esac
-}
 
 folder_of() { echo "$out/$(basename "$1")/seed$2"; } # TEXT SEED
 
@@ -84,7 +79,8 @@ data_of() { echo "--data $1/text_train_*.bin --val $1/text_val_*.bin --seed $2 -
 base() { # TEXT SEED
     folder=$(folder_of "$1" "$2")
     mkdir -p "$folder"
-    [ -e "$folder/text.json" ] || "$engine" tokenize --input "$(corpus_of "$1")" --tokenizer byte --out "$folder/text"
+    text=$("$here/find_text.sh" "$1")
+    [ -e "$folder/text.json" ] || "$engine" tokenize --input "$text" --tokenizer byte --out "$folder/text"
     [ -e "$folder/base/config.json" ] ||
         "$engine" pretrain $(data_of "$folder" "$2") ${SIZE:---n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128} --lr 2e-3 \
             --steps "${PRETRAIN_STEPS:-1500}" --out "$folder/base"
@@ -193,18 +189,34 @@ picture() {
         --y-label "nats above the control" --out "$out/fewer.svg" --force
 }
 
+fail() { # MESSAGE
+    echo "scripts/robust_removal.sh: $1" >&2
+    exit 2
+}
+
+# Before anything is trained: the engine, and the texts, each found or fetched once.
+prepare() {
+    [ -x "$engine" ] || fail "$engine is not built; run make"
+    for name in $ways; do case $name in protocol | adaptive) ;; *) way "$name" 100 >/dev/null ;; esac; done
+    twice=$(for text in $texts; do basename "$text"; done | sort | uniq -d)
+    [ -z "$twice" ] || fail "two texts are called $twice; results are kept by name, so give one another"
+    for text in $texts; do "$here/find_text.sh" "$text" >/dev/null; done
+}
+
 case ${1:-} in
     --base) logged "base-$(basename "$2")-$3" --do base "$2" "$3"; exit ;;
     --bed) logged "bed-$2-$(basename "$3")-$4" --do bed "$2" "$3" "$4"; exit ;;
     --removal) logged "$2-$3-$4-$(basename "$5")-$6" --do removal "$2" "$3" "$4" "$5" "$6"; exit ;;
     --do) shift; "$@"; exit ;;
     --table) ;;
+    -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;;
     "")
+        prepare
         jobs=${JOBS:-1} cores=$(nproc 2>/dev/null || echo 1)
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > jobs ? cores / jobs : 1))}"
         for stage in bases bed_models controls removals; do $stage | xargs -P "$jobs" -L 1 "$0"; done
         ;;
-    *) echo "usage: scripts/robust_removal.sh [--table]; settings are in its head" >&2; exit 2 ;;
+    *) fail "usage: scripts/robust_removal.sh [--table]; settings are environment variables (--help)" ;;
 esac
 for steps in $all_steps; do table "$steps"; echo; done | tee "$out/table.md"
 if [ "$most" != "$all_steps" ]; then picture; fi

@@ -1,28 +1,63 @@
 #!/bin/sh
-# Writes measured tables into README.md between their markers, so that nobody types figures.
+# Writes measured tables between their markers in the README of the room that each belongs to, so that nobody types figures.
 #
-#   scripts/update_readme.sh        takes table.md, findings.md and loss.svg of demo/, runs/real_text/table.md,
-#                                   runs/sweep/table.md, runs/robust/table.md with its picture,
-#                                   runs/robust_wide/table.md, and runs/findings/*/findings.md where they are
+#   scripts/update_readme.sh        takes what is there of
+#                                   demo/                      table.md, loss.svg -> README.md; findings.md -> dev/analysis
+#                                   runs/real_text/table.md    scripts; a row of it -> README.md
+#                                   runs/sweep/table.md        scripts
+#                                   runs/robust/               table.md -> scripts; fewer.svg -> README.md
+#                                   runs/robust_wide/table.md  scripts
+#                                   runs/findings/story/       findings.md -> README.md, dev/analysis
+#                                   runs/findings/bpe/         findings.md -> dev/analysis
+#                                   ./train_gpt2_lnfree        its table of settings -> dev/README.md
+#
+# The other tables are written by the programs that measure them: dev/cpu/README.md's ladder by `dev/cpu/matmul --readme`,
+# dev/README.md's build times by scripts/build_times.sh, test/README.md's mutants by scripts/mutants.sh. Exit status: 0,
+# 2 where a README has lost a marker.
 set -eu
 
-insert() { # MARKER FILE
-    [ -r "$2" ] || { echo "scripts/update_readme.sh: $2 is not there, its table stays as it is"; return 0; }
+new=$(mktemp)
+trap 'rm -f "$new" "$new.page"' EXIT
+
+insert() { # MARKER FILE README
+    [ -s "$2" ] || { echo "scripts/update_readme.sh: $2 is not there, its table in $3 stays as it is"; return 0; }
+    if [ "$(grep -cxF -e "<!-- $1 -->" -e "<!-- end of $1 -->" "$3")" != 2 ]; then
+        echo "scripts/update_readme.sh: $3 needs the lines <!-- $1 --> and <!-- end of $1 -->, each once" >&2
+        exit 2
+    fi
     awk -v begin="<!-- $1 -->" -v end="<!-- end of $1 -->" -v file="$2" '
         $0 == end { inside = 0 }
         !inside { print }
         $0 == begin { inside = 1; while ((getline line < file) > 0) print line }
-    ' README.md >README.md.new
-    mv README.md.new README.md
+    ' "$3" >"$new.page"
+    cat "$new.page" >"$3"
 }
 
-insert "demo table" demo/table.md
-insert "demo findings" demo/findings.md
-insert "story findings" runs/findings/story/findings.md
-insert "bpe findings" runs/findings/bpe/findings.md
-insert "real text table" runs/real_text/table.md
-insert "sweep table" runs/sweep/table.md
-insert "robust table" runs/robust/table.md
-insert "robust wide table" runs/robust_wide/table.md
+# The losses of the real-text table, side by side.
+real_text_row() {
+    awk -F ' *[|] *' '
+        { loss[$2] = $3; difference[$2] = $4 }
+        END {
+            print "| original | control | LayerNorm-free | LayerNorm-free minus control |"
+            print "|---:|---:|---:|---:|"
+            print "| " loss["original"] " | " loss["control"] " | " loss["lnfree"] " | " difference["lnfree"] " |"
+        }' runs/real_text/table.md
+}
+
+insert "demo table" demo/table.md README.md
+insert "demo findings" demo/findings.md dev/analysis/README.md
+insert "story findings" runs/findings/story/findings.md README.md
+insert "story findings" runs/findings/story/findings.md dev/analysis/README.md
+insert "bpe findings" runs/findings/bpe/findings.md dev/analysis/README.md
+insert "real text table" runs/real_text/table.md scripts/README.md
+if [ -r runs/real_text/table.md ]; then real_text_row >"$new" && insert "real text row" "$new" README.md; fi
+insert "sweep table" runs/sweep/table.md scripts/README.md
+insert "robust table" runs/robust/table.md scripts/README.md
+insert "robust wide table" runs/robust_wide/table.md scripts/README.md
+if [ -x ./train_gpt2_lnfree ] && ./train_gpt2_lnfree info --settings --markdown >"$new" 2>/dev/null; then
+    insert "settings" "$new" dev/README.md
+else
+    echo "scripts/update_readme.sh: ./train_gpt2_lnfree is not built or prints no settings, its table in dev/README.md stays as it is"
+fi
 if [ -r demo/loss.svg ]; then cp demo/loss.svg scripts/demo_loss.svg; fi
 if [ -r runs/robust/fewer.svg ]; then cp runs/robust/fewer.svg scripts/robust_removal.svg; fi

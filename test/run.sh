@@ -1,9 +1,9 @@
 #!/bin/sh
 # Runs test programs, as many at a time as there are cores, and sums up what doctest reports.
 #
-#   test/run.sh [--without ISA]... PROGRAM[:FILE]...
+#   test/run.sh [--without ISA]... PROGRAM[:SUITE][@ISA]...
 #
-# FILE: only the test cases of the source file FILE.cpp that went into PROGRAM.
+# SUITE: only the test cases of that test suite. ISA: with the operations for that instruction set (LNFREE_ISA).
 # The last line is "N passed, N failed, N skipped", in test cases. A program that crashes, hangs or reports nothing
 # counts as one failure. A test case that cannot do its work here prints one line that begins with "SKIPPED: " and
 # says why: it counts as skipped, not as passed. --without names an instruction set that this processor lacks.
@@ -24,11 +24,13 @@ cases() { # FIELD
     sed 's/\x1b\[[0-9;]*m//g' "$output" | sed -n "s/^\[doctest\] test cases:.*| *\([0-9]*\) $1.*/\1/p" | tail -n 1
 }
 
-run() { # PROGRAM[:FILE]
+run() { # PROGRAM[:SUITE][@ISA]
+    program=${1%%@*}
     only=
-    case $1 in *:*) only="--source-file=*/${1##*:}.cpp" ;; esac
+    case $program in *:*) only="--test-suite=${program##*:}" ;; esac
+    case $1 in *@*) LNFREE_ISA=${1##*@} && export LNFREE_ISA ;; esac
     start=$(date +%s)
-    timeout "${TEST_TIMEOUT:-1200}" "${1%%:*}" ${only:+"$only"} >"$output" 2>&1 </dev/null
+    timeout "${TEST_TIMEOUT:-1200}" "${program%%:*}" ${only:+"$only"} >"$output" 2>&1 </dev/null
     status=$?
     good=$(cases passed)
     bad=$(cases failed)

@@ -1,7 +1,7 @@
 // The program as its users meet it: every command in a process of its own, judged by exit status, output and files.
 //
 // LNFREE_PROGRAM names the program (default ./train_gpt2_lnfree); run from the project root. A model of one layer, 16
-// wide, is trained once, and everything is tried on copies of it.
+// wide, is trained once, and everything is tried on copies of it. The suite "quick" meets every command in seconds.
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
@@ -76,6 +76,7 @@ class Process {
     }
 
     void kill(int signal) const { ::kill(pid_, signal); }
+    pid_t id() const { return pid_; }
 
     bool running() {
         if (!ended_) ended_ = ::waitpid(pid_, &wait_status_, WNOHANG) == pid_;
@@ -166,12 +167,28 @@ void edit_safetensors(const std::string& path, const std::function<void(json& he
     write_bytes(path, std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + text + data);
 }
 
+Words lines_of(const std::string& path) {
+    Words lines;
+    std::istringstream text(read_bytes(path));
+    for (std::string line; std::getline(text, line);) lines.push_back(line);
+    return lines;
+}
+
 // The lines of a run's log.
 std::vector<json> log_of(const std::string& folder) {
     std::vector<json> lines;
-    std::istringstream text(read_bytes(folder + "/log.jsonl"));
-    for (std::string line; std::getline(text, line);) lines.push_back(json::parse(line));
+    for (const std::string& line : lines_of(folder + "/log.jsonl")) lines.push_back(json::parse(line));
     return lines;
+}
+
+// The complete checkpoints of a run, oldest first.
+Words checkpoints_of(const std::string& out) {
+    std::set<std::string> names;
+    if (fs::exists(out + "/checkpoints"))
+        for (const auto& entry : fs::directory_iterator(out + "/checkpoints"))
+            if (contains(entry.path().filename(), "step_") && entry.path().filename().string()[0] == 's')
+                names.insert(entry.path().filename());
+    return Words(names.begin(), names.end());
 }
 
 std::set<std::string> keys_of(const json& object) {
@@ -221,6 +238,29 @@ struct Workbench {
         if (std::find(more.begin(), more.end(), "--preset") == more.end())
             more.insert(more.end(), {"--preset", "paper"});
         return training("remove", folder / "base", out, more);
+    }
+    // By the default preset if `preset` is empty, and slow enough (milliseconds a step) to be met in the middle.
+    Words slow_removal(const std::string& preset, const std::string& out, const Words& more) const {
+        Words arguments = {"remove",
+                           "--model",
+                           folder / "base",
+                           "--out",
+                           out,
+                           "--steps",
+                           "40",
+                           "--batch",
+                           "4",
+                           "--grad-accum",
+                           "24",
+                           "--val-tokens",
+                           "64",
+                           "--data",
+                           folder / "data/s_train_*.bin",
+                           "--val",
+                           folder / "data/s_val_*.bin"};
+        if (!preset.empty()) arguments.insert(arguments.end(), {"--preset", preset});
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return arguments;
     }
     Words evaluation(const std::string& model, const Words& more = {}) const {
         Words arguments = {"eval", "--data", folder / "data/s_val_000000.bin", "--model", model};
@@ -296,6 +336,8 @@ void check_data_refused(const std::string& train, const std::string& val, const 
     check_refused({"eval", "--model", base, "--data", train}, words);
 }
 
+const doctest::test_suite quick("quick");
+
 const Words commands = {"pretrain", "remove",  "finetune", "eval", "export", "generate", "tokenize",
                         "info",     "stories", "bench",    "plot", "check",  "analyze"};
 
@@ -304,7 +346,7 @@ const Words commands = {"pretrain", "remove",  "finetune", "eval", "export", "ge
 // ---------------------------------------------------------------------------------------------------------------------
 // The command line itself
 
-TEST_CASE("every command explains itself and every flag, on standard output with exit 0") {
+TEST_CASE("every command explains itself and every flag, on standard output with exit 0" * quick) {
     const Outcome all = succeed({"--help"});
     for (const std::string& command : commands) {
         CAPTURE(command);
@@ -329,7 +371,7 @@ TEST_CASE("every command explains itself and every flag, on standard output with
     }
 }
 
-TEST_CASE("unknown commands and flags are refused by name") {
+TEST_CASE("unknown commands and flags are refused by name" * quick) {
     check_refused({}, {"--help"});
     check_refused({"dehydrate"}, {"\"dehydrate\"", "--help"});
     check_refused({"remove"}, {"--out", "required", "--help"});
@@ -348,14 +390,14 @@ TEST_CASE("unknown commands and flags are refused by name") {
     check_refused(workbench().removal(nowhere(), {"--seed"}), {"--seed", "--help"});
 }
 
-TEST_CASE("what only the CUDA engine can say is refused with its name") {
+TEST_CASE("what only the CUDA engine can say is refused with its name" * quick) {
     check_refused({"check"}, {"train_gpt2_lnfree_cuda"});
     check_refused({"info", "--memory", "--size", "xl"}, {"--memory", "train_gpt2_lnfree_cuda", "--dry-run"});
     check_refused({"info"}, {"--model", "--memory"});
     check_refused({"info", "--size", "xl"}, {"--size", "--memory"});
 }
 
-TEST_CASE("an instruction set that is not there is refused") {
+TEST_CASE("an instruction set that is not there is refused" * quick) {
     ::setenv("LNFREE_ISA", "mmx", 1);
     const Outcome outcome = run({"info", "--help"});
     ::unsetenv("LNFREE_ISA");
@@ -363,7 +405,7 @@ TEST_CASE("an instruction set that is not there is refused") {
     CHECK(contains(only_line(outcome.err), "LNFREE_ISA=mmx"));
 }
 
-TEST_CASE("numbers must be numbers, finite and within bounds") {
+TEST_CASE("numbers must be numbers, finite and within bounds" * quick) {
     const Workbench& w = workbench();
     const auto refused = [&](const char* flag, const char* value, const char* why) {
         check_refused(w.with_data({"remove", "--model", w.folder / "base", "--out", nowhere(), flag, value}),
@@ -407,7 +449,7 @@ TEST_CASE("numbers must be numbers, finite and within bounds") {
     }
 }
 
-TEST_CASE("schedules that cannot work are refused before anything is read or written") {
+TEST_CASE("schedules that cannot work are refused before anything is read or written" * quick) {
     const Workbench& w = workbench();
     check_refused(w.removal(nowhere(), {"--preset", "huge"}), {"--preset huge", "auto", "precursor"});
     check_refused(w.removal(nowhere(), {"--stop", "3"}), {"step 9", "before step 3", "--steps"});
@@ -647,7 +689,7 @@ TEST_CASE("shards of another tokenizer are refused; those that do not say are ta
     succeed({"eval", "--model", w.folder / "base", "--data", good / "s_val_000000.bin", bad / "s_val_000000.bin"});
 }
 
-TEST_CASE("broken tokenizer files are refused, and generate needs some") {
+TEST_CASE("broken tokenizer files are refused, and generate needs some" * quick) {
     const Copy copy("base");
     write_bytes(copy / "tokenizer.json", "{");
     check_model_refused(copy.path(), {copy / "tokenizer.json", "JSON"});
@@ -660,7 +702,7 @@ TEST_CASE("broken tokenizer files are refused, and generate needs some") {
 // ---------------------------------------------------------------------------------------------------------------------
 // Where to write
 
-TEST_CASE("an output folder that holds something is left alone, unless --force") {
+TEST_CASE("an output folder that holds something is left alone, unless --force" * quick) {
     const Workbench& w = workbench();
     check_refused(w.removal(w.folder / "free"), {w.folder / "free", "--resume", "--force"});
     check_refused(w.removal(w.folder / "base"), {w.folder / "base", "--model folder itself"});
@@ -774,7 +816,7 @@ TEST_CASE("eval, generate, tokenize and plot refuse what they cannot do") {
 // ---------------------------------------------------------------------------------------------------------------------
 // Resuming
 
-TEST_CASE("--resume continues saved runs only, with their own values only") {
+TEST_CASE("--resume continues saved runs only, with their own values only" * quick) {
     const Workbench& w = workbench();
     check_refused({"remove", "--resume", "--out", nowhere()}, {nowhere(), "no checkpoint", "--resume"});
     check_refused({"remove", "--resume", "--out", w.folder / "free"}, {w.folder / "free", "finished"});
@@ -810,19 +852,22 @@ TEST_CASE("--resume continues saved runs only, with their own values only") {
     damaged([](const std::string& c) { fs::resize_file(c + "/adam_v.safetensors", 3000); },
             {"adam_v.safetensors", "truncated"});
     damaged([](const std::string& c) { fs::remove(c + "/lnfree.json"); }, {"step_000015", "lnfree.json"});
-    damaged([](const std::string& c) { edit_json(c + "/lnfree.json", [](json& j) { j["resume"].erase("step"); }); },
-            {"lnfree.json", "step"});
-    damaged([](const std::string& c) { edit_json(c + "/lnfree.json", [](json& j) { j["protocol"]["batch"] = "x"; }); },
-            {"lnfree.json"});
-    damaged(
-        [](const std::string& c) {
-            edit_json(c + "/lnfree.json", [](json& j) { j["resume"]["data_fingerprint"] = "0"; });
-        },
-        {"has changed"});
+    const auto edited = [&](const std::function<void(json&)>& edit, const Words& words) {
+        damaged([&](const std::string& c) { edit_json(c + "/lnfree.json", edit); }, words);
+    };
+    edited([](json& j) { j.erase("step"); }, {"lnfree.json", "step"});
+    edited([](json& j) { j["resume"].erase("adam_updates"); }, {"lnfree.json", "adam_updates"});
+    edited([](json& j) { j["step"] = 10'000; }, {"lnfree.json", "out of range"});
+    edited([](json& j) { j.erase("checkpoint_version"); }, {"step_000015", "earlier version"});
+    edited([](json& j) { j["checkpoint_version"] = 99; }, {"step_000015", "99"});
+    edited([](json& j) { j["sites"][0]["own_share"] = 0.5; }, {"mlp[0]", "own_share", "earlier version"});
+    edited([](json& j) { j["protocol"]["batch"] = "x"; }, {"lnfree.json"});
+    edited([](json& j) { j["resume"]["data_fingerprint"] = "0"; }, {"has changed"});
     CHECK(listing_of(out) == before);
 }
 
-// A finished run's files; the log without the one thing that depends on the clock.
+// A finished run's files; the log without the one thing that depends on the clock. A killed process cannot take its lock's
+// file away.
 Listing result_of(const std::string& out) {
     Listing listing = listing_of(out);
     std::string log;
@@ -831,6 +876,7 @@ Listing result_of(const std::string& out) {
         log += line.dump() + "\n";
     }
     listing["log.jsonl"] = log;
+    listing.erase(".lock");
     return listing;
 }
 
@@ -845,104 +891,202 @@ void check_same_result(const std::string& out, const Listing& expected) {
     }
 }
 
+int64_t steps_in_log(const std::string& out) {
+    int64_t steps = 0;
+    for (const json& line : log_of(out)) steps += line.contains("loss") ? 1 : 0;
+    return steps;
+}
+
+// Resumes a run whose newest checkpoint is of this step, and makes sure that it did not begin anew: the lines of the steps
+// before are those of the process before, whose clock they show.
+void resume_from(int64_t step, const std::string& out) {
+    const Words before = lines_of(out + "/log.jsonl");
+    succeed({"remove", "--resume", "--out", out});
+    const Words after = lines_of(out + "/log.jsonl");
+    for (size_t i = 0; i < before.size(); i++) {
+        const json line = json::parse(before[i], nullptr, false);  // the last one may be half of one
+        if (line.is_discarded() || line["step"] >= step) break;
+        REQUIRE(i < after.size());
+        CHECK(after[i] == before[i]);
+    }
+}
+
+// The default preset decides as it goes; the paper's schedule stands from the start.
+const Words both_schedules = {"", "paper"};
+
 TEST_CASE("Ctrl-C and SIGTERM save, say how to go on, and --resume ends with the same bytes") {
     const Workbench& w = workbench();
-    TemporaryFolder runs;
     const Words pace = {"--save-every", "6", "--eval-every", "5", "--sigma-ema", "0.3"};
-    succeed(w.removal(runs / "whole", pace));
-    const Listing expected = result_of(runs / "whole");
     const struct {
         int signal;
         const char* when;  // as soon as the log holds this
+        int64_t step;
         bool with_json;
-    } moments[] = {{SIGINT, "\"step\":0,\"val_loss\"", false},
-                   {SIGTERM, "\"step\":3,", false},
-                   {SIGINT, "\"step\":6,", true},
-                   {SIGTERM, "\"step\":11,", true},
-                   {SIGINT, "\"step\":14,", false}};
-    for (const auto& moment : moments) {
-        CAPTURE(moment.when);
-        const std::string out = runs / "stopped";
-        fs::remove_all(out);
-        Words arguments = w.removal(out, pace);
-        if (moment.with_json) arguments.emplace_back("--json");
-        Process process(arguments);
-        while (process.running() &&
-               !(fs::exists(out + "/log.jsonl") && contains(read_bytes(out + "/log.jsonl"), moment.when))) {
-            ::usleep(200);
-        }
-        process.kill(moment.signal);
-        const Outcome outcome = process.wait();
-        if (outcome.status != 0) {  // a slow moment on a busy machine may come after the end
-            CHECK(outcome.status == 128 + moment.signal);
+    } moments[] = {{SIGINT, "\"step\":0,\"val_loss\"", 0, false},
+                   {SIGTERM, "\"step\":3,", 3, false},
+                   {SIGINT, "\"step\":6,", 6, true},
+                   {SIGTERM, "\"step\":11,", 11, true}};
+    for (const std::string& preset : both_schedules) {
+        CAPTURE(preset);
+        TemporaryFolder runs;
+        succeed(w.slow_removal(preset, runs / "whole", pace));
+        const Listing expected = result_of(runs / "whole");
+        for (const auto& moment : moments) {
+            CAPTURE(moment.when);
+            const std::string out = runs / "stopped";
+            Words arguments = w.slow_removal(preset, out, pace);
+            if (moment.with_json) arguments.emplace_back("--json");
+            Outcome outcome;
+            for (int attempt = 0; attempt < 3; attempt++) {  // on a busy machine a run may be over too soon
+                fs::remove_all(out);
+                Process process(arguments);
+                while (process.running() && !contains(read_bytes(out + "/log.jsonl"), moment.when)) ::usleep(200);
+                process.kill(moment.signal);
+                outcome = process.wait();
+                if (outcome.status != 0) break;
+            }
+            REQUIRE(outcome.status == 128 + moment.signal);
+
+            // It says what it saved, and that is what it saved: the state behind the last step that it finished.
+            const int64_t done = steps_in_log(out);
+            CHECK(done >= moment.step);
+            CHECK(done < 40);
+            const std::string said = outcome.out + outcome.err, name = std::to_string(done);
+            CHECK(contains(said, "saving the state before step " + name + " "));
+            REQUIRE_FALSE(checkpoints_of(out).empty());
+            const std::string newest = out + "/checkpoints/" + checkpoints_of(out).back();
+            CHECK(contains(newest, "/step_" + std::string(6 - name.size(), '0') + name));
+            CHECK(json_file(newest + "/lnfree.json")["step"] == done);
             CHECK(contains(outcome.err, "continue with"));
             CHECK(contains(outcome.err, "remove --resume --out " + out));
             if (moment.with_json) CHECK(outcome.out.empty());
             if (!moment.with_json) CHECK(!only_line(outcome.err).empty());
             CHECK_FALSE(fs::exists(out + "/config.json"));
-            succeed({"remove", "--resume", "--out", out});
+            CHECK_FALSE(fs::exists(out + "/.lock"));
+
+            resume_from(done, out);
+            check_same_result(out, expected);
+            CHECK_FALSE(fs::exists(out + "/.lock"));
         }
-        check_same_result(out, expected);
     }
 }
 
 TEST_CASE("a run killed at any moment and resumed, or begun again, ends with the same bytes") {
     const Workbench& w = workbench();
-    TemporaryFolder runs;
-    const Words pace = {"--save-every", "2", "--eval-every", "4"};
-    succeed(w.removal(runs / "whole", pace));
-    const Listing expected = result_of(runs / "whole");
     const unsigned seed = std::random_device()();
     CAPTURE(seed);
     std::mt19937 random(seed);
     const char* const asked = std::getenv("LNFREE_KILLS");  // make test-long asks for 50
-    const int kills = asked != nullptr ? std::atoi(asked) : 5;
-    for (int kill = 0; kill < kills; ++kill) {
-        const int fifth = kill % 5;  // of the log's 26 lines
-        const std::string out = runs / "killed";
-        fs::remove_all(out);
-        const auto lines = std::uniform_int_distribution<std::ptrdiff_t>(5 * fifth, 5 * fifth + 5)(random);
-        const auto pause = std::uniform_int_distribution<useconds_t>(0, 3000)(random);
-        CAPTURE(lines);
-        CAPTURE(pause);
-        {
-            Process process(w.removal(out, pace));
-            while (process.running()) {
-                const std::string log = read_bytes(out + "/log.jsonl");
-                if (std::count(log.begin(), log.end(), '\n') >= lines) break;
-                ::usleep(200);
+    const int kills = asked != nullptr ? std::max(5, std::atoi(asked)) : 5;
+    const Words pace = {"--save-every", "4", "--eval-every", "4"};
+    for (const std::string& preset : both_schedules) {
+        CAPTURE(preset);
+        TemporaryFolder runs;
+        succeed(w.slow_removal(preset, runs / "whole", pace));
+        const Listing expected = result_of(runs / "whole");
+        const auto fifth = static_cast<std::ptrdiff_t>(lines_of(runs / "whole/log.jsonl").size()) / 5;
+        REQUIRE(fifth >= 3);
+        int killed = 0, too_early = 0, gone_on = 0, attempts = 0;
+        while (killed < kills) {
+            REQUIRE(++attempts <= 10 * kills);  // or no run was met before its end
+            const std::string out = runs / "killed";
+            fs::remove_all(out);
+            const auto from = killed % 5 * fifth;  // the moments are spread over the run
+            const auto lines = std::uniform_int_distribution<std::ptrdiff_t>(from, from + fifth)(random);
+            const auto pause = std::uniform_int_distribution<useconds_t>(0, 10'000)(random);
+            CAPTURE(lines);
+            CAPTURE(pause);
+            {
+                Process process(w.slow_removal(preset, out, pace));
+                while (process.running()) {
+                    const std::string log = read_bytes(out + "/log.jsonl");
+                    if (std::count(log.begin(), log.end(), '\n') >= lines) break;
+                    ::usleep(200);
+                }
+                ::usleep(pause);
+                process.kill(SIGKILL);
+                if (process.wait().status != -SIGKILL) continue;  // it was over before
             }
-            ::usleep(pause);
-            process.kill(SIGKILL);
-            process.wait();
+            killed++;
+            const Words saved = checkpoints_of(out);
+            if (!saved.empty()) {
+                resume_from(std::stoll(saved.back().substr(5)), out);
+                gone_on++;
+            } else {
+                const Outcome resumed = run({"remove", "--resume", "--out", out});
+                CAPTURE(resumed.err);
+                CHECK(resumed.status == 2);
+                const bool finished = contains(resumed.err, "finished");  // killed behind its last file
+                CHECK((finished || contains(resumed.err, "no checkpoint")));
+                if (!finished)
+                    succeed(w.slow_removal(preset, out, {"--save-every", "4", "--eval-every", "4", "--force"}));
+                too_early += finished ? 0 : 1;
+            }
+            check_same_result(out, expected);
         }
-        const Outcome resumed = run({"remove", "--resume", "--out", out});
-        CAPTURE(resumed.err);
-        if (resumed.status != 0) {  // killed before the first checkpoint, or after the end
-            const bool too_early = contains(resumed.err, "no checkpoint");
-            CHECK((too_early || contains(resumed.err, "finished")));
-            if (too_early) succeed(w.removal(out, {"--save-every", "2", "--eval-every", "4", "--force"}));
+        // Only those of the first fifth can have been too early for a checkpoint.
+        CHECK(too_early <= (kills + 4) / 5);
+        CHECK(gone_on >= kills / 2);
+    }
+}
+
+TEST_CASE("of two runs on one folder the second is refused and told who has it, and the first goes on undisturbed") {
+    const Workbench& w = workbench();
+    for (const std::string& preset : both_schedules) {
+        CAPTURE(preset);
+        TemporaryFolder runs;
+        const std::string out = runs / "run";
+        const Words pace = {"--save-every", "2"};
+        succeed(w.slow_removal(preset, runs / "whole", pace));
+        const auto refused_by = [&](const Process& holder, const Words& arguments) {
+            const Outcome second = run(arguments);
+            CAPTURE(second.err);
+            CHECK(second.status == 2);
+            CHECK(contains(only_line(second.err), out));
+            CHECK(contains(second.err, std::to_string(holder.id())));
+        };
+        bool met = false;
+        for (int attempt = 0; attempt < 5 && !met; attempt++) {
+            fs::remove_all(out);
+            Process first(w.slow_removal(preset, out, pace));
+            while (first.running() && checkpoints_of(out).empty()) ::usleep(200);
+            first.kill(SIGSTOP);  // it cannot end while it is looked at
+            met = first.running() && !checkpoints_of(out).empty();
+            if (met) {
+                const Listing before = listing_of(out);
+                refused_by(first, {"remove", "--resume", "--out", out});
+                Words again = w.slow_removal(preset, out, pace);
+                CHECK(run(again).status == 2);
+                again.emplace_back("--force");
+                refused_by(first, again);
+                CHECK(listing_of(out) == before);
+            }
+            first.kill(SIGCONT);
+            CHECK(first.wait().status == 0);
         }
-        check_same_result(out, expected);
+        REQUIRE(met);
+        check_same_result(out, result_of(runs / "whole"));
+        CHECK_FALSE(fs::exists(out + "/.lock"));
     }
 }
 
 TEST_CASE("tokenize that is stopped leaves nothing behind") {
-    TemporaryFolder folder;
-    std::string text = "{\"text\": \"" + std::string(1000, 'x') + "\"}\n";
-    while (text.size() < (1 << 24)) text += text;
-    write_bytes(folder / "long.jsonl", text);
-    Process process({"tokenize", "--input", folder / "long.jsonl", "--out", folder / "new/tokens"});
-    while (process.running() && (!fs::exists(folder / "new") || fs::is_empty(folder / "new"))) {
-        ::usleep(200);
-    }
-    process.kill(SIGINT);
-    const Outcome outcome = process.wait();
-    if (outcome.status != 0) {  // else it was faster
-        CHECK(outcome.status == 130);
-        CHECK(contains(outcome.err, "nothing was written"));
+    Outcome outcome;
+    for (size_t size = 1 << 24; size <= (1 << 27); size *= 2) {  // until it is slow enough to be met
+        TemporaryFolder folder;
+        std::string text = "{\"text\": \"" + std::string(1000, 'x') + "\"}\n";
+        while (text.size() < size) text += text;
+        write_bytes(folder / "long.jsonl", text);
+        Process process({"tokenize", "--input", folder / "long.jsonl", "--out", folder / "new/tokens"});
+        while (process.running() && (!fs::exists(folder / "new") || fs::is_empty(folder / "new"))) ::usleep(200);
+        process.kill(SIGINT);
+        outcome = process.wait();
+        if (outcome.status == 0) continue;
         CHECK_FALSE(fs::exists(folder / "new"));
+        break;
     }
+    CHECK(outcome.status == 130);
+    CHECK(contains(outcome.err, "nothing was written"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -975,18 +1119,14 @@ TEST_CASE("a full disk ends a run with exit 1; what was finished before stays, a
 
     // In a checkpoint: the one before it is whole, and the run goes on from there to the same weights.
     fs::remove_all(out);
-    Process process(w.removal(out, {"--save-every", "7"}));
-    while (process.running() && !fs::exists(out + "/checkpoints/step_000007")) {
-        ::usleep(200);
-    }
-    process.kill(SIGKILL);
-    process.wait();
-    if (fs::exists(out + "/checkpoints/step_000007")) {
-        const Outcome outcome = run({"remove", "--resume", "--out", out}, full);
-        check_failed(outcome, {out, "make room", "--resume", "step_0000"});
-        CHECK_FALSE(fs::exists(out + "/config.json"));
-        succeed({"remove", "--resume", "--out", out});
-    }
+    succeed(w.removal(out, {"--save-every", "7", "--keep-checkpoints", "1"}));
+    REQUIRE(checkpoints_of(out) == Words{"step_000014"});
+    for (const char* finished : {"config.json", "lnfree.json", "model.safetensors"}) fs::remove(out + "/" + finished);
+    const Words resume = {"remove", "--resume", "--out", out, "--save-every", "2", "--keep-checkpoints", "0"};
+    check_failed(run(resume, full), {out, "make room", "--resume", "step_000014"});
+    CHECK(checkpoints_of(out) == Words{"step_000014"});
+    CHECK_FALSE(fs::exists(out + "/config.json"));
+    succeed(resume);
     CHECK(read_bytes(out + "/model.safetensors") == weights);
 
     for (const char* form : {"hf", "folded"}) {
@@ -1114,7 +1254,7 @@ const std::set<std::string> protocol_keys = {"preset",
                                              "grow_position0",
                                              "precision"};
 
-TEST_CASE("--json prints one object with the documented keys, for every command") {
+TEST_CASE("--json prints one object with the documented keys, for every command" * quick) {
     const Workbench& w = workbench();
     TemporaryFolder out;
 
@@ -1202,7 +1342,7 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
           1);
 }
 
-TEST_CASE("eval compares several models in one object") {
+TEST_CASE("eval compares several models in one object" * quick) {
     const Workbench& w = workbench();
     const json both =
         json_of(w.evaluation(w.folder / "base", {w.folder / "half", w.folder / "free"}), {"version", "models"});
@@ -1280,7 +1420,33 @@ TEST_CASE("analyze gives the documented keys for several models, and a report of
     CHECK(overview.compare(0, 7, "| model") == 0);
 }
 
-TEST_CASE("analyze refuses what it cannot measure") {
+TEST_CASE("eval and analyze agree on the loss and on every percentile of one model and data" * quick) {
+    const Workbench& w = workbench();
+    const std::string data = w.folder / "data/s_val_000000.bin";
+    for (const char* model : {"base", "free"}) {
+        CAPTURE(model);
+        const json eval = json::parse(succeed(w.evaluation(w.folder / model, {"--json"})).out);
+        const json analyzed = json::parse(succeed({"analyze", "loss", "--json", "--model", w.folder / model, "--data",
+                                                   data, "--sequences", "1000000"})
+                                              .out);
+        REQUIRE(analyzed["sequences"].get<int64_t>() * 16 == eval["tokens"].get<int64_t>());
+        const json &one = analyzed["models"][0], &p = eval["percentiles"];
+        const auto same = [](const json& a, const json& b) {
+            CHECK(a.get<double>() == doctest::Approx(b.get<double>()).epsilon(1e-5));
+        };
+        same(one["loss"], eval["loss"]);
+        same(one["median"], p["p50"]);
+        const std::vector<std::pair<const char*, std::pair<const char*, const char*>>> ranges = {
+            {"range_50", {"p25", "p75"}}, {"range_95", {"p2.5", "p97.5"}}, {"range_99_9", {"p0.05", "p99.95"}}};
+        for (const auto& [range, ends] : ranges) {
+            CAPTURE(range);
+            same(one[range][0], p[ends.first]);
+            same(one[range][1], p[ends.second]);
+        }
+    }
+}
+
+TEST_CASE("analyze refuses what it cannot measure" * quick) {
     const Workbench& w = workbench();
     const TemporaryFolder out;
     const std::string base = w.folder / "base", data = w.folder / "data/s_val_000000.bin";
@@ -1314,7 +1480,7 @@ TEST_CASE("analyze refuses what it cannot measure") {
     CHECK(read_bytes(out / "kept/norms.json") == before);
 }
 
-TEST_CASE("--dry-run says what a run would be and writes nothing") {
+TEST_CASE("--dry-run says what a run would be and writes nothing" * quick) {
     const Workbench& w = workbench();
     std::set<std::string> keys = {"version", "protocol",     "parameters",        "tokens",
                                   "epochs",  "memory_bytes", "estimated_seconds", "schedule"};
@@ -1333,7 +1499,7 @@ TEST_CASE("--dry-run says what a run would be and writes nothing") {
     check_workbench_untouched();
 }
 
-TEST_CASE("log.jsonl has one line per step, and validations between them, with the documented keys") {
+TEST_CASE("log.jsonl has one line per step, and validations between them, with the documented keys" * quick) {
     const Workbench& w = workbench();
     std::vector<int> steps, validations;
     std::vector<std::string> removed;
@@ -1353,7 +1519,7 @@ TEST_CASE("log.jsonl has one line per step, and validations between them, with t
     CHECK(removed == Words{"mlp[0]", "qk[0]", "v[0]", "f"});
 }
 
-TEST_CASE("lnfree.json records the whole protocol, the data, and what happened when") {
+TEST_CASE("lnfree.json records the whole protocol, the data, and what happened when" * quick) {
     const Workbench& w = workbench();
     const std::set<std::string> keys = {"version",   "form",     "command", "finished", "layernorm_free",
                                         "step",      "protocol", "sites",   "events",   "data",
@@ -1380,15 +1546,16 @@ TEST_CASE("lnfree.json records the whole protocol, the data, and what happened w
     CHECK(free["based_on"]["command"] == "pretrain");
 
     std::set<std::string> checkpoint_keys = keys;
-    checkpoint_keys.insert("resume");
+    checkpoint_keys.insert({"resume", "checkpoint_version"});
     const json half = json_file(w.folder / "half/lnfree.json");
     check_keys(half, checkpoint_keys, "lnfree.json");
     CHECK(half["form"] == "checkpoint");
     CHECK(half["finished"] == false);
     check_keys(half["resume"],
-               {"step", "model", "data", "val", "eval_every", "val_tokens", "save_every", "keep_checkpoints",
-                "adam_updates", "first_val_loss", "stochastic_rounding", "attention", "data_fingerprint"},
+               {"model", "data", "val", "eval_every", "val_tokens", "save_every", "keep_checkpoints", "adam_updates",
+                "stochastic_rounding", "attention", "data_fingerprint"},
                "lnfree.json");
+    CHECK(half["step"] == 16);
     CHECK(json_file(w.folder / "half/config.json")["model_type"] == "gpt2_lnfree_checkpoint");
     CHECK(json_file(w.folder / "free/config.json")["layer_norm_epsilon"] == 1e12);
 }
@@ -1396,7 +1563,7 @@ TEST_CASE("lnfree.json records the whole protocol, the data, and what happened w
 // ---------------------------------------------------------------------------------------------------------------------
 // All together
 
-TEST_CASE("from stories to a LayerNorm-free model in both forms, with equal losses") {
+TEST_CASE("from stories to a LayerNorm-free model in both forms, with equal losses" * quick) {
     const Workbench& w = workbench();
     TemporaryFolder out;
     for (const char* form : {"hf", "folded"}) {

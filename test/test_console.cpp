@@ -228,7 +228,7 @@ TEST_CASE("a progress bar never fills the last column of its terminal") {
     }
 }
 
-TEST_CASE("away from a terminal a progress bar prints one plain line per tenth") {
+TEST_CASE("away from a terminal a progress bar prints one plain line a minute") {
     Recorder recorder;
     ProgressBar progress("eval", 300, recorder.stream, 0, recorder.settings(0));
     for (uint64_t done = 1; done <= 300; done++) {
@@ -237,18 +237,58 @@ TEST_CASE("away from a terminal a progress bar prints one plain line per tenth")
     }
     progress.finish();
     const std::string text = recorder.written();
-    CHECK(occurrences(text, "\n") == 10);
+    CHECK(occurrences(text, "\n") == 5);
     CHECK(occurrences(text, "\r") + occurrences(text, "\033") == 0);
-    CHECK(text.rfind("eval  10% 30/300  1/s  ETA 4m 30s  x\n", 0) == 0);
+    CHECK(text.rfind("eval  20% 60/300  1/s  ETA 4m 00s  x\n", 0) == 0);
     CHECK(occurrences(text, "eval 100% 300/300  1/s  ETA 0 ms  x\n") == 1);
+}
+
+TEST_CASE("away from a terminal a progress bar of less than a minute prints nothing") {
+    Recorder recorder;
+    {
+        ProgressBar progress("eval", 59, recorder.stream, 0, recorder.settings(0));
+        for (uint64_t done = 1; done <= 59; done++) {
+            recorder.time += 1;
+            progress.update(done);
+        }
+        progress.hide();
+    }
+    CHECK(recorder.written().empty());
+}
+
+TEST_CASE("away from a terminal a progress bar that took longer prints its final state once") {
+    Recorder recorder;
+    {
+        ProgressBar progress("train", 90, recorder.stream, 0, recorder.settings(0));
+        for (uint64_t done = 1; done <= 90; done++) {
+            recorder.time += 1;
+            progress.update(done, "loss " + std::to_string(done));
+        }
+        progress.finish();
+        recorder.time += 100;
+        progress.update(91);
+        progress.finish();
+    }
+    CHECK(recorder.written() ==
+          "train  66% 60/90  1/s  ETA 30 s  loss 60\n"
+          "train 100% 90/90  1/s  ETA 0 ms  loss 90\n");
+}
+
+TEST_CASE("away from a terminal a progress bar without any update prints nothing, however long it lives") {
+    Recorder recorder;
+    {
+        ProgressBar progress("train", 90, recorder.stream, 0, recorder.settings(0));
+        recorder.time += 1000;
+    }
+    CHECK(recorder.written().empty());
 }
 
 TEST_CASE("a resumed progress bar counts only this run's work in its rate") {
     Recorder recorder;
-    ProgressBar progress("train", 200, recorder.stream, 100, recorder.settings(0));
-    recorder.time += 10;
-    progress.update(150);
-    CHECK(recorder.written() == "train  75% 150/200  5/s  ETA 10 s\n");
+    ProgressBar progress("train", 500, recorder.stream, 100, recorder.settings(0));
+    recorder.time += 60;
+    progress.update(400);
+    CHECK(recorder.written() == "train  80% 400/500  5/s  ETA 20 s\n");
 }
 
 TEST_CASE("a progress bar without a total shows the count and the rate") {

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include <nlohmann/json.hpp>
 #include <type_traits>
 #include <utility>
 

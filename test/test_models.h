@@ -1,7 +1,16 @@
-// Models for tests. Include it after train_gpt2_lnfree.cpp or train_gpt2_lnfree.cu.
+// Models for tests.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/gpt2_config.h"
 #include "data/random.h"
+#include "dev/engine.h"
 
 namespace lnfree {
 
@@ -31,13 +40,33 @@ inline double largest_difference(const std::vector<real>& a, const std::vector<r
 }
 
 // Weights far from their initial values, so that no term of a formula is close to zero by chance.
-inline void randomise(GPT2& model, uint64_t seed) {
+inline void randomise(Engine& model, uint64_t seed, double spread = 0.15) {
     SplitMix64 random(seed);
     for (const Tensor& t : model.tensors) {
         const bool gamma = t.name.find("ln_") != std::string::npos && t.name.back() == 't';
         for (int64_t i = 0; i < t.size; i++)
-            model.params.data()[t.offset + i] = static_cast<real>((gamma ? 1.0 : 0.0) + 0.15 * random.normal());
+            model.params.data()[t.offset + i] = static_cast<real>((gamma ? 1.0 : 0.0) + spread * random.normal());
     }
+}
+
+// A reference engine with such weights.
+inline std::unique_ptr<Engine> random_model(const GPT2Config& c, uint64_t seed, double spread = 0.15) {
+    std::unique_ptr<Engine> model = make_reference(c);
+    randomise(*model, seed, spread);
+    return model;
+}
+
+inline std::vector<int32_t> random_tokens(int64_t n, int64_t V) {
+    SplitMix64 random(4);
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    for (int32_t& t : tokens) t = static_cast<int32_t>(random.below(static_cast<uint64_t>(V)));
+    return tokens;
+}
+
+// FakeLN with this divisor.
+inline void freeze(Site& site, double sigma_bar) {
+    site.a = 1;
+    site.sigma_bar = sigma_bar;
 }
 
 }  // namespace lnfree

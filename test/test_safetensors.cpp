@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "data/float_formats.h"
 #include "data/safetensors.h"
 #include "test/file_helpers.h"
 

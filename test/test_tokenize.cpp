@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "data/random.h"
 #include "data/shards.h"
 #include "data/tokenize.h"
+#include "data/tokenizer.h"
 #include "test/file_helpers.h"
 
 using namespace lnfree;

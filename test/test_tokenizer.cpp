@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "data/json.h"
+#include "data/pretokenize.h"
 #include "data/random.h"
 #include "data/tokenizer.h"
 #include "test/file_helpers.h"

@@ -1,46 +1,34 @@
-// Picks the instruction set at start: the program's main().
+// Picks the instruction set: which of the compiled tables of operations this program uses.
 //
-// train_gpt2_lnfree.cpp is compiled once per instruction set, and the Makefile makes each object self-contained, so
-// that no function of one build can be taken for another's by the linker. What is left visible of each is its entry
-// lnfree_main_<isa> and the list of its static constructors, which the Makefile moves out of the place where the C
-// library would run them all: a constructor compiled for AVX-512 must not run on a processor without it.
-//
-// LNFREE_ISA=portable|avx2|avx512 forces one of them. This file itself is compiled for the oldest processor.
+// The operations of train_gpt2_lnfree.cpp are compiled once per instruction set, everything else once. This file is
+// compiled for the oldest processor. LNFREE_ISA=portable|avx2|avx512 forces one of them.
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #ifdef __x86_64__
 #include <cpuid.h>
 #endif
 
+#include "data/error.h"
+#include "dev/cpu/operations.h"
+
 // The Makefile says what was built, from the most widely supported to the fastest: VARIANT(portable) VARIANT(avx2) ...
 #ifndef LNFREE_VARIANTS
-#error "LNFREE_VARIANTS is not defined: the Makefile passes the list of builds of train_gpt2_lnfree.cpp"
+#error "LNFREE_VARIANTS is not defined: the Makefile passes the list of builds of the operations"
 #endif
 
-using Constructor = void (*)(int, char**, char**);
+namespace lnfree {
 
-// A build on its own is linked as it is and has no list: its constructors have run before main(), as usual.
-#define VARIANT(isa)                                                                  \
-    extern "C" int lnfree_main_##isa(int argc, char** argv);                          \
-    extern "C" __attribute__((weak)) Constructor __start_lnfree_constructors_##isa[]; \
-    extern "C" __attribute__((weak)) Constructor __stop_lnfree_constructors_##isa[];
+#define VARIANT(isa) extern const Operations lnfree_operations_##isa;
 LNFREE_VARIANTS
 #undef VARIANT
 
 namespace {
 
-struct Variant {
-    const char* isa;
-    int (*entry)(int, char**);
-    Constructor* constructors_begin;
-    Constructor* constructors_end;
-};
-
-#define VARIANT(isa) {#isa, lnfree_main_##isa, __start_lnfree_constructors_##isa, __stop_lnfree_constructors_##isa},
-const Variant variants[] = {LNFREE_VARIANTS};
+#define VARIANT(isa) &lnfree_operations_##isa,
+const Operations* const variants[] = {LNFREE_VARIANTS};
 #undef VARIANT
 
 #ifdef __x86_64__
@@ -65,7 +53,7 @@ bool has_avx512() {
 }
 #endif
 
-bool processor_runs(const Variant& variant) {
+bool processor_runs(const Operations& variant) {
 #ifdef __x86_64__
     if (std::strcmp(variant.isa, "avx2") == 0) return has_avx2();
     if (std::strcmp(variant.isa, "avx512") == 0) return has_avx512();
@@ -73,33 +61,30 @@ bool processor_runs(const Variant& variant) {
     return true;
 }
 
-// The build to run: what LNFREE_ISA asks for, or the last one that the processor supports. Null after saying why not.
-const Variant* choose(const char* wanted) {
-    const Variant* chosen = nullptr;
+// What LNFREE_ISA asks for, or the last one that the processor supports.
+const Operations& choose(const std::string& wanted) {
+    const Operations* chosen = nullptr;
     bool known = false;
-    for (const Variant& variant : variants) {
-        if (wanted && std::strcmp(wanted, variant.isa) != 0) continue;
+    std::string built;
+    for (const Operations* variant : variants) {
+        built += std::string(" ") + variant->isa;
+        if (!wanted.empty() && wanted != variant->isa) continue;
         known = true;
-        if (processor_runs(variant)) chosen = &variant;
+        if (processor_runs(*variant)) chosen = variant;
     }
-    if (chosen) return chosen;
-    if (known) {
-        std::fprintf(stderr, "LNFREE_ISA=%s: this processor does not have that instruction set\n", wanted);
-        return nullptr;
-    }
-    std::fprintf(stderr, "LNFREE_ISA=%s: unknown; this program was built for:", wanted);
-    for (const Variant& variant : variants) std::fprintf(stderr, " %s", variant.isa);
-    std::fprintf(stderr, "\n");
-    return nullptr;
+    if (chosen != nullptr) return *chosen;
+    if (known) throw BadInput("LNFREE_ISA=" + wanted + ": this processor does not have that instruction set");
+    throw BadInput("LNFREE_ISA=" + wanted + ": unknown; this program was built for:" + built);
 }
 
 }  // namespace
 
-int main(int argc, char** argv, char** environment) {
-    const char* wanted = std::getenv("LNFREE_ISA");
-    const Variant* variant = choose(wanted && *wanted ? wanted : nullptr);
-    if (!variant) return 2;
-    for (Constructor* c = variant->constructors_begin; c != variant->constructors_end; ++c)
-        (*c)(argc, argv, environment);
-    return variant->entry(argc, argv);
+const Operations& operations() {
+    static const Operations& chosen = [&]() -> const Operations& {
+        const char* wanted = std::getenv("LNFREE_ISA");
+        return choose(wanted == nullptr ? "" : wanted);
+    }();
+    return chosen;
 }
+
+}  // namespace lnfree

@@ -6,124 +6,16 @@
 // second, each operand of each operation counted once.
 #pragma once
 
-#include <string>
-#include <vector>
+#include <cstdio>
+#include <nlohmann/json_fwd.hpp>
 
 #include "data/svg_chart.h"
-#include "dev/cpu/bench.h"
 
 namespace lnfree {
 namespace bench {
 
-struct Ceiling {
-    double flops_per_s = 0, bytes_per_s = 0;
-};
-
-inline Ceiling measure_ceiling(double budget) {
-    constexpr int64_t M = 1024, N = 3072, K = 768, values = int64_t{1} << 26;
-    Operands memory;
-    const float *a = memory.take_floats(M * K), *b = memory.take_floats(K * N);
-    float* c = memory.take_floats(M * N);
-    const OpenBlas blas;
-    double seconds =
-        seconds_of([&] { matmul(Transpose::No, Transpose::No, M, N, K, a, K, b, N, c, N, false); }, budget);
-    if (blas.is_there()) {
-        const auto product = [&] { blas.matmul(Transpose::No, Transpose::No, M, N, K, a, K, b, N, c, N, false); };
-        seconds = std::min(seconds, seconds_of(product, budget));
-    }
-    std::vector<float> from(values, 1.0f), to(values, 0.0f);
-    const auto copy = [&] {
-        float* out = to.data();
-        const float* in = from.data();
-#pragma omp parallel for simd schedule(static)
-        for (int64_t i = 0; i < values; i++) out[i] = in[i] + 1.0f;
-    };
-    return {2.0 * static_cast<double>(M * N * K) / seconds,
-            8.0 * static_cast<double>(values) / seconds_of(copy, budget)};
-}
-
-struct GrowthPoint {
-    int64_t width, seq, batch;
-    double tokens_per_s, roofline;
-};
-
-// A step of a model of two layers on 1,024 tokens, one token per byte.
-inline GrowthPoint measure_growth_point(int64_t width, int64_t seq, const Ceiling& ceiling, double budget) {
-    GPT2Config c;
-    c.L = 2;
-    c.C = width;
-    c.NH = width / 64;
-    c.n_inner = 4 * width;
-    c.n_ctx = 1024;
-    c.V = 257;
-    GrowthPoint point{width, seq, 1024 / seq, 0, 0};
-    const double tokens = static_cast<double>(point.batch * seq);
-    double flops = 0, bytes = 0;
-    {
-        const OpenBlas blas;
-        for (const Op& op : OpList(c, point.batch, seq, blas).ops) {
-            flops += op.calls * op.flops;
-            bytes += op.calls * op.bytes;
-        }
-    }
-    point.roofline = tokens / std::max(flops / ceiling.flops_per_s, bytes / ceiling.bytes_per_s);
-    point.tokens_per_s = tokens / time_steps(c, point.batch, seq, budget, false).median;
-    return point;
-}
-
-inline Chart growth_chart(const std::vector<GrowthPoint>& points, const std::string& machine) {
-    Chart chart;
-    chart.title = "A training step of two layers: tokens per second";
-    chart.x_label = "width of the residual stream (n_embd); " + machine;
-    chart.y_label = "tokens per second";
-    chart.log_x = chart.log_y = true;
-    for (const GrowthPoint& point : points) {
-        const std::string name = "T = " + std::to_string(point.seq);
-        if (chart.series.empty() || chart.series[chart.series.size() - 2].name != name) {
-            static const char* colours[] = {"#0072B2", "#D55E00", "#009E73"};
-            const std::string colour = colours[chart.series.size() / 2 % 3];
-            chart.series.push_back({name, {}, {}, colour, false, 0});
-            chart.series.push_back({name + ", roofline", {}, {}, colour, true, 0});
-        }
-        ChartSeries &measured = chart.series[chart.series.size() - 2], &roofline = chart.series.back();
-        measured.x.push_back(static_cast<double>(point.width));
-        measured.y.push_back(point.tokens_per_s);
-        roofline.x.push_back(static_cast<double>(point.width));
-        roofline.y.push_back(point.roofline);
-    }
-    return chart;
-}
-
-// Measures, prints a table to `screen`, and returns the points; `chart` becomes the picture.
-inline nlohmann::ordered_json run_growth(double seconds, const char* isa, std::FILE* screen, Chart& chart) {
-    const Ceiling ceiling = measure_ceiling(seconds);
-    std::vector<GrowthPoint> points;
-    Table table({"n_embd", "T", "B", "tokens/s", "% of roofline"});
-    nlohmann::ordered_json j;
-    j["machine"] = {{"processor", processor_name()}, {"threads", thread_count()}, {"isa", isa}};
-    j["ceiling"] = {{"gflops", ceiling.flops_per_s / 1e9}, {"gbytes_per_s", ceiling.bytes_per_s / 1e9}};
-    ProgressBar progress("bench", 21);
-    for (const int64_t seq : {64, 256, 1024})
-        for (const int64_t width : {128, 256, 512, 768, 1024, 1280, 1600}) {
-            const GrowthPoint p = measure_growth_point(width, seq, ceiling, seconds);
-            points.push_back(p);
-            table.add_row({std::to_string(width), std::to_string(seq), std::to_string(p.batch),
-                           format_fixed(p.tokens_per_s, 0), format_fixed(100 * p.tokens_per_s / p.roofline, 0)});
-            j["points"].push_back({{"n_embd", width},
-                                   {"seq", seq},
-                                   {"batch", p.batch},
-                                   {"tokens_per_s", p.tokens_per_s},
-                                   {"roofline_tokens_per_s", p.roofline}});
-            progress.update(points.size());
-        }
-    progress.hide();
-    const std::string machine = processor_name() + ", " + std::to_string(thread_count()) + " threads, " + isa;
-    std::fprintf(screen, "%s\nroofline: %s GFLOP/s, %s GB/s\n\n%s", machine.c_str(),
-                 format_fixed(ceiling.flops_per_s / 1e9, 0).c_str(), format_fixed(ceiling.bytes_per_s / 1e9, 1).c_str(),
-                 table.text().c_str());
-    chart = growth_chart(points, machine);
-    return j;
-}
+// Measures for `seconds` a figure, prints a table to `screen`, and returns the points; `chart` becomes the picture.
+nlohmann::ordered_json run_growth(double seconds, FILE* screen, Chart& chart);
 
 }  // namespace bench
 }  // namespace lnfree

@@ -1,29 +1,29 @@
-// The matrix product of the engine: the winner of the ladder in this folder.
+// The matrix product of the engine: the winner of the ladder in this folder. Included by train_gpt2_lnfree.cpp alone,
+// once per instruction set, hence the namespace without a name; others call operations().matmul.
 #pragma once
 
-#include "dev/cpu/matmul_bf16.h"
-#include "dev/cpu/matmul_v6.h"
+#include "matmul_bf16.h"
+#include "matmul_v6.h"
 
 namespace lnfree {
+namespace {
 
-enum class MatmulPrecision { fp32, bf16 };
+// What the operands of every product of floats are rounded to: set once, before the first.
+bool operands_in_bf16 = false;
 
-// What the operands of every product of floats are rounded to, in the whole program: set once, before the first.
-inline MatmulPrecision& matmul_precision() {
-    static MatmulPrecision precision = MatmulPrecision::fp32;
-    return precision;
+void use_bf16(bool on) {
+    operands_in_bf16 = on;
 }
 
 // Whether this processor and build multiply bf16 faster than fp32.
-inline bool bf16_is_fast() {
+bool bf16_is_fast() {
     return matmul_bf16::has_hardware();
 }
 
 // C (M,N) = op(A) (M,K) op(B) (K,N), row-major with leading dimensions; [+ C if accumulate] [+ bias (N) to every row].
 inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
                    const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* bias = nullptr) {
-    if (matmul_precision() == MatmulPrecision::bf16)
-        return matmul_bf16::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
+    if (operands_in_bf16) return matmul_bf16::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
     matmul_v6::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
 }
 
@@ -42,4 +42,5 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
         }
 }
 
+}  // namespace
 }  // namespace lnfree

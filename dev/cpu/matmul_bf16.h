@@ -8,15 +8,18 @@
 // Without AVX512_BF16 the same pairs are taken apart by shifts: right, but slower than fp32, which is why the program
 // offers bf16 only where bf16_is_fast(), and tests use it everywhere. (On Emerald Rapids, the only such processor at hand so
 // far, the instruction does not pay either: 120 GFLOP/s on two cores against version 6's 180 to 220. README.md.)
+// (Functions here are in a namespace without a name: they are compiled once per instruction set, and of several copies of
+// one function a linker would keep the first that it meets.)
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#include "dev/cpu/matmul_v6.h"
+#include "matmul_v6.h"
 
 namespace lnfree {
 namespace matmul_bf16 {
+namespace {
 
 using matmul_v6::divide_up;
 using matmul_v6::Vec;
@@ -127,5 +130,6 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
     has_hardware() ? matmul_v6::multiply_blocks<Hardware>(o) : matmul_v6::multiply_blocks<Shifted>(o);
 }
 
+}  // namespace
 }  // namespace matmul_bf16
 }  // namespace lnfree

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "dev/cpu/matmul_types.h"
+#include "matmul_types.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "dev/cpu/matmul_types.h"
+#include "matmul_types.h"
 
 namespace lnfree {
 namespace matmul_v1 {

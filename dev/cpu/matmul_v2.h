@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "dev/cpu/matmul_types.h"
+#include "matmul_types.h"
 
 namespace lnfree {
 namespace matmul_v2 {

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "dev/cpu/matmul_types.h"
+#include "matmul_types.h"
 
 namespace lnfree {
 namespace matmul_v3 {

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "dev/cpu/matmul_types.h"
+#include "matmul_types.h"
 
 #ifdef _OPENMP
 #include <omp.h>

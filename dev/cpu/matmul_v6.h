@@ -26,6 +26,8 @@
 // one accumulator; then + bias (in the first block), then + C. Which tile, task or thread it falls to changes nothing
 // in that, and where k is cut depends on K and A's orientation only. So a row of C does not even depend on how many
 // other rows are computed with it.
+// (Functions here are in a namespace without a name: they are compiled once per instruction set, and of several copies of
+// one function a linker would keep the first that it meets.)
 #pragma once
 
 #include <algorithm>
@@ -35,7 +37,7 @@
 #include <new>
 #include <utility>
 
-#include "dev/cpu/matmul_types.h"
+#include "matmul_types.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -49,6 +51,7 @@
 
 namespace lnfree {
 namespace matmul_v6 {
+namespace {
 
 // ---- sizes ----------------------------------------------------------------------------------------------------------
 
@@ -534,5 +537,6 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
         {ta == Transpose::Yes, tb == Transpose::Yes, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias});
 }
 
+}  // namespace
 }  // namespace matmul_v6
 }  // namespace lnfree

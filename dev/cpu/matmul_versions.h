@@ -3,13 +3,13 @@
 
 #include <cstdint>
 
-#include "dev/cpu/matmul_types.h"
-#include "dev/cpu/matmul_v1.h"
-#include "dev/cpu/matmul_v2.h"
-#include "dev/cpu/matmul_v3.h"
-#include "dev/cpu/matmul_v4.h"
-#include "dev/cpu/matmul_v5.h"
-#include "dev/cpu/matmul_v6.h"
+#include "matmul_types.h"
+#include "matmul_v1.h"
+#include "matmul_v2.h"
+#include "matmul_v3.h"
+#include "matmul_v4.h"
+#include "matmul_v5.h"
+#include "matmul_v6.h"
 
 namespace lnfree {
 

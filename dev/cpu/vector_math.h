@@ -1,6 +1,8 @@
 // exp, the logistic function (tanh, shifted) and a maximum for inner loops: straight-line arithmetic, so that the compiler
 // makes vector code of a plain loop around them for whatever instruction set it compiles for.
 // test/isa/test_vector_math.cpp holds the errors stated here.
+// (Functions here are in a namespace without a name: they are compiled once per instruction set, and of several copies of
+// one function a linker would keep the first that it meets.)
 #pragma once
 
 #include <algorithm>
@@ -9,6 +11,7 @@
 #include <cstring>
 
 namespace lnfree {
+namespace {
 
 namespace vector_math {
 
@@ -90,4 +93,5 @@ Real largest_of(const Real* x, int64_t n) {
     return *std::max_element(lane, lane + LANES);
 }
 
+}  // namespace
 }  // namespace lnfree

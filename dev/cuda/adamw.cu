@@ -1,5 +1,9 @@
 // The laboratory of AdamW:  make dev/cuda/adamw && dev/cuda/adamw [VERSION]
-#include "dev/cuda/adamw.h"
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "adamw.h"
 
 namespace lnfree::cuda::lab {
 
@@ -59,35 +63,37 @@ struct AdamWProblem {
         for (float& value : values) value *= value;
         return values;
     }
-    static constexpr double kLearningRate = 1e-2;
     static constexpr int64_t kUpdates = 3;
+    static AdamWStep step() {
+        AdamWStep s;
+        s.lr = 1e-2;
+        s.gradient_scale = 0.5;  // as in `norm`
+        return s;
+    }
     void run(AdamWFunction<bf16> f) const {
-        const Protocol p;
-        const AdamWStep step = adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, kLearningRate, kUpdates);
         f({master.data(), grad.data(), m.data(), v.data(), copy.data(), norm.data(), device_ranges.data(), &ranges, n,
-           step},
+           adamw_constants(step(), kUpdates)},
           nullptr);
     }
     double worst() const {
-        GPT2 model(shape);
-        model.prepare_training();
-        AdamW adam;
-        adam.prepare(n);
-        const auto fill = [](Buffer& buffer, const std::vector<float>& values) {
+        const std::unique_ptr<Engine> model = make_reference(shape);
+        model->prepare_training();
+        model->prepare_optimiser();
+        const auto fill = [](Buffer& buffer, const Floats& values) {
             std::copy(values.begin(), values.end(), buffer.data());
         };
-        fill(model.params, normal_values(n, 1));
-        fill(model.grads, normal_values(n, 2));
-        fill(adam.m, normal_values(n, 3, 0.1));
-        fill(adam.v, positive_values());
-        adam.updates = kUpdates - 1;
-        adam.update(model, Protocol(), kLearningRate, 0.5);
+        fill(model->params, normal_values(n, 1));
+        fill(model->grads, normal_values(n, 2));
+        fill(model->m, normal_values(n, 3, 0.1));
+        fill(model->v, positive_values());
+        model->updates = kUpdates - 1;
+        model->update(step());
         const auto off = [&](const DeviceArray<float>& got, const Buffer& expected) {
-            return worst_error(got.host(), std::vector<float>(expected.data(), expected.data() + n), 1e-6);
+            return worst_error(got.host(), Floats(expected.data(), expected.data() + n), 1e-6);
         };
-        return std::max({off(master, model.params), off(m, adam.m), off(v, adam.v),
+        return std::max({off(master, model->params), off(m, model->m), off(v, model->v),
                          worst_error(floats(copy.host()), floats(rounded<bf16>(master.host())), 1e-30),
-                         worst_error(grad.host(), std::vector<float>(static_cast<size_t>(n), 0.0f), 1e-30)});
+                         worst_error(grad.host(), Floats(static_cast<size_t>(n), 0.0f), 1e-30)});
     }
 };
 

@@ -3,7 +3,7 @@
 // device and, for versions that launch tensor by tensor, on the host
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 
@@ -15,14 +15,14 @@ struct AdamWOperands {
     const TensorRange* tensors;
     const std::vector<TensorRange>* tensors_on_host;
     int64_t n;
-    AdamWStep step;
+    AdamWConstants step;
 };
 template <class X>
 using AdamWFunction = void (*)(const AdamWOperands<X>& p, cudaStream_t stream);
 
 // v1: a launch per tensor, a thread per element; then the copy; then the zeroes.
 static __global__ void adamw_v1_kernel(float* master, const float* grad, float* m, float* v, const GradientNorm* norm,
-                                       float keep, int64_t n, AdamWStep s) {
+                                       float keep, int64_t n, AdamWConstants s) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= n) return;
     const float gradient = grad[i] * norm->clip_scale;
@@ -36,7 +36,7 @@ void adamw_v1(const AdamWOperands<X>& p, cudaStream_t stream) {
         launch(adamw_v1_kernel, blocks(ceil_div(t.size, 256)), dim3(256), 0, stream, p.master + t.offset,
                p.grad + t.offset, p.m + t.offset, p.v + t.offset, p.norm, t.decay ? p.step.keep : 1.0f, t.size, p.step);
     convert(p.copy, p.master, p.n, stream);
-    require(cudaMemsetAsync(p.grad, 0, sizeof(float) * static_cast<size_t>(p.n), stream), "cudaMemsetAsync");
+    require_cuda(cudaMemsetAsync(p.grad, 0, sizeof(float) * static_cast<size_t>(p.n), stream), "cudaMemsetAsync");
 }
 
 template <class X>

@@ -3,7 +3,7 @@
 //
 // What bounds it is arithmetic and not memory: the GFLOP in the problem's name over the time are its FLOP/s. They are
 // counted as five products against forward's two; versions that make some product twice do so at their own cost.
-#include "dev/cuda/attention_backward.h"
+#include "attention_backward.h"
 
 namespace lnfree::cuda::lab {
 

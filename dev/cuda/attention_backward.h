@@ -12,9 +12,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "dev/cuda/attention_check.h"
-#include "dev/cuda/attention_forward.h"
-#include "dev/cuda/lab.h"
+#include "attention_check.h"
+#include "attention_forward.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 namespace attention_v1 {

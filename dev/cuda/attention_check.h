@@ -1,5 +1,4 @@
-// Holds attention kernels against the CPU reference: for the laboratory and for test/cuda. Brings the engine with it,
-// and with that the reference.
+// Holds attention kernels against the CPU reference: for the laboratory and for test/cuda.
 //
 // In float a result may be off by 1e-5 of the largest value. In bf16 the reference is computed in float from the same
 // bf16 inputs, and the bound follows from what the kernels round. To the nearest bf16 is a step of at most 2^-8 of the
@@ -17,9 +16,9 @@
 #include <utility>
 #include <vector>
 
-#include "data/random.h"
-#include "dev/cuda/lab.h"
-#include "dev/cuda_on_cpu/cuda.h"
+#include "../../data/random.h"
+#include "../cuda_on_cpu/cuda.h"
+#include "lab.h"
 
 namespace lnfree::cuda::attention_check {
 
@@ -68,7 +67,7 @@ std::string name(const Sizes& s, double flops) {
 // As X can hold them.
 template <class X>
 std::vector<float> as_held(const std::vector<float>& values) {
-    return lab::floats(lab::rounded<X>(values));
+    return floats(rounded<X>(values));
 }
 
 // Made-up inputs, already rounded to X. Queries and keys are uniform in [-spread, spread], values and dout in [-1, 1].
@@ -136,7 +135,7 @@ ForwardAnswer answer_forward(const Problem<X>& problem) {
     const Sizes& s = problem.sizes;
     const std::vector<float> nothing(problem.dout.size());
     ForwardAnswer answer = {nothing, std::vector<float>(s.rows()), nothing};
-    lnfree::attention_forward(answer.out.data(), answer.lse.data(), problem.qkv.data(), s.B, s.T, s.C(), s.NH);
+    operations().attention_forward(answer.out.data(), answer.lse.data(), problem.qkv.data(), s.B, s.T, s.C(), s.NH);
     for_each_pair(problem, answer.lse, [&](const Pair& pair, size_t row, float p) {
         for (size_t d = 0; d < static_cast<size_t>(s.HS); ++d)
             answer.terms[row + d] += p * std::abs(problem.qkv[pair.value + d]);
@@ -151,8 +150,8 @@ BackwardAnswer answer_backward(const Problem<X>& problem, const std::vector<floa
     const Sizes& s = problem.sizes;
     const std::vector<float>&qkv = problem.qkv, &dout = problem.dout, nothing(qkv.size());
     BackwardAnswer answer = {nothing, nothing};
-    lnfree::attention_backward(answer.dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.C(),
-                               s.NH);
+    operations().attention_backward(answer.dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T,
+                                    s.C(), s.NH);
     const auto HS = static_cast<size_t>(s.HS);
     const float scale = 1 / std::sqrt(static_cast<float>(HS));
     for_each_pair(problem, lse, [&](const Pair& pair, size_t row, float p) {
@@ -181,7 +180,7 @@ enum class Rounds { nothing, results, weights_too };
 // of magnitudes, are only looked at if something is rounded.
 inline double worst_error(const std::vector<float>& got, const std::vector<float>& expected,
                           const std::vector<float>& terms, Rounds rounds) {
-    const double unit = lab::kRounding<bf16>;
+    const double unit = kRounding<bf16>;
     const double floor = 1e-5 * static_cast<double>(largest_of(rounds == Rounds::nothing ? expected : terms));
     double worst = 0;
     for (size_t i = 0; i < got.size(); ++i) {
@@ -198,22 +197,22 @@ inline double worst_error(const std::vector<float>& got, const std::vector<float
 template <class X>
 std::pair<std::vector<float>, std::vector<float>> run_forward(Forward<X> forward, const Problem<X>& problem) {
     const Sizes& s = problem.sizes;
-    const lab::DeviceArray<X> qkv(lab::rounded<X>(problem.qkv)), out(s.B * s.T * s.C());
-    const lab::DeviceArray<float> lse(s.B * s.NH * s.T);
+    const DeviceArray<X> qkv(rounded<X>(problem.qkv)), out(s.B * s.T * s.C());
+    const DeviceArray<float> lse(s.B * s.NH * s.T);
     forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C(), s.NH, nullptr);
-    return {lab::floats(out.host()), lse.host()};
+    return {floats(out.host()), lse.host()};
 }
 
 // dqkv, from the reference's out and lse.
 template <class X>
 std::vector<float> run_backward(Backward<X> backward, const Problem<X>& problem, const ForwardAnswer& forward) {
     const Sizes& s = problem.sizes;
-    const lab::DeviceArray<X> qkv(lab::rounded<X>(problem.qkv)), out(lab::rounded<X>(forward.out)),
-        dout(lab::rounded<X>(problem.dout)), dqkv(qkv.size());
-    const lab::DeviceArray<float> lse(forward.lse), delta(lse.size());
+    const DeviceArray<X> qkv(rounded<X>(problem.qkv)), out(rounded<X>(forward.out)), dout(rounded<X>(problem.dout)),
+        dqkv(qkv.size());
+    const DeviceArray<float> lse(forward.lse), delta(lse.size());
     backward(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.C(), s.NH,
              nullptr);
-    return lab::floats(dqkv.host());
+    return floats(dqkv.host());
 }
 
 // See worst_error.

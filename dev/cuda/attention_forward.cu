@@ -2,7 +2,7 @@
 //   make dev/cuda/attention_forward && dev/cuda/attention_forward [VERSION]
 //
 // What bounds it is arithmetic and not memory: the GFLOP in the problem's name over the time are its FLOP/s.
-#include "dev/cuda/attention_forward.h"
+#include "attention_forward.h"
 
 namespace lnfree::cuda::lab {
 

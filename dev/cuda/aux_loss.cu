@@ -1,6 +1,6 @@
 // The laboratory of the auxiliary loss:  make dev/cuda/aux_loss && dev/cuda/aux_loss [VERSION]
 // Its gradient is part of the norm's backward (dev/cuda/layernorm_backward.h).
-#include "dev/cuda/aux_loss.h"
+#include "aux_loss.h"
 
 namespace lnfree::cuda::lab {
 
@@ -34,7 +34,8 @@ struct AuxLossProblem {
         f(out.data(), sigma.data(), device_tokens.data(), kEndOfText, kSettings, kScale, s.B, s.T, nullptr);
     }
     double worst() const {
-        const AuxLoss expected = aux_loss_forward(sigma.host().data(), tokens.data(), kEndOfText, kSettings, s.B, s.T);
+        const AuxLoss expected =
+            operations().aux_loss_forward(sigma.host().data(), tokens.data(), kEndOfText, kSettings, s.B, s.T);
         const AuxTerm got = out.host()[0];
         if ((got.active != 0) != expected.active) return INFINITY;
         if (!expected.active) return 0;  // nobody reads the rest then

@@ -3,7 +3,7 @@
 // out (1); sigma, tokens (B,T)
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 

@@ -1,5 +1,5 @@
 // The laboratory of the classifier:  make dev/cuda/classifier && dev/cuda/classifier [VERSION]
-#include "dev/cuda/classifier.h"
+#include "classifier.h"
 
 namespace lnfree::cuda::lab {
 
@@ -41,7 +41,8 @@ struct ClassifierProblem {
             padded(static_cast<size_t>(s.rows * s.Vp), 0.0f), expected_losses(static_cast<size_t>(s.rows));
         const std::vector<float> z = floats(before);
         for (int64_t r = 0; r < s.rows; r++) std::copy_n(z.data() + r * s.Vp, s.V, expected.data() + r * s.V);
-        softmax_cross_entropy(expected_losses.data(), expected.data(), targets.data(), kScale, true, s.rows, s.V);
+        operations().softmax_cross_entropy(expected_losses.data(), expected.data(), targets.data(), kScale, true,
+                                           s.rows, s.V);
         for (int64_t r = 0; r < s.rows; r++) std::copy_n(expected.data() + r * s.V, s.V, padded.data() + r * s.Vp);
         return std::max(worst_error(losses.host(), expected_losses, 1e-5),
                         worst_rounded_error(logits.host(), padded, 1e-5, 1e-2));

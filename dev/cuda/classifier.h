@@ -2,7 +2,7 @@
 // one-hot), and 0 in the padding. logits (rows,Vp), of which V columns are logits; losses, targets (rows)
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 
@@ -48,7 +48,7 @@ __global__ void classifier_v2_kernel(X* logits, float* losses, const int32_t* ta
     for (int64_t v = threadIdx.x; v < V; v += blockDim.x) largest = fmaxf(largest, to_float(z[v]));
     for (int offset = kWarp / 2; offset > 0; offset /= 2)
         largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, offset));
-    if (lane_index() == 0) partial[static_cast<int>(threadIdx.x) / kWarp] = largest;
+    if (lane_index() == 0) partial[warp_index()] = largest;
     __syncthreads();
     for (int w = 0; w < warps; w++) largest = fmaxf(largest, partial[w]);
     __syncthreads();

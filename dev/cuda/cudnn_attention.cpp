@@ -17,10 +17,8 @@
 #include <cuda_runtime_api.h>
 #include <cudnn_frontend.h>
 
-#include "data/error.h"
-
-// after cuda_runtime_api.h, whose types it uses
-#include "dev/cuda/cudnn_attention.h"
+#include "../../data/error.h"
+#include "cudnn_attention.h"
 
 namespace lnfree::cuda {
 namespace {

@@ -1,11 +1,14 @@
 // Attention by NVIDIA's cuDNN, beside our own kernels: `--attention cudnn`, in programs made with `make USE_CUDNN=1`.
-// Include it after what declares cudaStream_t.
 //
 // NOT YET RUN: no GPU was at hand when this was written. It compiles and links; `train_gpt2_lnfree_cuda check` compares it
 // with the reference on your GPU.
 #pragma once
 
 #include <cstdint>
+
+// As CUDA and its emulation declare it: this header is for both.
+struct CUstream_st;
+typedef CUstream_st* cudaStream_t;
 
 namespace lnfree::cuda {
 

@@ -1,5 +1,5 @@
 // The laboratory of the encoder, backward:  make dev/cuda/encoder_backward && dev/cuda/encoder_backward [VERSION]
-#include "dev/cuda/encoder_backward.h"
+#include "encoder_backward.h"
 
 namespace lnfree::cuda::lab {
 
@@ -55,8 +55,8 @@ struct EncoderBackwardProblem {
     }
     double worst() const {
         std::vector<float> expected_wte = dwte_before, expected_wpe = dwpe_before;
-        lnfree::encoder_backward(expected_wte.data(), expected_wpe.data(), floats(dout.host()).data(), tokens.data(),
-                                 s.B, s.T, s.C);
+        operations().encoder_backward(expected_wte.data(), expected_wpe.data(), floats(dout.host()).data(),
+                                      tokens.data(), s.B, s.T, s.C);
         return std::max(worst_error(dwte.host(), expected_wte, 1e-5, 10), worst_error(dwpe.host(), expected_wpe, 1e-5));
     }
 };

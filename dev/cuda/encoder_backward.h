@@ -4,7 +4,7 @@
 // encoder_backward_scratch floats
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 

@@ -1,5 +1,5 @@
 // The laboratory of the encoder, forward:  make dev/cuda/encoder_forward && dev/cuda/encoder_forward [VERSION]
-#include "dev/cuda/encoder_forward.h"
+#include "encoder_forward.h"
 
 namespace lnfree::cuda::lab {
 
@@ -33,8 +33,8 @@ struct EncoderForwardProblem {
     }
     double worst() const {
         std::vector<float> expected(static_cast<size_t>(out.size()));
-        lnfree::encoder_forward(expected.data(), tokens.data(), floats(wte.host()).data(), floats(wpe.host()).data(),
-                                s.B, s.T, s.C);
+        operations().encoder_forward(expected.data(), tokens.data(), floats(wte.host()).data(),
+                                     floats(wpe.host()).data(), s.B, s.T, s.C);
         return worst_rounded_error(out.host(), expected, 1e-5);
     }
 };

@@ -1,7 +1,7 @@
 // Encoder, forward:  out[n] = wte[tokens[n]] + wpe[n % T].  out (B,T,C), tokens (B,T), wte (V,C), wpe (T,C)
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 

@@ -1,11 +1,27 @@
-// `train_gpt2_lnfree_cuda bench`: where the time of a training step goes. Included by train_gpt2_lnfree.cu.
+// `train_gpt2_lnfree_cuda bench`: where the time of a training step goes.
 //
 // What `bench` measures, in bf16: what the GPU can do at best (a copy, large products by cuBLASLt), then every kernel
 // of a training step beside that, then whole steps before, in the middle of and after a removal. A kernel is timed with
 // empty caches, so it reads its operands from memory as the floor assumes; in a step some of them are still in L2.
 #pragma once
 
-#include "dev/cuda/engine_check.h"
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../../data/console.h"
+#include "../../data/random.h"
+#include "../engine.h"
+#include "cuda_engine.h"
+#include "kernels.h"
+#include "operands.h"
+#include "removal_steps.h"
+#include "timing.h"
 
 namespace lnfree {
 namespace cuda {
@@ -33,58 +49,17 @@ inline double vendor_peak_tflops(const std::string& name) {
     return 0;
 }
 
-// Measures how long the device takes for what is launched on the default stream.
-class DeviceClock {
+// The clock of this program: every figure gets `budget` seconds, at least five repetitions and at most a hundred.
+class BenchClock {
   public:
-    // Every figure gets `budget` seconds, at least five repetitions and at most a hundred; under emulation one is
-    // enough.
-    explicit DeviceClock(double budget) : budget_(budget) {
-        cudaDeviceProp properties;
-        int device = 0;
-        require_cuda(cudaGetDevice(&device), "cudaGetDevice");
-        require_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-        const int64_t cache = properties.l2CacheSize;
-        more_than_caches_.allocate(kEmulated ? 64 : std::max<int64_t>(4 * cache, int64_t{1} << 28));
-        require_cuda(cudaEventCreate(&begin_), "cudaEventCreate");
-        require_cuda(cudaEventCreate(&end_), "cudaEventCreate");
-    }
-    DeviceClock(const DeviceClock&) = delete;
-    DeviceClock& operator=(const DeviceClock&) = delete;
-    ~DeviceClock() {
-        cudaEventDestroy(begin_);
-        cudaEventDestroy(end_);
-    }
-
-    // Median seconds; each time after the caches were filled with something else, if wanted.
+    explicit BenchClock(double budget) : budget_(budget) {}
     double seconds_of(const std::function<void()>& run, bool empty_caches = true) {
-        if (kEmulated) return once(run, empty_caches);
-        once(run, empty_caches);  // loads the kernel
-        std::vector<double> times;
-        double sum = 0;
-        while (times.size() < 5 || (sum < budget_ && times.size() < 100)) {
-            times.push_back(once(run, empty_caches));
-            sum += times.back();
-        }
-        const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-        std::nth_element(times.begin(), middle, times.end());
-        return *middle;
+        return clock_.seconds_of(run, {1, 5, 100, budget_}, empty_caches);
     }
 
   private:
     double budget_;
-    DeviceArray<char> more_than_caches_;
-    cudaEvent_t begin_ = nullptr, end_ = nullptr;
-
-    double once(const std::function<void()>& run, bool empty_caches) {
-        if (empty_caches) more_than_caches_.zero(nullptr);
-        require_cuda(cudaEventRecord(begin_, nullptr), "cudaEventRecord");
-        run();
-        require_cuda(cudaEventRecord(end_, nullptr), "cudaEventRecord");
-        require_cuda(cudaEventSynchronize(end_), "a kernel");
-        float milliseconds = 0;
-        require_cuda(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
-        return milliseconds * 1e-3;
-    }
+    DeviceClock clock_;
 };
 
 // Random values on the device, the same 2^18 again and again: what a product of zeros takes would be no measure.
@@ -111,7 +86,7 @@ struct Ceilings {
     double copy = 0;                         // bytes/s, read and written
     double bf16_flops = 0, float_flops = 0;  // FLOP/s of products
 
-    explicit Ceilings(DeviceClock& clock) {
+    explicit Ceilings(BenchClock& clock) {
         const int64_t n = kEmulated ? 1000 : int64_t{1} << 27;
         {
             const MadeUp<float> from(n), to(n);
@@ -124,7 +99,7 @@ struct Ceilings {
 
   private:
     template <class X>
-    static double product_flops(DeviceClock& clock) {
+    static double product_flops(BenchClock& clock) {
         const int64_t n = kEmulated ? 32 : 4096;
         const MadeUp<X> a(n * n), b(n * n), c(n * n);
         MatrixProducts products;
@@ -153,9 +128,9 @@ class OpTimes {
     typedef bf16 X;
     std::vector<TimedOp> ops;
 
-    OpTimes(const GPT2Config& config, int64_t batch, int64_t seq, DeviceClock& clock)
+    OpTimes(const GPT2Config& config, int64_t batch, int64_t seq, BenchClock& clock)
         : c(config), B(batch), T(seq), N(batch * seq), L(static_cast<double>(config.L)), clock_(clock) {
-        recompute_ = std::max(0, device_options().recompute);
+        recompute_ = std::max<int64_t>(0, device_options().recompute);
         add_encoder();
         add_norms();
         add_linear("qkv", c.C, 3 * c.C);
@@ -171,9 +146,9 @@ class OpTimes {
     GPT2Config c;
     int64_t B, T, N;
     double L;
-    DeviceClock& clock_;
+    BenchClock& clock_;
     MatrixProducts products_;
-    int recompute_;
+    int64_t recompute_;
 
     void add(const std::string& name, double calls, double flops, double bytes, const std::function<void()>& run) {
         ops.push_back({name, calls, flops, bytes, clock_.seconds_of(run)});
@@ -183,22 +158,15 @@ class OpTimes {
     static double bytes_of(double n) {
         return n * static_cast<double>(sizeof(T_));
     }
-    std::vector<int32_t> tokens(int64_t n) const {
-        SplitMix64 random(3);
-        std::vector<int32_t> out(static_cast<size_t>(n));
-        for (int32_t& token : out) {
-            const double u = random.uniform();
-            token = static_cast<int32_t>(u * u * u * static_cast<double>(c.V));  // some far more often, as in text
-        }
-        return out;
-    }
+    // Some far more often than others, as in text.
+    std::vector<int32_t> tokens(int64_t n) const { return made_up_tokens(n, c.V, 3); }
 
     void add_encoder() {
         const std::vector<int32_t> host_tokens = tokens(N);
         std::vector<int32_t> sorted(static_cast<size_t>(sorted_positions_size(N)));
         sort_positions(sorted.data(), host_tokens.data(), N, c.V);
         const double different = static_cast<double>(std::min<int64_t>(N, sorted[0]));  // rows of wte, at most
-        const DeviceCopy<int32_t> device_tokens(host_tokens), device_sorted(sorted);
+        const DeviceArray<int32_t> device_tokens(host_tokens), device_sorted(sorted);
         const MadeUp<X> wte(c.V * c.C), wpe(c.n_ctx * c.C), stream(N * c.C);
         const MadeUp<float> dwte(c.V * c.C), dwpe(c.n_ctx * c.C), scratch(encoder_backward_scratch(N, c.C));
         const double NC = static_cast<double>(N * c.C), rows = different + static_cast<double>(T);
@@ -354,12 +322,10 @@ class OpTimes {
 
     // In chunks of rows, as the model takes them.
     void add_classifier() {
-        DeviceActivations<X> activations;
-        activations.lay_out(nullptr, c, B, T, true, recompute_);
-        const int64_t rows = activations.rows_per_chunk, Vp = activations.Vp;
+        const int64_t rows = logits_rows<X>(N, c.V), Vp = padded_vocabulary(c.V);
         const double chunks = static_cast<double>(N) / static_cast<double>(rows);
         const std::vector<int32_t> host_targets = tokens(rows);
-        const DeviceCopy<int32_t> targets(host_targets);
+        const DeviceArray<int32_t> targets(host_targets);
         const MadeUp<X> normed(rows * c.C), wte(c.V * c.C), logits(rows * Vp), dnormed(rows * c.C);
         const MadeUp<float> losses(rows), dwte(c.V * c.C);
         const double flops = product_flops(rows, c.V, c.C), bytes = bytes_of<X>(product_values(rows, c.V, c.C));
@@ -383,9 +349,9 @@ class OpTimes {
     void add_statistics() {
         const int64_t S = 2 * c.L + 1;
         const MadeUp<float> sigma(S * N, 1), losses(N);
-        const DeviceCopy<double> sums(std::vector<double>(static_cast<size_t>(2 * S + 1), 0.0));
-        const DeviceCopy<int32_t> device_tokens(tokens(N));
-        const DeviceScratch<AuxTerm> term(1);
+        const DeviceArray<double> sums(std::vector<double>(static_cast<size_t>(2 * S + 1), 0.0));
+        const DeviceArray<int32_t> device_tokens(tokens(N));
+        const DeviceArray<AuxTerm> term(1);
         const double n = static_cast<double>(N);
         add("sigma statistics", 1, 0, bytes_of<float>(static_cast<double>(S) * n),
             [&] { sigma_statistics(sums.data(), sigma.data(), N, S, B, T, nullptr); });
@@ -400,13 +366,15 @@ class OpTimes {
         const double calls = static_cast<double>(all) / static_cast<double>(n);
         const MadeUp<float> master(n), grads(n), m(n), v(n, 1);
         const MadeUp<X> copy(n);
-        const DeviceCopy<TensorRange> ranges(std::vector<TensorRange>{{0, n, true}});
-        const DeviceScratch<GradientNorm> norm(1);
-        const DeviceScratch<double> scratch(global_norm_scratch());
+        const DeviceArray<TensorRange> ranges(std::vector<TensorRange>{{0, n, true}});
+        const DeviceArray<GradientNorm> norm(1);
+        const DeviceArray<double> scratch(global_norm_scratch());
         const double values = static_cast<double>(n);
         add("gradient norm", calls, 0, bytes_of<float>(values),
             [&] { global_norm(norm.data(), scratch.data(), grads.data(), n, 1, nullptr); });
-        const AdamWStep step = adamw_step(0.9, 0.999, 1e-8, 0.01, 1e-4, 1);
+        AdamWStep of_the_run;
+        of_the_run.lr = 1e-4;
+        const AdamWConstants step = adamw_constants(of_the_run, 1);
         // Read: weights, gradients, moments; written: the same, the gradients as zeros, and the copy.
         add("AdamW", calls, 0, bytes_of<float>(8 * values) + bytes_of<X>(values), [&] {
             adamw<X>(master.data(), grads.data(), m.data(), v.data(), copy.data(), norm.data(), ranges.data(), 1, n,
@@ -431,34 +399,35 @@ struct StageTimes {
 
     StageTimes(const GPT2Config& c, int64_t B, int64_t T, double budget) {
         const double free_before = free_bytes();
-        CudaGPT2 model(c);
+        const std::unique_ptr<Engine> made = make_engine(c);
+        Engine& model = *made;
         SplitMix64 random(1);
         for (int64_t i = 0; i < model.parameters(); i++)
             model.params.data()[i] = static_cast<real>(0.06 * (random.uniform() - 0.5));
-        CudaAdamW adam;
         model.prepare_training(B, T);
-        adam.prepare(model.parameters());
-        std::vector<int32_t> tokens(static_cast<size_t>(B * T + 1));
-        for (int32_t& token : tokens) token = static_cast<int32_t>(random.below(static_cast<uint64_t>(c.V)));
-        const Protocol protocol;
+        model.prepare_optimiser();
+        const std::vector<int32_t> tokens = uniform_tokens(random, B * T + 1, c.V);
+        Settings settings;
+        settings.batch = B;
+        settings.seq = T;
         const auto step = [&] {
             model.clear_sigma_sums();
-            model.forward_backward(tokens.data(), tokens.data() + 1, B, T, protocol.aux(), 1);
-            finish_step(model, adam, protocol, 1);
+            model.forward_backward(tokens.data(), tokens.data() + 1, B, T, settings.aux(), 1);
+            finish_step(model, settings, 1);
             require_cuda(cudaDeviceSynchronize(), "a training step");
         };
         model.zero_gradients();
         const auto remove = [&](Site& site) {
-            site.norm = Norm::fake_ln;
+            site.a = 1;
             site.sigma_bar = site.running;
         };
-        all_layer_norm = median_seconds(step, budget);
+        all_layer_norm = seconds_of(step, budget);
         if (!kEmulated) device_bytes = free_before - free_bytes();
-        remove(model.sites.qk(static_cast<int>(c.L / 2)));
-        in_the_middle = median_seconds(step, budget);
+        remove(model.sites.qk(c.L / 2));
+        in_the_middle = seconds_of(step, budget);
         for (Site& site : model.sites.all)
-            if (site.norm == Norm::layer_norm) remove(site);
-        all_removed = median_seconds(step, budget);
+            if (site.has_layer_norm()) remove(site);
+        all_removed = seconds_of(step, budget);
     }
 
   private:
@@ -467,22 +436,20 @@ struct StageTimes {
         require_cuda(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
         return static_cast<double>(free);
     }
-    // By the host's clock: what it adds between kernels belongs to a step.
-    static double median_seconds(const std::function<void()>& step, double budget) {
+    static std::vector<int32_t> uniform_tokens(SplitMix64& random, int64_t n, int64_t V) {
+        std::vector<int32_t> tokens(static_cast<size_t>(n));
+        for (int32_t& token : tokens) token = static_cast<int32_t>(random.below(static_cast<uint64_t>(V)));
+        return tokens;
+    }
+    // By the host's clock: what it adds between kernels belongs to a step. The first one chooses products and loads
+    // kernels.
+    static double seconds_of(const std::function<void()>& step, double budget) {
         using Clock = std::chrono::steady_clock;
-        step();  // does not count: products are chosen, kernels loaded
-        std::vector<double> times;
-        double sum = 0;
-        const size_t least = kEmulated ? 1 : 3;
-        while (times.size() < least || (!kEmulated && sum < budget)) {
+        return median_seconds({1, 3, 1 << 30, budget}, [&] {
             const Clock::time_point begin = Clock::now();
             step();
-            times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
-            sum += times.back();
-        }
-        const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
-        std::nth_element(times.begin(), middle, times.end());
-        return *middle;
+            return std::chrono::duration<double>(Clock::now() - begin).count();
+        });
     }
 };
 
@@ -491,7 +458,7 @@ class BenchReport {
   public:
     BenchReport(FILE* screen, const Ceilings& ceilings, double peak)
         : screen_(screen), ceilings_(ceilings), peak_(peak) {}
-    Engine::Report report{{"what", "figure", "value", "unit"}, {}, true};
+    Report report{{"what", "figure", "value", "unit"}, {}, true};
 
     void add(const std::string& what, const std::string& figure, const std::string& value, const std::string& unit) {
         report.rows.push_back({what, figure, value, unit});
@@ -559,7 +526,7 @@ class BenchReport {
 // Measures everything for B sequences of T positions and prints tables to `screen`; `seconds` is what each stage of a
 // whole step may take, a tenth of it each kernel. Throws NoGpu where there is no GPU, RunFailure if the sizes do not
 // fit.
-inline Engine::Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, double seconds, FILE* screen) {
+inline Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, double seconds, FILE* screen) {
     require_gpu();
     const OptionsKeeper keeper;
     device_options().in_bf16 = true;
@@ -572,7 +539,7 @@ inline Engine::Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, do
                  kEmulated ? "\nemulated: times mean nothing" : "");
     // Whole steps first: they need the most memory, and should say so at once if there is too little.
     const StageTimes stages(c, B, T, seconds);
-    DeviceClock clock(seconds / 10);
+    BenchClock clock(seconds / 10);
     BenchReport bench(screen, Ceilings(clock), vendor_peak_tflops(name));
     bench.add("device", "name", name, "");
     bench.add("device", "multiprocessors", std::to_string(properties.multiProcessorCount), "");

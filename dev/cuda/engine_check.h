@@ -1,11 +1,10 @@
-// `train_gpt2_lnfree_cuda check`: the engine beside the reference, on the GPU at hand. Included by train_gpt2_lnfree.cu.
+// `train_gpt2_lnfree_cuda check`: the engine beside the reference, on the GPU at hand.
 //
 // What `check` does: every operation on random operands, then whole training steps through every stage of a removal,
 // here and by the reference, which this program carries. The reference gets the very values that the device gets,
 // rounded to X.
 //
-// An error is the largest |ours - reference| / (|reference| + root mean square of the reference): relative, but values
-// that are small by cancellation are measured by the others. What it may be follows from the arithmetic:
+// An error is what largest_error (compare.h) makes of two results. What it may be follows from the arithmetic:
 //
 //     float, an element or a short sum     1e-5: some tens of roundings of 2^-24, and exp by a GPU's fast instruction
 //     float, products and softmax          5e-5: sums of thousands of terms, in another order
@@ -17,50 +16,30 @@
 // for loss and weights, 10 % for the tensor whose gradient cancels most. A wrong formula misses these by far.
 #pragma once
 
-#include "train_gpt2_lnfree.cu"
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../../data/console.h"
+#include "../../data/random.h"
+#include "../cpu/operations.h"
+#include "../engine.h"
+#include "../method.h"
+#include "compare.h"
+#include "cuda_engine.h"
+#include "kernels.h"
+#include "operands.h"
+#include "removal_steps.h"
 
 namespace lnfree {
 namespace cuda {
 
-#ifdef __CUDACC__
-constexpr bool kEmulated = false;
-#else
-constexpr bool kEmulated = true;
-#endif
-
 constexpr double kElementTolerance = 1e-5, kSumTolerance = 5e-5;
-
-// What results in X may be off by after `roundings` roundings to X.
-template <class X>
-double tolerance(double in_float, int roundings) {
-    return in_float + (sizeof(X) == 2 ? roundings / 256.0 : 0.0);
-}
-
-typedef std::vector<float> Floats;
-
-inline double root_mean_square(const float* x, size_t n) {
-    double squares = 0;
-    for (size_t i = 0; i < n; i++) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-    return std::sqrt(squares / static_cast<double>(n));
-}
-
-// The error as described above; infinite where there is a NaN, or the sizes differ. With `row`, the root mean square is
-// that of the value's own row of so many where that is larger, for results whose rows differ in size.
-inline double largest_error(const Floats& ours, const Floats& reference, size_t row = 0) {
-    if (ours.size() != reference.size() || ours.empty()) return INFINITY;
-    if (row == 0) row = reference.size();
-    const double overall = root_mean_square(reference.data(), reference.size());
-    double largest = 0;
-    for (size_t begin = 0; begin < ours.size(); begin += row) {
-        const double typical = std::max(overall, root_mean_square(reference.data() + begin, row));
-        for (size_t i = begin; i < begin + row; i++) {
-            const double a = ours[i], b = reference[i];
-            const double error = a == b ? 0 : std::fabs(a - b) / (std::fabs(b) + typical);
-            if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
-        }
-    }
-    return largest;
-}
 
 // Collects comparisons, and is the table of them.
 class Check {
@@ -73,7 +52,7 @@ class Check {
     }
     void add(const std::string& what, double error, double tolerance) {
         const bool is_ok = error <= tolerance;  // a NaN is not
-        add_row(what, format_general(error), format_general(tolerance), is_ok ? "ok" : "FAILED");
+        add_row(what, format_error(error), format_error(tolerance), is_ok ? "ok" : "FAILED");
     }
     // Runs comparisons that belong together. One that can not be made is a failure, and the rest goes on.
     void part(const std::string& name, const std::function<void()>& run) {
@@ -83,11 +62,11 @@ class Check {
             add_row(name + ": " + e.what(), "", "", "FAILED");
         }
     }
-    Engine::Report report() const { return report_; }
+    Report report() const { return report_; }
 
   private:
     const char* type_ = "";
-    Engine::Report report_ = {{"what", "type", "error", "tolerance", "result"}, {}, true};
+    Report report_ = {{"what", "type", "error", "tolerance", "result"}, {}, true};
 
     void add_row(const std::string& what, const std::string& error, const std::string& tolerance, const char* result) {
         report_.rows.push_back({what, type_, error, tolerance, result});
@@ -100,73 +79,12 @@ struct CheckSizes {
     int64_t B = 3, T = 203, C = 768, NH = 12, H = 3072, V = 50257, rows = 61;
 
     int64_t N() const { return B * T; }
-    int64_t Vp() const { return ceil_div(V, 64) * 64; }
+    int64_t Vp() const { return padded_vocabulary(V); }
 };
 inline CheckSizes check_sizes() {
     if (kEmulated) return {3, 37, 128, 2, 512, 517, 5};
     return {};
 }
-
-// Normally distributed around `mean`, always the same for a seed.
-inline Floats normal_floats(int64_t n, uint64_t seed, double deviation = 1, double mean = 0) {
-    SplitMix64 random(seed);
-    Floats values(static_cast<size_t>(n));
-    for (float& value : values) value = static_cast<float>(mean + deviation * random.normal());
-    return values;
-}
-
-template <class T>
-std::vector<T> downloaded(const DeviceArray<T>& array) {
-    std::vector<T> values(static_cast<size_t>(array.size()));
-    array.download(values.data(), array.size(), nullptr);
-    return values;
-}
-
-// Values on the device, and the same values for the reference.
-template <class X>
-class Operand {
-  public:
-    explicit Operand(const Floats& values) : reference(values) {
-        std::vector<X> rounded(values.size());
-        for (size_t i = 0; i < values.size(); i++) {
-            rounded[i] = from_float<X>(values[i]);
-            reference[i] = to_float(rounded[i]);
-        }
-        device_.allocate(static_cast<int64_t>(values.size()));
-        device_.upload(rounded.data(), device_.size(), nullptr);
-    }
-    // Random; every seed gives others.
-    Operand(int64_t n, uint64_t seed, double deviation = 1, double mean = 0)
-        : Operand(normal_floats(n, seed, deviation, mean)) {}
-
-    X* data() const { return device_.data(); }
-    // What is on the device now.
-    Floats ours() const {
-        const std::vector<X> values = downloaded(device_);
-        Floats out(values.size());
-        for (size_t i = 0; i < values.size(); i++) out[i] = to_float(values[i]);
-        return out;
-    }
-
-    Floats reference;
-
-  private:
-    DeviceArray<X> device_;
-};
-
-template <class T>
-class DeviceCopy : public DeviceArray<T> {
-  public:
-    explicit DeviceCopy(const std::vector<T>& values) {
-        this->allocate(static_cast<int64_t>(values.size()));
-        this->upload(values.data(), this->size(), nullptr);
-    }
-};
-template <class T>
-class DeviceScratch : public DeviceArray<T> {
-  public:
-    explicit DeviceScratch(int64_t n) { this->allocate(n); }
-};
 
 constexpr int32_t kCheckEndOfText = 2;
 
@@ -182,21 +100,23 @@ inline std::vector<int32_t> check_tokens(int64_t n, int64_t V, uint64_t seed) {
 template <class X>
 void check_encoder(Check& check, const CheckSizes& s) {
     const std::vector<int32_t> tokens = check_tokens(s.N(), s.V, 1);
-    const DeviceCopy<int32_t> device_tokens(tokens);
-    const Operand<X> wte(s.V * s.C, 2), wpe(s.T * s.C, 3), out(Floats(static_cast<size_t>(s.N() * s.C)));
+    const DeviceArray<int32_t> device_tokens(tokens);
+    const Operand<X> wte = random_operand<X>(s.V * s.C, 2), wpe = random_operand<X>(s.T * s.C, 3);
+    const Operand<X> out(Floats(static_cast<size_t>(s.N() * s.C)));
     Floats expected(out.reference.size());
-    lnfree::encoder_forward(expected.data(), tokens.data(), wte.reference.data(), wpe.reference.data(), s.B, s.T, s.C);
+    operations().encoder_forward(expected.data(), tokens.data(), wte.reference.data(), wpe.reference.data(), s.B, s.T,
+                                 s.C);
     encoder_forward(out.data(), device_tokens.data(), wte.data(), wpe.data(), s.B, s.T, s.C, nullptr);
     check.compare("encoder, forward", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
 
     std::vector<int32_t> sorted(static_cast<size_t>(sorted_positions_size(s.N())));
     sort_positions(sorted.data(), tokens.data(), s.N(), s.V);
-    const DeviceCopy<int32_t> device_sorted(sorted);
-    const DeviceScratch<float> scratch(encoder_backward_scratch(s.N(), s.C));
-    const Operand<X> dout(s.N() * s.C, 4);
-    Operand<float> dwte(s.V * s.C, 5), dwpe(s.T * s.C, 6);
-    lnfree::encoder_backward(dwte.reference.data(), dwpe.reference.data(), dout.reference.data(), tokens.data(), s.B,
-                             s.T, s.C);
+    const DeviceArray<int32_t> device_sorted(sorted);
+    const DeviceArray<float> scratch(encoder_backward_scratch(s.N(), s.C));
+    const Operand<X> dout = random_operand<X>(s.N() * s.C, 4);
+    Operand<float> dwte = random_operand<float>(s.V * s.C, 5), dwpe = random_operand<float>(s.T * s.C, 6);
+    operations().encoder_backward(dwte.reference.data(), dwpe.reference.data(), dout.reference.data(), tokens.data(),
+                                  s.B, s.T, s.C);
     encoder_backward(dwte.data(), dwpe.data(), scratch.data(), dout.data(), device_sorted.data(), s.B, s.T, s.C,
                      nullptr);
     check.compare("encoder, d wte", dwte.ours(), dwte.reference, kElementTolerance);
@@ -211,9 +131,9 @@ struct NormCase {
 };
 inline std::vector<NormCase> norm_cases() {
     Site layer_norm, fake, half_way, at_0, everywhere;
-    fake.norm = half_way.norm = at_0.norm = everywhere.norm = Norm::fake_ln;
+    fake.a = at_0.a = everywhere.a = 1;
+    half_way.a = 0.6;
     fake.sigma_bar = half_way.sigma_bar = 1.7;
-    half_way.own_share = 0.4;
     at_0.sigma_bar = everywhere.sigma_bar = 0.9;
     at_0.sigma_bar_0 = everywhere.sigma_bar_0 = 2.7;
     at_0.own_position0 = everywhere.own_position0 = everywhere.own_end_of_text = true;
@@ -231,27 +151,27 @@ template <class X>
 struct NormOperands {
     CheckSizes s;
     std::vector<int32_t> tokens;
-    DeviceCopy<int32_t> device_tokens;
+    DeviceArray<int32_t> device_tokens;
     Operand<float> gamma, beta;
 
     explicit NormOperands(const CheckSizes& sizes)
         : s(sizes),
           tokens(check_tokens(s.N(), s.V, 1)),
           device_tokens(tokens),
-          gamma(s.C, 2, 0.3, 1),
-          beta(s.C, 3, 0.3) {}
+          gamma(normal_values(s.C, 2, 0.3, 1)),
+          beta(normal_values(s.C, 3, 0.3)) {}
 
     Divisor divisor(const Site& site) const { return divisor_of(site, device_tokens.data(), kCheckEndOfText, s.T); }
     Floats reference_divisor(const Site& site, const Floats& sigma) const {
-        if (site.norm == Norm::layer_norm) return sigma;
+        if (site.has_layer_norm()) return sigma;
         Floats divisor(sigma.size());
-        fakeln_divisors(divisor.data(), site, sigma.data(), tokens.data(), kCheckEndOfText, s.B, s.T);
+        operations().norm_divisors(divisor.data(), site, sigma.data(), tokens.data(), kCheckEndOfText, s.B, s.T);
         return divisor;
     }
     Floats normed(const Floats& x, const Floats& mean, const Floats& sigma, const Site& site) const {
         Floats out(x.size());
-        lnfree::norm_forward(out.data(), x.data(), mean.data(), reference_divisor(site, sigma).data(),
-                             gamma.reference.data(), beta.reference.data(), s.N(), s.C);
+        operations().norm_forward(out.data(), x.data(), mean.data(), reference_divisor(site, sigma).data(),
+                                  gamma.reference.data(), beta.reference.data(), s.N(), s.C);
         return out;
     }
 };
@@ -259,7 +179,7 @@ struct NormOperands {
 template <class X>
 void check_norm_forward(Check& check, const NormOperands<X>& o, const NormCase& k) {
     const int64_t N = o.s.N(), C = o.s.C;
-    const Operand<X> x(N * C, 11, 2, 0.5), y(N * C, 12);
+    const Operand<X> x = random_operand<X>(N * C, 11, 2, 0.5), y = random_operand<X>(N * C, 12);
     const Operand<X> sum(Floats(x.reference.size())), a(sum.reference), b(sum.reference);
     const Operand<float> mean(Floats(static_cast<size_t>(N))), sigma(mean.reference);
     residual_norm_forward(sum.data(), a.data(), k.two ? b.data() : nullptr, mean.data(), sigma.data(), x.data(),
@@ -267,12 +187,12 @@ void check_norm_forward(Check& check, const NormOperands<X>& o, const NormCase& 
                           nullptr);
     const std::string name = std::string("residual + norm, ") + k.name;
     Floats expected(x.reference.size());
-    lnfree::residual_forward(expected.data(), x.reference.data(), y.reference.data(), N * C);
+    operations().residual_forward(expected.data(), x.reference.data(), y.reference.data(), N * C);
     check.compare(name + ": sum", sum.ours(), expected, tolerance<X>(kElementTolerance, 1));
 
     const Floats rounded_sum = sum.ours();  // which is what mean, sigma and norms are of
     Floats expected_mean(mean.reference.size()), expected_sigma(mean.reference.size());
-    moments_forward(expected_mean.data(), expected_sigma.data(), rounded_sum.data(), 1e-5, N, C);
+    operations().moments_forward(expected_mean.data(), expected_sigma.data(), rounded_sum.data(), 1e-5, N, C);
     check.compare(name + ": mean", mean.ours(), expected_mean, kElementTolerance);
     check.compare(name + ": sigma", sigma.ours(), expected_sigma, kElementTolerance);
     const Floats expected_a = o.normed(rounded_sum, expected_mean, expected_sigma, k.a);
@@ -293,14 +213,15 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     const int64_t N = o.s.N(), C = o.s.C;
     constexpr AuxSettings settings = {30, false, false, 2};  // strong, so that the auxiliary loss is seen in the sum
     constexpr double scale = 0.5;
-    const Operand<X> x(N * C, 21, 2, 0.5), dout_a(N * C, 22), dout_b(N * C, 23);
-    Operand<X> dresidual(N * C, 24);
-    Operand<float> dgamma(C, 25), dbeta(C, 26);
+    const Operand<X> x = random_operand<X>(N * C, 21, 2, 0.5);
+    const Operand<X> dout_a = random_operand<X>(N * C, 22), dout_b = random_operand<X>(N * C, 23);
+    Operand<X> dresidual = random_operand<X>(N * C, 24);
+    Operand<float> dgamma = random_operand<float>(C, 25), dbeta = random_operand<float>(C, 26);
     Floats mean(static_cast<size_t>(N)), sigma(mean.size());
-    moments_forward(mean.data(), sigma.data(), x.reference.data(), 1e-5, N, C);
+    operations().moments_forward(mean.data(), sigma.data(), x.reference.data(), 1e-5, N, C);
     const Operand<float> device_mean(mean), device_sigma(sigma);
-    const DeviceScratch<float> scratch(norm_backward_scratch(N, C));
-    const DeviceScratch<AuxTerm> aux(1);
+    const DeviceArray<float> scratch(norm_backward_scratch(N, C));
+    const DeviceArray<AuxTerm> aux(1);
     aux_loss(aux.data(), device_sigma.data(), o.device_tokens.data(), kCheckEndOfText, settings, scale, o.s.B, o.s.T,
              nullptr);
     norm_backward(dresidual.data(), k.with_aux, dgamma.data(), dbeta.data(), scratch.data(), dout_a.data(),
@@ -309,16 +230,17 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
 
     if (k.with_aux) std::fill(dresidual.reference.begin(), dresidual.reference.end(), 0.0f);  // it overwrites
     const auto add_branch = [&](const Site& site, const Operand<X>& dout) {
-        lnfree::norm_backward(dresidual.reference.data(), dgamma.reference.data(), dbeta.reference.data(),
-                              dout.reference.data(), x.reference.data(), o.gamma.reference.data(), mean.data(),
-                              sigma.data(), o.reference_divisor(site, sigma).data(), site, N, C);
+        operations().norm_backward(dresidual.reference.data(), dgamma.reference.data(), dbeta.reference.data(),
+                                   dout.reference.data(), x.reference.data(), o.gamma.reference.data(), mean.data(),
+                                   sigma.data(), o.reference_divisor(site, sigma).data(), site.a, N, C);
     };
     add_branch(k.a, dout_a);
     if (k.two) add_branch(k.b, dout_b);
     if (k.with_aux)
-        aux_loss_backward(dresidual.reference.data(),
-                          aux_loss_forward(sigma.data(), o.tokens.data(), kCheckEndOfText, settings, o.s.B, o.s.T),
-                          x.reference.data(), mean.data(), sigma.data(), scale, o.s.B, o.s.T, C);
+        operations().aux_loss_backward(
+            dresidual.reference.data(),
+            operations().aux_loss_forward(sigma.data(), o.tokens.data(), kCheckEndOfText, settings, o.s.B, o.s.T),
+            x.reference.data(), mean.data(), sigma.data(), scale, o.s.B, o.s.T, C);
     const std::string name = std::string("norm backward, ") + k.name;
     check.compare(name, dresidual.ours(), dresidual.reference, tolerance<X>(kElementTolerance, 1));
     check.compare(name + ": d gamma", dgamma.ours(), dgamma.reference, kSumTolerance);
@@ -329,9 +251,9 @@ inline void check_statistics(Check& check, const CheckSizes& s) {
     const int64_t N = s.N();
     constexpr double lambda = 0.1;
     const std::vector<int32_t> tokens = check_tokens(N, s.V, 1);
-    const DeviceCopy<int32_t> device_tokens(tokens);
-    const Operand<float> sigma(3 * N, 2, 0.2, 2);
-    const DeviceCopy<double> sums(std::vector<double>(6, 0.0));
+    const DeviceArray<int32_t> device_tokens(tokens);
+    const Operand<float> sigma = random_operand<float>(3 * N, 2, 0.2, 2);
+    const DeviceArray<double> sums(std::vector<double>(6, 0.0));
     sigma_statistics(sums.data(), sigma.data(), N, 3, s.B, s.T, nullptr);
     Floats expected;
     for (int64_t i = 0; i < 3; i++) {
@@ -340,23 +262,24 @@ inline void check_statistics(Check& check, const CheckSizes& s) {
         expected.push_back(static_cast<float>(sum.at_0));
         expected.push_back(static_cast<float>(sum.elsewhere));
     }
-    const std::vector<double> got = downloaded(sums);
+    const std::vector<double> got = sums.host();
     check.compare("sigma statistics", Floats(got.begin(), got.end()), expected, kElementTolerance);
 
-    const DeviceScratch<AuxTerm> term(1);
+    const DeviceArray<AuxTerm> term(1);
     aux_loss(term.data(), sigma.data(), device_tokens.data(), kCheckEndOfText, {lambda}, 1, s.B, s.T, nullptr);
-    const AuxLoss aux = aux_loss_forward(sigma.reference.data(), tokens.data(), kCheckEndOfText, {lambda}, s.B, s.T);
-    const AuxTerm ours = downloaded(term)[0];
+    const AuxLoss aux =
+        operations().aux_loss_forward(sigma.reference.data(), tokens.data(), kCheckEndOfText, {lambda}, s.B, s.T);
+    const AuxTerm ours = term.host()[0];
     check.compare("auxiliary loss: loss", {static_cast<float>(ours.loss)}, {static_cast<float>(aux.loss)},
                   kElementTolerance);
     check.compare("auxiliary loss: sigma hat", {ours.sigma_hat}, {static_cast<float>(aux.sigma_hat)},
                   kElementTolerance);
 
-    const DeviceCopy<double> total(std::vector<double>(1, 0.0));
+    const DeviceArray<double> total(std::vector<double>(1, 0.0));
     add_sum(total.data(), sigma.data(), 3 * N, nullptr);
     double expected_total = 0;
     for (const float value : sigma.reference) expected_total += value;
-    check.compare("sum of losses", {static_cast<float>(downloaded(total)[0])}, {static_cast<float>(expected_total)},
+    check.compare("sum of losses", {static_cast<float>(total.host()[0])}, {static_cast<float>(expected_total)},
                   kElementTolerance);
 }
 
@@ -368,24 +291,20 @@ inline void add_column_sums(Floats& sums, const Floats& x) {
 template <class X>
 void check_elementwise(Check& check, const CheckSizes& s) {
     const int64_t N = s.N(), H = s.H, n = N * H;
-    const Operand<X> x(n, 1, 2), dout(n, 2), bias(H, 3), out(Floats(static_cast<size_t>(n)));
+    const Operand<X> x = random_operand<X>(n, 1, 2), dout = random_operand<X>(n, 2), bias = random_operand<X>(H, 3);
+    const Operand<X> out(Floats(static_cast<size_t>(n)));
     Floats expected(out.reference.size());
-    residual_add(out.data(), x.data(), dout.data(), n, nullptr);
-    lnfree::residual_forward(expected.data(), x.reference.data(), dout.reference.data(), n);
-    check.compare("addition", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
     gelu_forward(out.data(), x.data(), n, nullptr);
-    lnfree::gelu_forward(expected.data(), x.reference.data(), n);
+    operations().gelu_forward(expected.data(), x.reference.data(), n);
     check.compare("GELU, forward", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
-    gelu_backward(out.data(), dout.data(), x.data(), n, nullptr);
-    lnfree::gelu_backward(expected.data(), dout.reference.data(), x.reference.data(), n);
-    check.compare("GELU, backward", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
 
-    const DeviceScratch<float> scratch(column_sums_scratch(N, H));
-    Operand<float> sums(H, 4), gelu_sums(H, 5);
+    const DeviceArray<float> scratch(column_sums_scratch(N, H));
+    Operand<float> sums = random_operand<float>(H, 4), gelu_sums = random_operand<float>(H, 5);
     column_sums(sums.data(), scratch.data(), dout.data(), N, H, H, nullptr);
     add_column_sums(sums.reference, dout.reference);
     check.compare("column sums", sums.ours(), sums.reference, kSumTolerance);
     gelu_backward_bias(out.data(), gelu_sums.data(), scratch.data(), dout.data(), x.data(), N, H, nullptr);
+    operations().gelu_backward(expected.data(), dout.reference.data(), x.reference.data(), n);
     check.compare("GELU, backward, with sums", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
     add_column_sums(gelu_sums.reference, out.ours());  // what was summed is what was rounded
     check.compare("GELU, backward, with sums: d bias", gelu_sums.ours(), gelu_sums.reference, kSumTolerance);
@@ -395,7 +314,7 @@ void check_elementwise(Check& check, const CheckSizes& s) {
     Floats with_bias = x.reference;
     for (size_t i = 0; i < with_bias.size(); i++) with_bias[i] += bias.reference[i % static_cast<size_t>(H)];
     check.compare("bias, with GELU", fc.ours(), with_bias, tolerance<X>(kElementTolerance, 1));
-    lnfree::gelu_forward(expected.data(), fc.ours().data(), n);
+    operations().gelu_forward(expected.data(), fc.ours().data(), n);
     check.compare("GELU, with bias", out.ours(), expected, tolerance<X>(kElementTolerance, 1));
     const Operand<X> added(x.reference);
     add_bias(added.data(), bias.data(), N, H, H, nullptr);
@@ -408,11 +327,12 @@ void check_product(Check& check, MatrixProducts& products, const std::string& na
                    int64_t M, int64_t N, int64_t K, int64_t ldb, int64_t ldc, bool accumulate) {
     const bool a_turned = ta == Transpose::Yes, b_turned = tb == Transpose::Yes;
     const int64_t lda = a_turned ? M : K;
-    const Operand<In> A(M * K, 1), B((b_turned ? N : K) * ldb, 2, 0.1);
-    Operand<Out> C(M * ldc, 3);
+    const Operand<In> A = random_operand<In>(M * K, 1), B = random_operand<In>((b_turned ? N : K) * ldb, 2, 0.1);
+    Operand<Out> C = random_operand<Out>(M * ldc, 3);
     products.multiply(ta, tb, M, N, K, A.data(), lda, B.data(), ldb, C.data(), ldc, accumulate, Epilogue<Out>(),
                       nullptr);
-    matmul(ta, tb, M, N, K, A.reference.data(), lda, B.reference.data(), ldb, C.reference.data(), ldc, accumulate);
+    operations().matmul(ta, tb, M, N, K, A.reference.data(), lda, B.reference.data(), ldb, C.reference.data(), ldc,
+                        accumulate, nullptr);
     check.compare("product, " + name, C.ours(), C.reference, tolerance<Out>(kSumTolerance, accumulate ? 2 : 1));
 }
 
@@ -421,9 +341,11 @@ void check_product(Check& check, MatrixProducts& products, const std::string& na
 template <class X>
 void check_epilogues(Check& check, MatrixProducts& products, const CheckSizes& s) {
     const int64_t N = s.N(), K = s.C, M = s.H;
-    const Operand<X> inp(N * K, 1), weight(K * M, 2, 0.05), bias(M, 3);
+    const Operand<X> inp = random_operand<X>(N * K, 1), weight = random_operand<X>(K * M, 2, 0.05);
+    const Operand<X> bias = random_operand<X>(M, 3);
     Floats expected(static_cast<size_t>(N * M)), activated(expected.size());
-    matmul_forward(expected.data(), inp.reference.data(), weight.reference.data(), bias.reference.data(), N, K, M, M);
+    operations().matmul_forward(expected.data(), inp.reference.data(), weight.reference.data(), bias.reference.data(),
+                                N, K, M, M);
     const Operand<X> out(activated), fc(activated);
     const auto product = [&](X* to, const Epilogue<X>& epilogue) {
         return products.multiply(Transpose::No, Transpose::No, N, M, K, inp.data(), K, weight.data(), M, to, M, false,
@@ -443,12 +365,13 @@ void check_epilogues(Check& check, MatrixProducts& products, const CheckSizes& s
     if (!fused) bias_gelu_forward(out.data(), fc.data(), bias.data(), N, M, nullptr);
     check.compare(std::string("product with bias and GELU: before") + by(fused), fc.ours(), expected,
                   tolerance<X>(kSumTolerance, 2));
-    lnfree::gelu_forward(activated.data(), expected.data(), N * M);
+    operations().gelu_forward(activated.data(), expected.data(), N * M);
     check.compare(std::string("product with bias and GELU") + by(fused), out.ours(), activated,
                   tolerance<X>(kSumTolerance, 3));
 
     // dout (N,K) weight^T, of a weight (M,K), times gelu'(x)
-    const Operand<X> dout(N * K, 4), turned(M * K, 5, 0.05), x(N * M, 6);
+    const Operand<X> dout = random_operand<X>(N * K, 4), turned = random_operand<X>(M * K, 5, 0.05);
+    const Operand<X> x = random_operand<X>(N * M, 6);
     Epilogue<X> through_gelu;
     through_gelu.through_gelu = x.data();
     const auto dinput = [&](const Epilogue<X>& e) {
@@ -457,10 +380,11 @@ void check_epilogues(Check& check, MatrixProducts& products, const CheckSizes& s
     };
     fused = dinput(through_gelu);
     if (!fused) dinput(Epilogue<X>());
-    if (!fused) gelu_backward(out.data(), out.data(), x.data(), N * M, nullptr);
-    matmul(Transpose::No, Transpose::Yes, N, M, K, dout.reference.data(), K, turned.reference.data(), K,
-           expected.data(), M, false);
-    lnfree::gelu_backward(expected.data(), expected.data(), x.reference.data(), N * M);
+    const DeviceArray<float> sums(std::vector<float>(static_cast<size_t>(M))), scratch(column_sums_scratch(N, M));
+    if (!fused) gelu_backward_bias(out.data(), sums.data(), scratch.data(), out.data(), x.data(), N, M, nullptr);
+    operations().matmul(Transpose::No, Transpose::Yes, N, M, K, dout.reference.data(), K, turned.reference.data(), K,
+                        expected.data(), M, false, nullptr);
+    operations().gelu_backward(expected.data(), expected.data(), x.reference.data(), N * M);
     check.compare(std::string("product through GELU's gradient") + by(fused), out.ours(), expected,
                   tolerance<X>(kSumTolerance, 2));
 }
@@ -492,14 +416,14 @@ std::vector<AttentionKernels<X>> all_attention_kernels() {
 template <class X>
 void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X>& kernels) {
     const int64_t NC = s.N() * s.C;
-    const Operand<X> qkv(3 * NC, 1), dout(NC, 2);
+    const Operand<X> qkv = random_operand<X>(3 * NC, 1), dout = random_operand<X>(NC, 2);
     const Operand<X> out(Floats(static_cast<size_t>(NC))), dqkv(Floats(static_cast<size_t>(3 * NC)));
     const Operand<float> lse(Floats(static_cast<size_t>(s.N() * s.NH)));
-    const DeviceScratch<float> delta(s.N() * s.NH);
+    const DeviceArray<float> delta(s.N() * s.NH);
     Floats expected(out.reference.size()), expected_lse(lse.reference.size());
     const std::string name = std::string("attention, ") + kernels.name + ", ";
     kernels.forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C, s.NH, nullptr);
-    lnfree::attention_forward(expected.data(), expected_lse.data(), qkv.reference.data(), s.B, s.T, s.C, s.NH);
+    operations().attention_forward(expected.data(), expected_lse.data(), qkv.reference.data(), s.B, s.T, s.C, s.NH);
     // Rounded: the weights, then the output. The first positions see few keys and have larger results than the others:
     // every head's vector is measured by itself.
     const auto head = static_cast<size_t>(s.C / s.NH);
@@ -510,8 +434,8 @@ void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X
     Floats expected_dqkv(dqkv.reference.size());
     kernels.backward(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.C, s.NH,
                      nullptr);
-    lnfree::attention_backward(expected_dqkv.data(), dout.reference.data(), qkv.reference.data(), our_out.data(),
-                               our_lse.data(), s.B, s.T, s.C, s.NH);
+    operations().attention_backward(expected_dqkv.data(), dout.reference.data(), qkv.reference.data(), our_out.data(),
+                                    our_lse.data(), s.B, s.T, s.C, s.NH);
     // Rounded: the weights or their gradients, terms that cancel, then the result.
     check.add(name + "backward", largest_error(dqkv.ours(), expected_dqkv, head), tolerance<X>(kSumTolerance, 3));
 }
@@ -520,8 +444,8 @@ template <class X>
 void check_classifier(Check& check, const CheckSizes& s) {
     constexpr float scale = 1e-3f;
     const std::vector<int32_t> targets = check_tokens(s.rows, s.V, 1);
-    const DeviceCopy<int32_t> device_targets(targets);
-    const Operand<X> logits(s.rows * s.Vp(), 2, 3), untouched(logits.reference);
+    const DeviceArray<int32_t> device_targets(targets);
+    const Operand<X> logits = random_operand<X>(s.rows * s.Vp(), 2, 3), untouched(logits.reference);
     const Operand<float> losses(Floats(static_cast<size_t>(s.rows))), losses_alone(losses.reference);
     classifier(logits.data(), losses.data(), device_targets.data(), scale, true, s.rows, s.V, s.Vp(), nullptr);
     classifier(untouched.data(), losses_alone.data(), device_targets.data(), scale, false, s.rows, s.V, s.Vp(),
@@ -530,7 +454,7 @@ void check_classifier(Check& check, const CheckSizes& s) {
     Floats z, expected_losses(losses.reference.size());
     for (int64_t r = 0; r < s.rows; r++)
         z.insert(z.end(), logits.reference.begin() + r * s.Vp(), logits.reference.begin() + r * s.Vp() + s.V);
-    softmax_cross_entropy(expected_losses.data(), z.data(), targets.data(), scale, true, s.rows, s.V);
+    operations().softmax_cross_entropy(expected_losses.data(), z.data(), targets.data(), scale, true, s.rows, s.V);
     check.compare("classifier, losses", losses.ours(), expected_losses, kSumTolerance);
     check.compare("classifier, losses alone", losses_alone.ours(), expected_losses, kSumTolerance);
     // The gradient at the target is thousands of times as large as elsewhere: compared apart.
@@ -562,40 +486,40 @@ inline GPT2Config one_layer_config(int64_t width) {
 // X: of the copy that the products read.
 template <class X>
 void check_optimiser(Check& check) {
-    GPT2 model(one_layer_config(kEmulated ? 24 : 768));
-    lnfree::AdamW adam;
-    const Protocol p;
-    const int64_t n = model.parameters();
-    model.prepare_training();
-    adam.prepare(n);
-    const Operand<float> weights(n, 1), gradients(n, 2, 0.01), m(Floats(static_cast<size_t>(n))), v(m.reference);
+    const std::unique_ptr<Engine> model = make_reference(one_layer_config(kEmulated ? 24 : 768));
+    const int64_t n = model->parameters();
+    model->prepare_training();
+    model->prepare_optimiser();
+    const Operand<float> weights = random_operand<float>(n, 1), gradients = random_operand<float>(n, 2, 0.01);
+    const Operand<float> m(Floats(static_cast<size_t>(n))), v(m.reference);
     const Operand<X> copy(m.reference);
-    std::copy(weights.reference.begin(), weights.reference.end(), model.params.data());
-    std::copy(gradients.reference.begin(), gradients.reference.end(), model.grads.data());
+    std::copy(weights.reference.begin(), weights.reference.end(), model->params.data());
+    std::copy(gradients.reference.begin(), gradients.reference.end(), model->grads.data());
     std::vector<TensorRange> ranges;
-    for (const Tensor& t : model.tensors) ranges.push_back({t.offset, t.size, t.decay});
-    const DeviceCopy<TensorRange> device_ranges(ranges);
-    const DeviceScratch<GradientNorm> norm(1);
-    const DeviceScratch<double> scratch(global_norm_scratch());
+    for (const Tensor& t : model->tensors) ranges.push_back({t.offset, t.size, t.decay});
+    const DeviceArray<TensorRange> device_ranges(ranges);
+    const DeviceArray<GradientNorm> norm(1);
+    const DeviceArray<double> scratch(global_norm_scratch());
 
-    global_norm(norm.data(), scratch.data(), gradients.data(), n, p.clip, nullptr);
-    const GradientNorm ours = downloaded(norm)[0];
-    const double expected_norm = lnfree::gradient_norm(model.grads);
+    constexpr double clip = 1;
+    global_norm(norm.data(), scratch.data(), gradients.data(), n, clip, nullptr);
+    const GradientNorm ours = norm.host()[0];
+    const double expected_norm = model->gradient_norm();
     check.compare("gradient norm", {static_cast<float>(ours.norm)}, {static_cast<float>(expected_norm)},
                   kElementTolerance);
-    check.compare("clipping", {ours.clip_scale}, {static_cast<float>(clip_scale(expected_norm, p.clip))},
+    check.compare("clipping", {ours.clip_scale}, {static_cast<float>(clip_scale(expected_norm, clip))},
                   kElementTolerance);
-    // A learning rate at which the update is a tenth of the weights.
-    constexpr double lr = 0.1;
+    AdamWStep step;
+    step.lr = 0.1;  // so that the update is a tenth of the weights
+    step.gradient_scale = clip_scale(expected_norm, clip);
     adamw<X>(weights.data(), gradients.data(), m.data(), v.data(), copy.data(), norm.data(), device_ranges.data(),
-             device_ranges.size(), n, adamw_step(p.beta1, p.beta2, p.adam_eps, p.weight_decay, lr, 1), std::nullopt,
-             nullptr);
-    adam.update(model, p, lr, clip_scale(expected_norm, p.clip));
+             device_ranges.size(), n, adamw_constants(step, 1), std::nullopt, nullptr);
+    model->update(step);
     const auto floats_of = [&](const Buffer& buffer) { return Floats(buffer.data(), buffer.data() + n); };
-    check.compare("AdamW, weights", weights.ours(), floats_of(model.params), kElementTolerance);
-    check.compare("AdamW, first moments", m.ours(), floats_of(adam.m), kElementTolerance);
-    check.compare("AdamW, second moments", v.ours(), floats_of(adam.v), kElementTolerance);
-    check.compare("AdamW, copy", copy.ours(), floats_of(model.params), tolerance<X>(kElementTolerance, 1));
+    check.compare("AdamW, weights", weights.ours(), floats_of(model->params), kElementTolerance);
+    check.compare("AdamW, first moments", m.ours(), floats_of(model->m), kElementTolerance);
+    check.compare("AdamW, second moments", v.ours(), floats_of(model->v), kElementTolerance);
+    check.compare("AdamW, copy", copy.ours(), floats_of(model->params), tolerance<X>(kElementTolerance, 1));
     check.compare("AdamW, gradients cleared", gradients.ours(), Floats(static_cast<size_t>(n)), 0);
 }
 
@@ -636,22 +560,22 @@ inline GPT2Config small_removal_config() {
 }
 
 // One removal per step, so that every stage is met: seven sites, a step before them and one after.
-inline Protocol small_removal(bool precursor) {
-    Protocol p;
-    p.steps = p.stop = precursor ? 11 : 9;
-    p.batch = 3;
-    p.seq = small_removal_config().n_ctx;
-    p.grad_accum = 2;
-    p.lr = p.min_lr = 1e-3;
-    p.start_mlp = 1;
-    p.start_qk = 3;
-    p.start_v = 5;
-    p.start_f = 7;
-    p.gap_mlp = p.gap_qk = p.gap_v = 1;
-    p.own_position0 = precursor;
-    p.release_end_of_text = 8;
-    p.release_position0 = 9;
-    return p;
+inline Settings small_removal(bool precursor) {
+    Settings s;
+    s.steps = s.stop = precursor ? 11 : 9;
+    s.batch = 3;
+    s.seq = small_removal_config().n_ctx;
+    s.grad_accum = 2;
+    s.lr = s.min_lr = 1e-3;
+    s.start_mlp = 1;
+    s.start_qk = 3;
+    s.start_v = 5;
+    s.start_f = 7;
+    s.gap_mlp = s.gap_qk = s.gap_v = 1;
+    s.experiment.own_position0 = precursor;
+    s.experiment.release_end_of_text = 8;
+    s.experiment.release_position0 = 9;
+    return s;
 }
 
 struct StepTolerances {
@@ -664,7 +588,7 @@ StepTolerances step_tolerances() {
 }
 
 // Weights far from their initial values, so that no term of a formula is close to zero by chance.
-inline void set_random_parameters(GPT2& model) {
+inline void set_random_parameters(Engine& model) {
     SplitMix64 random(3);
     for (const Tensor& t : model.tensors) {
         const bool is_gamma = t.name.find("ln_") != std::string::npos && t.name.back() == 't';
@@ -674,102 +598,65 @@ inline void set_random_parameters(GPT2& model) {
     }
 }
 
-inline Floats gradients_of(GPT2& model) {
-    Floats gradients(static_cast<size_t>(model.parameters()));
-    if (auto* gpu = dynamic_cast<CudaGPT2*>(&model)) {
-        gpu->device().fetch_gradients(gradients.data());
-    } else {
-        std::copy(model.grads.data(), model.grads.data() + model.parameters(), gradients.begin());
+inline StepBatches check_batches(const Settings& s, int64_t step, int64_t V) {
+    StepBatches batches;
+    for (int64_t a = 0; a < s.grad_accum; a++) {
+        const std::vector<int32_t> tokens = check_tokens(s.batch * s.seq + 1, V, static_cast<uint64_t>(100 * step + a));
+        batches.inputs.emplace_back(tokens.begin(), tokens.end() - 1);
+        batches.targets.emplace_back(tokens.begin() + 1, tokens.end());
     }
-    return gradients;
+    return batches;
 }
 
-// |ours - reference| / |reference| of every tensor; the largest. Left out: key biases, which do not act on the loss, so
-// that their gradients are rounding alone.
-inline double largest_tensor_error(const GPT2& model, const float* ours, const float* reference) {
-    const int64_t C = model.config.C;
-    double largest = 0;
-    for (const Tensor& t : model.tensors) {
-        const bool has_key_bias = t.name.find("c_attn.bias") != std::string::npos;
-        double off = 0, size = 0;
-        for (int64_t i = 0; i < t.size; i++) {
-            if (has_key_bias && i >= C && i < 2 * C) continue;
-            const double a = ours[t.offset + i], b = reference[t.offset + i];
-            off += (a - b) * (a - b);
-            size += b * b;
-        }
-        const double error = off == 0 ? 0 : std::sqrt(off / size);
-        if (!(error <= largest)) largest = std::isnan(error) ? INFINITY : error;
-    }
-    return largest;
+// "removal, step 3, qk[0] removed"
+inline std::string stage_name(const std::string& name, int64_t step, const std::vector<Event>& events,
+                              const Sites& sites) {
+    std::string stage = name + ", step " + std::to_string(step);
+    if (events.size() == 1) stage += ", " + site_name(sites.all[static_cast<size_t>(events[0].site)]);
+    if (events.size() > 1) stage += ", " + std::to_string(events.size()) + " sites";
+    return events.empty() ? stage : stage + " " + events[0].action;
 }
 
-// Trains `model` and a reference side by side through a removal, each by its own gradients. The models are freshly
-// made.
-inline void check_removal(Check& check, const std::string& name, GPT2& model, lnfree::AdamW& adam, const Protocol& p,
+inline void compare_sigma_bars(Check& check, const std::string& what, const Sites& ours, const Sites& reference,
+                               double allowed) {
+    Floats a, b;
+    for (size_t i = 0; i < ours.all.size(); i++) {
+        if (reference.all[i].has_layer_norm()) continue;
+        a.push_back(static_cast<float>(ours.all[i].sigma_bar));
+        b.push_back(static_cast<float>(reference.all[i].sigma_bar));
+    }
+    check.compare(what, a, b, allowed);
+}
+
+// Trains `model`, which is freshly made, and a reference side by side through a removal, each by its own gradients.
+inline void check_removal(Check& check, const std::string& name, Engine& model, const Settings& s,
                           const StepTolerances& allowed) {
-    GPT2 reference(model.config);
-    lnfree::AdamW reference_adam;
-    for (GPT2* each : {&model, &reference}) {
+    const std::unique_ptr<Engine> made = make_reference(model.config);
+    Engine& reference = *made;
+    for (Engine* each : {&model, &reference}) {
         set_random_parameters(*each);
-        each->prepare_training(p.batch, p.seq);
+        each->prepare_training(s.batch, s.seq);
+        each->prepare_optimiser();
     }
-    adam.prepare(model.parameters());
-    reference_adam.prepare(model.parameters());
-    const int64_t positions = p.batch * p.seq;
-    for (int64_t s = 0; s < p.stop; s++) {
-        std::vector<std::vector<int32_t>> inputs, targets;
-        for (int64_t a = 0; a < p.grad_accum; a++) {
-            const auto seed = static_cast<uint64_t>(100 * s + a);
-            const std::vector<int32_t> tokens = check_tokens(positions + 1, model.config.V, seed);
-            inputs.emplace_back(tokens.begin(), tokens.end() - 1);
-            targets.emplace_back(tokens.begin() + 1, tokens.end());
-        }
-        const std::vector<Event> events = begin_step(model, p, s, inputs);
-        begin_step(reference, p, s, inputs);
-        std::string stage = name + ", step " + std::to_string(s);
-        if (events.size() == 1) stage += ", " + site_name(model.sites.all[static_cast<size_t>(events[0].site)]);
-        if (events.size() > 1) stage += ", " + std::to_string(events.size()) + " sites";
-        if (!events.empty()) stage += " " + events[0].action;
-        double loss = 0, reference_loss = 0;
-        for (size_t a = 0; a < inputs.size(); a++) {
-            const auto run = [&](GPT2& m) {
-                const BatchLoss l =
-                    m.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux(), p.grad_accum);
-                return (l.loss + l.aux) / static_cast<double>(p.grad_accum);
-            };
-            loss += run(model);
-            reference_loss += run(reference);
-        }
+    for (int64_t step = 0; step < s.stop; step++) {
+        const StepBatches batches = check_batches(s, step, model.config.V);
+        const std::vector<Event> events = begin_step(model, s, step, batches);
+        begin_step(reference, s, step, batches);
+        const std::string stage = stage_name(name, step, events, model.sites);
+        const BatchLoss ours = step_loss(model, s, batches), theirs = step_loss(reference, s, batches);
+        const double loss = ours.loss + ours.aux, reference_loss = theirs.loss + theirs.aux;
         check.add(stage + ": loss", std::fabs(loss - reference_loss) / reference_loss, allowed.loss);
-        check.add(stage + ": gradient", largest_tensor_error(model, gradients_of(model).data(), reference.grads.data()),
+        check.add(stage + ": gradient",
+                  largest_tensor_error(model.config, gradients_of(model).data(), reference.grads.data()),
                   allowed.gradient);
-        finish_step(model, adam, p, s);
-        finish_step(reference, reference_adam, p, s);
+        finish_step(model, s, step);
+        finish_step(reference, s, step);
     }
     model.fetch_parameters();
-    check.add(name + ", at the end: weights", largest_tensor_error(model, model.params.data(), reference.params.data()),
-              allowed.weights);
-    Floats sigmas, reference_sigmas;
-    for (size_t i = 0; i < model.sites.all.size(); i++) {
-        if (reference.sites.all[i].norm == Norm::layer_norm) continue;
-        sigmas.push_back(static_cast<float>(model.sites.all[i].sigma_bar));
-        reference_sigmas.push_back(static_cast<float>(reference.sites.all[i].sigma_bar));
-    }
-    check.compare(name + ", at the end: sigma bars", sigmas, reference_sigmas, allowed.loss);
+    check.add(name + ", at the end: weights",
+              largest_tensor_error(model.config, model.params.data(), reference.params.data()), allowed.weights);
+    compare_sigma_bars(check, name + ", at the end: sigma bars", model.sites, reference.sites, allowed.loss);
 }
-
-// Puts the options back as they were, whatever happens.
-class OptionsKeeper {
-  public:
-    OptionsKeeper() : before_(device_options()) {}
-    OptionsKeeper(const OptionsKeeper&) = delete;
-    OptionsKeeper& operator=(const OptionsKeeper&) = delete;
-    ~OptionsKeeper() { device_options() = before_; }
-
-  private:
-    DeviceOptions before_;
-};
 
 // `choose` changes the options, and `which` says to what.
 template <class X>
@@ -782,15 +669,14 @@ void check_whole_steps(
     for (const bool precursor : {false, true}) {
         const std::string name = (precursor ? "precursor's removal" : "removal") + which;
         check.part(name, [&] {
-            CudaGPT2 model(small_removal_config());
-            CudaAdamW adam;
-            check_removal(check, name, model, adam, small_removal(precursor), step_tolerances<X>());
+            const std::unique_ptr<Engine> model = make_engine(small_removal_config());
+            check_removal(check, name, *model, small_removal(precursor), step_tolerances<X>());
         });
     }
 }
 
 // Holds everything against the reference and prints the table to `screen`. Throws NoGpu where there is no GPU.
-inline Engine::Report check_engine(FILE* screen) {
+inline Report check_engine(FILE* screen) {
     require_gpu();
     Check check;
     check_operations<float>(check, check_sizes());
@@ -800,7 +686,7 @@ inline Engine::Report check_engine(FILE* screen) {
     check_whole_steps<bf16>(check, " with CUDA graphs", [](DeviceOptions& o) { o.cuda_graphs = true; });
     if (kHasCudnn) check_whole_steps<bf16>(check, " with cuDNN", [](DeviceOptions& o) { o.attention = "cudnn"; });
 
-    const Engine::Report report = check.report();
+    const Report report = check.report();
     Table table(report.columns);
     size_t failed = 0;
     for (const std::vector<std::string>& row : report.rows) {

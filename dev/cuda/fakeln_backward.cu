@@ -1,6 +1,6 @@
 // The laboratory of FakeLN, backward:  make dev/cuda/fakeln_backward && dev/cuda/fakeln_backward [VERSION]
 // Compare its times with those of dev/cuda/layernorm_backward: a removed site must cost no more than LayerNorm.
-#include "dev/cuda/fakeln_backward.h"
+#include "fakeln_backward.h"
 
 namespace lnfree::cuda::lab {
 

@@ -3,7 +3,7 @@
 // dx, dout, x (N,C); dgamma, dbeta, gamma (C); mean, sigma (N); scratch: norm_backward_scratch floats
 #pragma once
 
-#include "dev/cuda/norm_operands.h"
+#include "norm_operands.h"
 
 namespace lnfree::cuda::lab {
 

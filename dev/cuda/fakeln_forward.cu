@@ -1,6 +1,6 @@
 // The laboratory of FakeLN, forward:  make dev/cuda/fakeln_forward && dev/cuda/fakeln_forward [VERSION]
 // Compare its times with those of dev/cuda/layernorm_forward: a removed site must cost no more than LayerNorm.
-#include "dev/cuda/fakeln_forward.h"
+#include "fakeln_forward.h"
 
 namespace lnfree::cuda::lab {
 

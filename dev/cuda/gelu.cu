@@ -1,5 +1,5 @@
 // The laboratory of GELU:  make dev/cuda/gelu && dev/cuda/gelu [VERSION]
-#include "dev/cuda/gelu.h"
+#include "gelu.h"
 
 namespace lnfree {
 namespace cuda {
@@ -21,7 +21,7 @@ struct GeluProblem {
     void run(GeluFunction<X> f) const { f(out.data(), inp.data(), n, nullptr); }
     double worst() const {
         std::vector<float> expected(static_cast<size_t>(n));
-        lnfree::gelu_forward(expected.data(), floats(inp.host()).data(), n);
+        operations().gelu_forward(expected.data(), floats(inp.host()).data(), n);
         return worst_rounded_error(out.host(), expected, 1e-5, 0.1);
     }
 };

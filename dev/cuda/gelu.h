@@ -1,7 +1,7 @@
 // GELU in GPT-2's tanh form, forward:  x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))).  out, inp (n)
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree {
 namespace cuda {

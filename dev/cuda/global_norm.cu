@@ -1,5 +1,5 @@
 // The laboratory of the gradient's norm:  make dev/cuda/global_norm && dev/cuda/global_norm [VERSION]
-#include "dev/cuda/global_norm.h"
+#include "global_norm.h"
 
 namespace lnfree::cuda::lab {
 
@@ -20,10 +20,7 @@ struct GlobalNormProblem {
     void prepare() const {}
     void run(GlobalNorm f) const { f(out.data(), scratch.data(), values.data(), n, 1.0, nullptr); }
     double worst() const {
-        Buffer gradient(n);
-        const std::vector<float> host = values.host();
-        std::copy(host.begin(), host.end(), gradient.data());
-        const double norm = gradient_norm(gradient);
+        const double norm = reference_norm(values.host());
         const GradientNorm got = out.host()[0];
         return std::max(
             worst_error(std::vector<double>{got.norm}, std::vector<double>{norm}, 1e-12),

@@ -1,12 +1,22 @@
 // The Euclidean norm of a gradient (n), in double precision and a fixed order. scratch: global_norm_scratch doubles
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 
 using GlobalNorm = void (*)(GradientNorm* out, double* scratch, const float* values, int64_t n, double clip,
                             cudaStream_t stream);
+
+// What the reference makes of it.
+inline double reference_norm(const Floats& values) {
+    const auto n = static_cast<int64_t>(values.size());
+    std::vector<double> partial(static_cast<size_t>(ceil_div(n, kNormBlock)));
+    operations().sum_squares(partial.data(), values.data(), n);
+    double sum = 0;
+    for (const double part : partial) sum += part;
+    return std::sqrt(sum);
+}
 
 // v1: one block.
 static __global__ void global_norm_v1_kernel(GradientNorm* out, const float* values, int64_t n, double clip) {

@@ -1,5 +1,5 @@
 // The laboratory of LayerNorm, backward:  make dev/cuda/layernorm_backward && dev/cuda/layernorm_backward [VERSION]
-#include "dev/cuda/layernorm_backward.h"
+#include "layernorm_backward.h"
 
 namespace lnfree::cuda::lab {
 

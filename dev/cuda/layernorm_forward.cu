@@ -1,5 +1,5 @@
 // The laboratory of LayerNorm, forward:  make dev/cuda/layernorm_forward && dev/cuda/layernorm_forward [VERSION]
-#include "dev/cuda/layernorm_forward.h"
+#include "layernorm_forward.h"
 
 namespace lnfree::cuda::lab {
 

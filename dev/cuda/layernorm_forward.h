@@ -2,7 +2,7 @@
 // out, x (N,C); mean, sigma (N); gamma, beta (C)
 #pragma once
 
-#include "dev/cuda/norm_operands.h"
+#include "norm_operands.h"
 
 namespace lnfree::cuda::lab {
 

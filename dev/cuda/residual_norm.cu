@@ -1,5 +1,5 @@
 // The laboratory of residual addition and norm in one:  make dev/cuda/residual_norm && dev/cuda/residual_norm [VERSION]
-#include "dev/cuda/residual_norm.h"
+#include "residual_norm.h"
 
 namespace lnfree::cuda::lab {
 
@@ -26,7 +26,8 @@ struct ResidualNormProblem : NormOperands<X> {
     }
     double worst() const {
         std::vector<float> expected(static_cast<size_t>(this->N * this->C));
-        residual_forward(expected.data(), floats(this->x.host()).data(), floats(y.host()).data(), this->N * this->C);
+        operations().residual_forward(expected.data(), floats(this->x.host()).data(), floats(y.host()).data(),
+                                      this->N * this->C);
         const std::vector<float> rows = floats(sum.host());  // mean and sigma are those of the rounded sum
         return std::max({worst_rounded_error(sum.host(), expected, 1e-5), this->worst_forward(normed_qk, rows, 0),
                          this->worst_forward(normed_v, rows, kSigmaBar)});

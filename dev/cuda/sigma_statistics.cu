@@ -1,5 +1,5 @@
 // The laboratory of the sigma statistics:  make dev/cuda/sigma_statistics && dev/cuda/sigma_statistics [VERSION]
-#include "dev/cuda/sigma_statistics.h"
+#include "sigma_statistics.h"
 
 namespace lnfree::cuda::lab {
 

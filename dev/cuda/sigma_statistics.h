@@ -2,7 +2,7 @@
 // floats from one to the next.
 #pragma once
 
-#include "dev/cuda/lab.h"
+#include "lab.h"
 
 namespace lnfree::cuda::lab {
 

@@ -2,7 +2,7 @@
 // whose order changes from run to run have no place in this project, so a kernel that wants one does not compile.
 #pragma once
 
-#include "dev/cuda_on_cpu/shared_memory.h"
+#include "shared_memory.h"
 
 namespace lnfree::cuda::emulation {
 

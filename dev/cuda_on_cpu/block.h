@@ -17,13 +17,13 @@
 #include <string>
 #include <vector>
 
-#include "data/error.h"
-#include "data/random.h"
-#include "dev/cuda_on_cpu/fibres.h"
-#include "dev/cuda_on_cpu/options.h"
-#include "dev/cuda_on_cpu/shadow_memory.h"
-#include "dev/cuda_on_cpu/types.h"
-#include "dev/cuda_on_cpu/where.h"
+#include "../../data/error.h"
+#include "../../data/random.h"
+#include "fibres.h"
+#include "options.h"
+#include "shadow_memory.h"
+#include "types.h"
+#include "where.h"
 
 namespace lnfree::cuda::emulation {
 

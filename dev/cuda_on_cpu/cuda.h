@@ -11,22 +11,35 @@
 //   SharedMemory, Shared, shared_bytes_of, copy_async_... emulation: shared_memory.h    nvcc: device.h
 //   mma_m16n8k16, ldmatrix_...                            emulation: tensor_cores.h     nvcc: device.h
 //   launch, launch_dependent, wait_for_previous_kernel    emulation: launch.h           nvcc: device_launch.h
+//   require_cuda                                          cuda_error.h
 #pragma once
 
 #ifdef __CUDACC__
-#include "dev/cuda_on_cpu/bf16.h"
-#include "dev/cuda_on_cpu/device.h"
-#include "dev/cuda_on_cpu/device_launch.h"
-#include "dev/cuda_on_cpu/vec.h"
+#include "bf16.h"
+#include "cuda_error.h"
+#include "device.h"
+#include "device_launch.h"
+#include "vec.h"
 #else
-#include "dev/cuda_on_cpu/atomics.h"
-#include "dev/cuda_on_cpu/bf16.h"
-#include "dev/cuda_on_cpu/launch.h"
-#include "dev/cuda_on_cpu/math.h"
-#include "dev/cuda_on_cpu/runtime.h"
-#include "dev/cuda_on_cpu/shared_memory.h"
-#include "dev/cuda_on_cpu/tensor_cores.h"
-#include "dev/cuda_on_cpu/types.h"
-#include "dev/cuda_on_cpu/vec.h"
-#include "dev/cuda_on_cpu/warp.h"
+#include "atomics.h"
+#include "bf16.h"
+#include "cuda_error.h"
+#include "launch.h"
+#include "math.h"
+#include "runtime.h"
+#include "shared_memory.h"
+#include "tensor_cores.h"
+#include "types.h"
+#include "vec.h"
+#include "warp.h"
 #endif
+
+namespace lnfree::cuda {
+
+#ifdef __CUDACC__
+constexpr bool kEmulated = false;
+#else
+constexpr bool kEmulated = true;
+#endif
+
+}  // namespace lnfree::cuda

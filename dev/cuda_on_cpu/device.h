@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dev/cuda_on_cpu/bf16.h"
-#include "dev/cuda_on_cpu/vec.h"
+#include "bf16.h"
+#include "vec.h"
 
 namespace lnfree::cuda {
 

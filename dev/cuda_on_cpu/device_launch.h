@@ -4,11 +4,12 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdlib>
 #include <map>
 #include <string>
 #include <utility>
 
-#include "data/error.h"
+#include "cuda_error.h"
 
 namespace lnfree::cuda {
 
@@ -21,9 +22,19 @@ inline std::string text_of(dim3 v) {
     return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
 }
 
-// `doing` names the launch.
-inline void require(cudaError_t error, const std::string& doing) {
-    if (error != cudaSuccess) throw RunFailure(doing + ": " + cudaGetErrorString(error));
+// Whether a launch waits for its kernel, so that what it returns is about that one (CUDA_LAUNCH_BLOCKING=1).
+inline bool launches_wait() {
+    static const bool answer = [] {
+        const char* const wish = std::getenv("CUDA_LAUNCH_BLOCKING");
+        return wish != nullptr && std::string(wish) == "1";
+    }();
+    return answer;
+}
+
+// A launch that was refused, or by which the failure of an earlier kernel was noticed.
+[[noreturn]] inline void fail_launch(cudaError_t error, const std::string& name) {
+    if (was_left_by_a_kernel(error) && launches_wait()) throw RunFailure(name + ": " + cudaGetErrorString(error));
+    fail_cuda(error, name);
 }
 
 // Whether this kernel was compiled for an architecture with griddepcontrol. The device alone does not decide: code for
@@ -32,11 +43,11 @@ inline void require(cudaError_t error, const std::string& doing) {
 inline bool can_begin_early(const void* kernel) {
     static thread_local std::map<std::pair<int, const void*>, bool> answers;
     int device = 0;
-    require(cudaGetDevice(&device), "cudaGetDevice");
+    require_cuda(cudaGetDevice(&device), "cudaGetDevice");
     const auto known = answers.find({device, kernel});
     if (known != answers.end()) return known->second;
     cudaFuncAttributes attributes = {};
-    require(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+    require_cuda(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
     return answers[{device, kernel}] = attributes.ptxVersion >= 90;
 }
 
@@ -56,7 +67,7 @@ void launch_with(bool is_dependent, void (*kernel)(P...), dim3 grid, dim3 block,
     if (shared_bytes > shared_bytes_without_asking) {
         const cudaError_t error =
             cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-        if (error != cudaSuccess) require(error, doing());
+        if (error != cudaSuccess) fail_launch(error, doing());
     }
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -69,14 +80,14 @@ void launch_with(bool is_dependent, void (*kernel)(P...), dim3 grid, dim3 block,
     config.attrs = &early;
     config.numAttrs = is_dependent && can_begin_early(address) ? 1 : 0;
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
-    if (error != cudaSuccess) require(error, doing());
+    if (error != cudaSuccess) fail_launch(error, doing());
 }
 
 }  // namespace device
 
 // Runs `kernel` on grid.x * grid.y * grid.z blocks of block.x * block.y * block.z threads with `shared_bytes` of dynamic
-// shared memory each, after what was given to `stream` before. Throws RunFailure where the launch is refused, or an
-// earlier one has failed.
+// shared memory each, after what was given to `stream` before. Throws RunFailure where the launch is refused, or where an
+// earlier kernel is found to have failed.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A&&... args) {
     device::launch_with(false, kernel, grid, block, shared_bytes, stream, std::forward<A>(args)...);

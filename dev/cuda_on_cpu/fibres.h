@@ -11,7 +11,7 @@
 #include <cstring>
 #include <string>
 
-#include "data/error.h"
+#include "../../data/error.h"
 
 // AddressSanitizer knows one stack per thread and must be told of every change; it also keeps the variables of functions
 // in "fake stacks", one per fibre, to find uses after return.

@@ -16,10 +16,10 @@
 #include <type_traits>
 #include <utility>
 
-#include "dev/cuda_on_cpu/block.h"
-#include "dev/cuda_on_cpu/capture.h"
-#include "dev/cuda_on_cpu/kernel_name.h"
-#include "dev/cuda_on_cpu/runtime.h"
+#include "block.h"
+#include "capture.h"
+#include "kernel_name.h"
+#include "runtime.h"
 
 namespace lnfree::cuda {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <system_error>
 
-#include "data/error.h"
+#include "../../data/error.h"
 
 namespace lnfree::cuda {
 
@@ -47,5 +47,20 @@ inline EmulationOptions& emulation_options() {
     }();
     return options;
 }
+
+// Other options as long as it lives; then they are as they were.
+class TemporaryEmulationOptions {
+  public:
+    TemporaryEmulationOptions(bool checks, uint64_t seed) : before_(emulation_options()) {
+        emulation_options().checks = checks;
+        emulation_options().seed = seed;
+    }
+    TemporaryEmulationOptions(const TemporaryEmulationOptions&) = delete;
+    TemporaryEmulationOptions& operator=(const TemporaryEmulationOptions&) = delete;
+    ~TemporaryEmulationOptions() { emulation_options() = before_; }
+
+  private:
+    EmulationOptions before_;
+};
 
 }  // namespace lnfree::cuda

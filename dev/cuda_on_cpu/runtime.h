@@ -14,8 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "dev/cuda_on_cpu/capture.h"
-#include "dev/cuda_on_cpu/types.h"
+#include "capture.h"
+#include "types.h"
 
 enum cudaError_t {
     cudaSuccess = 0,
@@ -24,9 +24,19 @@ enum cudaError_t {
     cudaErrorInvalidConfiguration = 9,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorECCUncorrectable = 214,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorIllegalState = 401,
     cudaErrorNotReady = 600,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchTimeout = 702,
+    cudaErrorAssert = 710,
+    cudaErrorHardwareStackError = 714,
+    cudaErrorIllegalInstruction = 715,
+    cudaErrorMisalignedAddress = 716,
+    cudaErrorInvalidAddressSpace = 717,
+    cudaErrorInvalidPc = 718,
+    cudaErrorLaunchFailure = 719,
     cudaErrorStreamCaptureUnsupported = 900,
 };
 enum cudaMemcpyKind {
@@ -363,8 +373,13 @@ inline const char* cudaGetErrorName(cudaError_t error) {
             return "cudaErrorInvalidResourceHandle";
         case cudaErrorNotReady:
             return "cudaErrorNotReady";
+        case cudaErrorIllegalAddress:
+            return "cudaErrorIllegalAddress";
+        case cudaErrorLaunchFailure:
+            return "cudaErrorLaunchFailure";
+        default:
+            return "an error that only a GPU has";
     }
-    return "unknown error";
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
     return cudaGetErrorName(error);

@@ -21,8 +21,8 @@
 #include <string>
 #include <vector>
 
-#include "data/error.h"
-#include "dev/cuda_on_cpu/where.h"
+#include "../../data/error.h"
+#include "where.h"
 
 namespace lnfree::cuda::emulation {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <type_traits>
 
-#include "dev/cuda_on_cpu/block.h"
-#include "dev/cuda_on_cpu/vec.h"
+#include "block.h"
+#include "vec.h"
 
 namespace lnfree::cuda {
 

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dev/cuda_on_cpu/bf16.h"
-#include "dev/cuda_on_cpu/block.h"
-#include "dev/cuda_on_cpu/shared_memory.h"
+#include "bf16.h"
+#include "block.h"
+#include "shared_memory.h"
 
 namespace lnfree::cuda {
 

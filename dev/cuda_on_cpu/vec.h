@@ -7,8 +7,8 @@
 #include <cstring>
 #include <string>
 
-#include "data/error.h"
-#include "dev/cuda_on_cpu/bf16.h"
+#include "../../data/error.h"
+#include "bf16.h"
 
 namespace lnfree::cuda {
 

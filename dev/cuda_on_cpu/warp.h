@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "dev/cuda_on_cpu/block.h"
+#include "block.h"
 
 namespace lnfree::cuda::emulation {
 

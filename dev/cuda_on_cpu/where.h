@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "dev/cuda_on_cpu/types.h"
+#include "types.h"
 
 namespace lnfree::cuda::emulation {
 

@@ -15,13 +15,6 @@ using lnfree::BadInput;
 
 namespace {
 
-// The emulation runs threads in a random order as long as this lives.
-struct RandomOrder {
-    explicit RandomOrder(uint64_t seed) { emulation_options().seed = seed; }
-    ~RandomOrder() { emulation_options().seed = before; }
-    const uint64_t before = emulation_options().seed;
-};
-
 template <class X>
 void check_plain(const Problem<X>& problem) {
     CAPTURE(problem.sizes.text());
@@ -100,7 +93,7 @@ TEST_CASE("attention gives the same bits in every order of threads") {
     const auto gradients = run_backward<bf16>(attention_backward<bf16>, problem, answer);
     const auto plain_gradients = run_backward<bf16>(attention_backward_plain<bf16>, problem, answer);
     for (const uint64_t seed : {1, 2}) {
-        const RandomOrder order(seed);
+        const TemporaryEmulationOptions random_order(true, seed);
         CHECK(run_forward<bf16>(attention_forward<bf16>, problem) == results);
         CHECK(run_backward<bf16>(attention_backward<bf16>, problem, answer) == gradients);
         CHECK(run_backward<bf16>(attention_backward_plain<bf16>, problem, answer) == plain_gradients);

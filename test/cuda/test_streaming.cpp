@@ -4,26 +4,36 @@
 // uninitialised and racing accesses to shared memory and on barriers that not all threads reach.
 //
 // bf16 has 8 bits of significand. The reference gets the inputs as rounded to bf16 and computes in float, so an output may
-// differ by half a last place, 1/256 of its value, besides the 1e-5 of float arithmetic (lab::worst_rounded_error).
+// differ by half a last place, 1/256 of its value, besides the 1e-5 of float arithmetic (worst_rounded_error).
 #include <doctest/doctest.h>
 
-#define LNFREE_LIBRARY_ONLY
-#include "dev/cuda/lab.h"
-#include "train_gpt2_lnfree.cu"
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "dev/cpu/operations.h"
+#include "dev/cuda/compare.h"
+#include "dev/cuda/global_norm.h"
+#include "dev/cuda/kernels.h"
+#include "dev/cuda/operands.h"
+#include "test/test_models.h"
 
 using namespace lnfree;
 using cuda::bf16;
+using cuda::DeviceArray;
 using cuda::Divisor;
+using cuda::Floats;
+using cuda::floats;
 using cuda::from_float;
+using cuda::made_up_tokens;
+using cuda::normal_values;
+using cuda::Operand;
+using cuda::rounded;
 using cuda::to_float;
-using cuda::lab::DeviceArray;
-using cuda::lab::floats;
-using cuda::lab::normal_values;
-using cuda::lab::rounded;
-using cuda::lab::worst_error;
-using cuda::lab::worst_rounded_error;
+using cuda::worst_error;
+using cuda::worst_rounded_error;
 
-typedef std::vector<float> Floats;
 typedef std::vector<Floats> Outputs;
 
 constexpr double kFloatError = 1e-5;
@@ -40,18 +50,6 @@ static Outputs in_any_order(Run run) {
     return in_order;
 }
 
-// Operands of type X on the device, and the same values in float for the reference.
-template <class X>
-struct Operand {
-    Floats reference;
-    DeviceArray<X> device;
-
-    Operand(const Floats& values, int64_t offset = 0)
-        : reference(floats(rounded<X>(values))), device(rounded<X>(values), offset) {}
-    X* data() const { return device.data(); }
-    void reset() { device.set(rounded<X>(reference)); }
-};
-
 // Random operands, a different seed for each.
 template <class X>
 static Operand<X> random_operand(int64_t n, uint64_t seed, int64_t offset = 0) {
@@ -61,7 +59,7 @@ static Operand<X> random_operand(int64_t n, uint64_t seed, int64_t offset = 0) {
 // A removed site. The precursor's has a second sigma at position 0 and, for v, at end-of-text.
 static Site removed_site(double sigma_bar, bool precursor = false) {
     Site site;
-    site.norm = Norm::fake_ln;
+    site.a = 1;
     site.sigma_bar = sigma_bar;
     site.sigma_bar_0 = 3 * sigma_bar;
     site.own_position0 = site.own_end_of_text = precursor;
@@ -73,9 +71,9 @@ static const int32_t kEndOfText = 2;
 // What the reference divides by.
 static Floats reference_divisors(const Site& site, const Floats& sigma, const std::vector<int32_t>& tokens, int64_t B,
                                  int64_t T) {
-    if (site.norm == Norm::layer_norm) return sigma;
+    if (site.has_layer_norm()) return sigma;
     Floats divisor(sigma.size());
-    fakeln_divisors(divisor.data(), site, sigma.data(), tokens.data(), kEndOfText, B, T);
+    operations().norm_divisors(divisor.data(), site, sigma.data(), tokens.data(), kEndOfText, B, T);
     return divisor;
 }
 
@@ -97,10 +95,11 @@ TEST_CASE_TEMPLATE("encoder_forward adds token and position embeddings", X, floa
         CAPTURE(s.offset);
         const int64_t V = 11, N = s.B * s.T;
         const Operand<X> wte = random_operand<X>(V * s.C, 1, s.offset), wpe = random_operand<X>(s.T * s.C, 2, s.offset);
-        const std::vector<int32_t> tokens = cuda::lab::made_up_tokens(N, V);
+        const std::vector<int32_t> tokens = made_up_tokens(N, V);
         const DeviceArray<int32_t> device_tokens(tokens);
         Floats expected(static_cast<size_t>(N * s.C));
-        encoder_forward(expected.data(), tokens.data(), wte.reference.data(), wpe.reference.data(), s.B, s.T, s.C);
+        operations().encoder_forward(expected.data(), tokens.data(), wte.reference.data(), wpe.reference.data(), s.B,
+                                     s.T, s.C);
         std::vector<X> got;
         in_any_order([&] {
             const DeviceArray<X> out(N * s.C, s.offset);
@@ -119,7 +118,7 @@ TEST_CASE("sort_positions lists every position once, by token and in order, in p
     for (const Size& s : {Size{1, 1}, Size{64, 1}, Size{65, 1}, Size{700, 3}, Size{333, 257}, Size{50, 1000}}) {
         CAPTURE(s.N);
         CAPTURE(s.V);
-        const std::vector<int32_t> tokens = cuda::lab::made_up_tokens(s.N, s.V);
+        const std::vector<int32_t> tokens = made_up_tokens(s.N, s.V);
         std::vector<int32_t> sorted(static_cast<size_t>(cuda::sorted_positions_size(s.N)), -99);
         cuda::sort_positions(sorted.data(), tokens.data(), s.N, s.V);
         const cuda::SortedPositions layout{s.N};
@@ -165,14 +164,15 @@ TEST_CASE_TEMPLATE("encoder_backward adds each position's gradient to its token 
         CAPTURE(s.C);
         CAPTURE(s.V);
         const int64_t N = s.B * s.T;
-        const std::vector<int32_t> tokens = cuda::lab::made_up_tokens(N, s.V);
+        const std::vector<int32_t> tokens = made_up_tokens(N, s.V);
         std::vector<int32_t> sorted(static_cast<size_t>(cuda::sorted_positions_size(N)));
         cuda::sort_positions(sorted.data(), tokens.data(), N, s.V);
         const DeviceArray<int32_t> device_sorted(sorted);
         const Operand<X> dout = random_operand<X>(N * s.C, 1, s.offset);
         const Floats dwte = normal_values(s.V * s.C, 2), dwpe = normal_values(s.T * s.C, 3);
         Floats expected_wte = dwte, expected_wpe = dwpe;
-        encoder_backward(expected_wte.data(), expected_wpe.data(), dout.reference.data(), tokens.data(), s.B, s.T, s.C);
+        operations().encoder_backward(expected_wte.data(), expected_wpe.data(), dout.reference.data(), tokens.data(),
+                                      s.B, s.T, s.C);
         const Outputs got = in_any_order([&] {
             const DeviceArray<float> wte(dwte, s.offset), wpe(dwpe, s.offset);
             const DeviceArray<float> scratch(cuda::encoder_backward_scratch(N, s.C));
@@ -207,7 +207,7 @@ struct NormProblem {
           y(normal_values(N * C, 2), offset),
           gamma(normal_values(C, 3, 0.3, 1), offset),
           beta(normal_values(C, 4, 0.3), offset),
-          tokens(cuda::lab::made_up_tokens(N, 5)),
+          tokens(made_up_tokens(N, 5)),
           device_tokens(tokens) {}
     Divisor divisor(const Site& site) const { return cuda::divisor_of(site, device_tokens.data(), kEndOfText, T); }
 
@@ -215,11 +215,11 @@ struct NormProblem {
     Floats normed(const Floats& values, const Site& site, Floats& mean, Floats& sigma) const {
         mean.resize(static_cast<size_t>(N));
         sigma.resize(static_cast<size_t>(N));
-        moments_forward(mean.data(), sigma.data(), values.data(), 1e-5, N, C);
+        operations().moments_forward(mean.data(), sigma.data(), values.data(), 1e-5, N, C);
         Floats out(values.size());
         const Floats divisor = reference_divisors(site, sigma, tokens, B, T);
-        norm_forward(out.data(), values.data(), mean.data(), divisor.data(), gamma.host().data(), beta.host().data(), N,
-                     C);
+        operations().norm_forward(out.data(), values.data(), mean.data(), divisor.data(), gamma.host().data(),
+                                  beta.host().data(), N, C);
         return out;
     }
 };
@@ -232,7 +232,7 @@ TEST_CASE_TEMPLATE("residual_norm_forward adds, measures and norms for one or tw
         const NormProblem<X> p(s);
         const Floats from_x = floats(rounded<X>(p.x.reference));
         Floats added(from_x.size());
-        residual_forward(added.data(), p.x.reference.data(), p.y.reference.data(), p.N * p.C);
+        operations().residual_forward(added.data(), p.x.reference.data(), p.y.reference.data(), p.N * p.C);
         for (const bool with_y : {true, false}) {
             const Site& site_a = with_y ? layer_norm : precursor;
             std::vector<X> sum, a, b;
@@ -313,17 +313,19 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
     const auto reference = [&](const Site* site, const Operand<X>& dout) {
         if (site == nullptr) return;
         const Floats divisor = reference_divisors(*site, sigma, p.tokens, p.B, p.T), gamma = p.gamma.host();
-        norm_backward(expected.data(), expected_gamma.data(), expected_beta.data(), dout.reference.data(),
-                      p.x.reference.data(), gamma.data(), mean.data(), sigma.data(), divisor.data(), *site, p.N, p.C);
+        operations().norm_backward(expected.data(), expected_gamma.data(), expected_beta.data(), dout.reference.data(),
+                                   p.x.reference.data(), gamma.data(), mean.data(), sigma.data(), divisor.data(),
+                                   site->a, p.N, p.C);
     };
     reference(k.a, dout_a);
     reference(k.b, dout_b);
     const AuxSettings settings = {0.7, false, false, 3};
     const double scale = 0.25;
     if (k.with_aux)
-        aux_loss_backward(expected.data(),
-                          aux_loss_forward(sigma.data(), p.tokens.data(), kEndOfText, settings, p.B, p.T),
-                          p.x.reference.data(), mean.data(), sigma.data(), scale, p.B, p.T, p.C);
+        operations().aux_loss_backward(
+            expected.data(),
+            operations().aux_loss_forward(sigma.data(), p.tokens.data(), kEndOfText, settings, p.B, p.T),
+            p.x.reference.data(), mean.data(), sigma.data(), scale, p.B, p.T, p.C);
 
     const DeviceArray<float> device_mean(mean), device_sigma(sigma);
     std::vector<X> got_dx;
@@ -350,7 +352,7 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
 TEST_CASE_TEMPLATE("norm_backward is LayerNorm's or FakeLN's, of both branches, and the auxiliary loss's", X, float,
                    bf16) {
     Site half_way = removed_site(1.3, true);
-    half_way.own_share = 0.6;
+    half_way.a = 0.4;
     const Site layer_norm, fake = removed_site(1.7), other = removed_site(0.6), precursor = removed_site(0.9, true);
     const BackwardCase cases[] = {{"LayerNorm", &layer_norm, nullptr, false, false},
                                   {"FakeLN", &fake, nullptr, false, false},
@@ -406,8 +408,9 @@ TEST_CASE("aux_loss gives the CPU's loss, and none where nothing counts") {
           Shape{5, 333, 5, {0.03, false, true, 7}}, Shape{3, 7, 5, {0.0}}, Shape{4, 1, 5, {0.1, false, true}}}) {
         const int64_t N = s.B * s.T;
         const Floats sigma = normal_values(N, 1, 0.5, 3);
-        const std::vector<int32_t> tokens = cuda::lab::made_up_tokens(N, s.vocabulary);
-        const AuxLoss expected = aux_loss_forward(sigma.data(), tokens.data(), kEndOfText, s.settings, s.B, s.T);
+        const std::vector<int32_t> tokens = made_up_tokens(N, s.vocabulary);
+        const AuxLoss expected =
+            operations().aux_loss_forward(sigma.data(), tokens.data(), kEndOfText, s.settings, s.B, s.T);
         const DeviceArray<float> device_sigma(sigma);
         const DeviceArray<int32_t> device_tokens(tokens);
         in_any_order([&] {
@@ -444,20 +447,21 @@ TEST_CASE("add_sum adds a sum in double precision") {
 
 static const int64_t kLengths[] = {1, 3, 8, 17, 1000, 4099, 8192};
 
-TEST_CASE_TEMPLATE("gelu_forward and gelu_backward are the CPU's, in place too", X, float, bf16) {
+TEST_CASE_TEMPLATE("gelu_forward is the CPU's, and gelu_backward_bias its gradient, in place too", X, float, bf16) {
     for (const int64_t n : kLengths)
         for (const int64_t offset : {0, 3}) {
             CAPTURE(n);
             CAPTURE(offset);
             const Operand<X> x(normal_values(n, 1, 3), offset), dout = random_operand<X>(n, 2, offset);
             Floats expected(static_cast<size_t>(n)), expected_dx(static_cast<size_t>(n));
-            gelu_forward(expected.data(), x.reference.data(), n);
-            gelu_backward(expected_dx.data(), dout.reference.data(), x.reference.data(), n);
+            operations().gelu_forward(expected.data(), x.reference.data(), n);
+            operations().gelu_backward(expected_dx.data(), dout.reference.data(), x.reference.data(), n);
             std::vector<X> got, got_dx;
             in_any_order([&] {
                 const DeviceArray<X> out(n, offset), dx(dout.device.host(), offset);
+                const DeviceArray<float> sum(Floats(1, 0.0f)), scratch(cuda::column_sums_scratch(n, 1));
                 cuda::gelu_forward(out.data(), x.data(), n, nullptr);
-                cuda::gelu_backward(dx.data(), dx.data(), x.data(), n, nullptr);
+                cuda::gelu_backward_bias(dx.data(), sum.data(), scratch.data(), dx.data(), x.data(), n, 1, nullptr);
                 got = out.host();
                 got_dx = dx.host();
                 return Outputs{floats(got), floats(got_dx)};
@@ -473,7 +477,8 @@ TEST_CASE("gelu keeps its relative accuracy far below zero, is the identity far 
     cuda::gelu_forward(out.data(), device_x.data(), static_cast<int64_t>(x.size()), nullptr);
     const Floats got = out.host();
     for (size_t i = 0; i < x.size(); i++) {
-        const double z = x[i], u = kGeluScale * (z + 0.044715 * z * z * z), expected = z / (1 + std::exp(-2 * u));
+        const double z = x[i], u = std::sqrt(2 / M_PI) * (z + 0.044715 * z * z * z),
+                     expected = z / (1 + std::exp(-2 * u));
         CAPTURE(z);
         if (std::isnan(z)) {
             CHECK(std::isnan(got[i]));
@@ -483,25 +488,20 @@ TEST_CASE("gelu keeps its relative accuracy far below zero, is the identity far 
     }
 }
 
-TEST_CASE_TEMPLATE("residual_add and convert", X, float, bf16) {
+TEST_CASE_TEMPLATE("convert rounds to nearest, there and back", X, float, bf16) {
     for (const int64_t n : kLengths)
         for (const int64_t offset : {0, 1}) {
             CAPTURE(n);
-            const Operand<X> a = random_operand<X>(n, 1, offset), b = random_operand<X>(n, 2, offset);
             const Floats master = normal_values(n, 3);
             const DeviceArray<float> device_master(master, offset);
-            Floats sum(static_cast<size_t>(n));
-            residual_forward(sum.data(), a.reference.data(), b.reference.data(), n);
             const Outputs got = in_any_order([&] {
-                const DeviceArray<X> out(n, offset), narrow(n, offset);
+                const DeviceArray<X> narrow(n, offset);
                 const DeviceArray<float> wide(n, offset);
-                cuda::residual_add(out.data(), a.data(), b.data(), n, nullptr);
                 cuda::convert(narrow.data(), device_master.data(), n, nullptr);
                 cuda::convert(wide.data(), narrow.data(), n, nullptr);
-                return Outputs{floats(out.host()), wide.host()};
+                return Outputs{wide.host()};
             });
-            CHECK(got[0] == floats(rounded<X>(sum)));
-            CHECK(got[1] == floats(rounded<X>(master)));
+            CHECK(got[0] == floats(rounded<X>(master)));
         }
 }
 
@@ -540,28 +540,33 @@ TEST_CASE_TEMPLATE("column_sums and add_bias work on some columns of longer rows
     }
 }
 
-TEST_CASE_TEMPLATE("bias_gelu_forward and gelu_backward_bias are bias, GELU and column sums in one", X, float, bf16) {
+TEST_CASE_TEMPLATE("bias_gelu_forward is bias and GELU in one; gelu_backward_bias GELU's gradient and its column sums",
+                   X, float, bf16) {
     for (const ColumnShape& s : kColumnShapes) {
         CAPTURE(s.M);
         const int64_t n = s.N * s.M;
         const Operand<X> product = random_operand<X>(n, 1), bias = random_operand<X>(s.M, 2),
                          dout = random_operand<X>(n, 3);
+        std::vector<X> got_dx;
         const Outputs got = in_any_order([&] {
             const DeviceArray<X> fc(product.device.host()), hidden(n), dx(dout.device.host());
             const DeviceArray<float> dbias(Floats(static_cast<size_t>(s.M), 1.0f)),
                 scratch(cuda::column_sums_scratch(s.N, s.M));
             cuda::bias_gelu_forward(hidden.data(), fc.data(), bias.data(), s.N, s.M, nullptr);
             cuda::gelu_backward_bias(dx.data(), dbias.data(), scratch.data(), dx.data(), fc.data(), s.N, s.M, nullptr);
-            return Outputs{floats(fc.host()), floats(hidden.host()), floats(dx.host()), dbias.host()};
+            got_dx = dx.host();
+            return Outputs{floats(fc.host()), floats(hidden.host()), floats(got_dx), dbias.host()};
         });
-        const DeviceArray<X> fc(product.device.host()), hidden(n), dx(dout.device.host());
+        const DeviceArray<X> fc(product.device.host()), hidden(n), dx(got_dx);
         const DeviceArray<float> dbias(Floats(static_cast<size_t>(s.M), 1.0f)),
             scratch(cuda::column_sums_scratch(s.N, s.M));
         cuda::add_bias(fc.data(), bias.data(), s.N, s.M, s.M, nullptr);
         cuda::gelu_forward(hidden.data(), fc.data(), n, nullptr);
-        cuda::gelu_backward(dx.data(), dx.data(), fc.data(), n, nullptr);
         cuda::column_sums(dbias.data(), scratch.data(), dx.data(), s.N, s.M, s.M, nullptr);
         CHECK(got == Outputs{floats(fc.host()), floats(hidden.host()), floats(dx.host()), dbias.host()});
+        Floats expected_dx(static_cast<size_t>(n));
+        operations().gelu_backward(expected_dx.data(), dout.reference.data(), floats(fc.host()).data(), n);
+        CHECK(worst_rounded_error(got_dx, expected_dx, kFloatError, 0.5) <= 1);
     }
 }
 
@@ -577,13 +582,13 @@ TEST_CASE_TEMPLATE("classifier is the CPU's softmax and cross-entropy, and clear
         CAPTURE(s.V);
         CAPTURE(s.Vp);
         Operand<X> logits(normal_values(s.rows * s.Vp, 1, 4));
-        const std::vector<int32_t> targets = cuda::lab::made_up_tokens(s.rows, s.V);
+        const std::vector<int32_t> targets = made_up_tokens(s.rows, s.V);
         const DeviceArray<int32_t> device_targets(targets);
         Floats expected(static_cast<size_t>(s.rows * s.V)), losses(static_cast<size_t>(s.rows));
         for (int64_t r = 0; r < s.rows; r++)
             std::copy_n(logits.reference.data() + r * s.Vp, s.V, expected.data() + r * s.V);
         const double scale = 0.37;
-        softmax_cross_entropy(losses.data(), expected.data(), targets.data(), scale, true, s.rows, s.V);
+        operations().softmax_cross_entropy(losses.data(), expected.data(), targets.data(), scale, true, s.rows, s.V);
         // The padding may hold anything.
         for (int64_t r = 0; r < s.rows; r++)
             for (int64_t v = s.V; v < s.Vp; v++)
@@ -643,9 +648,7 @@ TEST_CASE("global_norm is the CPU's, clips above the limit only, and shows what 
         for (const int64_t offset : {0, 1}) {
             CAPTURE(n);
             const Floats values = normal_values(n, 1);
-            Buffer grads(n);
-            std::copy(values.begin(), values.end(), grads.data());
-            const double expected = gradient_norm(grads);
+            const double expected = cuda::lab::reference_norm(values);
             const DeviceArray<float> device_values(values, offset);
             in_any_order([&] {
                 const cuda::GradientNorm got = norm_of(device_values, expected / 2);
@@ -663,55 +666,42 @@ TEST_CASE("global_norm is the CPU's, clips above the limit only, and shows what 
     CHECK(std::isnan(norm_of(DeviceArray<float>(values), 1).norm));
 }
 
-static GPT2Config tiny_config() {
-    GPT2Config c;
-    c.L = 2;
-    c.NH = 1;
-    c.C = 5;
-    c.V = 37;
-    c.n_ctx = 11;
-    c.n_inner = 20;
-    c.end_of_text = 36;
-    return c;
-}
-
 TEST_CASE_TEMPLATE("adamw updates as the CPU does over several steps, zeroes gradients and keeps a copy", X, float,
                    bf16) {
     for (const int64_t offset : {0, 1}) {
-        Protocol protocol;
-        protocol.weight_decay = 0.1;
-        GPT2 model(tiny_config());
-        model.prepare_training();
-        AdamW adam;
-        const int64_t n = model.parameters();
-        adam.prepare(n);
+        const std::unique_ptr<Engine> model = make_reference(shape_of(2, 1, 5, 37, 11, 20));
+        model->prepare_training();
+        model->prepare_optimiser();
+        const int64_t n = model->parameters();
         const Floats weights = normal_values(n, 1);
-        std::copy(weights.begin(), weights.end(), model.params.data());
+        std::copy(weights.begin(), weights.end(), model->params.data());
         std::vector<cuda::TensorRange> ranges;
-        for (const Tensor& t : model.tensors) ranges.push_back({t.offset, t.size, t.decay});
+        for (const Tensor& t : model->tensors) ranges.push_back({t.offset, t.size, t.decay});
         const DeviceArray<cuda::TensorRange> device_ranges(ranges);
         const DeviceArray<float> master(weights, offset), m(Floats(static_cast<size_t>(n), 0.0f), offset),
             v(Floats(static_cast<size_t>(n), 0.0f), offset), grad(n, offset);
         const DeviceArray<X> copy(n, offset);
-        const double lr = 1e-2, scale = 0.5;
-        const DeviceArray<cuda::GradientNorm> norm(std::vector<cuda::GradientNorm>{{2.0, static_cast<float>(scale)}});
+        AdamWStep update;
+        update.lr = 1e-2;
+        update.weight_decay = 0.1;
+        update.gradient_scale = 0.5;
+        const DeviceArray<cuda::GradientNorm> norm(
+            std::vector<cuda::GradientNorm>{{2.0, static_cast<float>(update.gradient_scale)}});
         for (int64_t step = 1; step <= 3; step++) {
             const Floats gradient = normal_values(n, 10 + static_cast<uint64_t>(step));
-            std::copy(gradient.begin(), gradient.end(), model.grads.data());
+            std::copy(gradient.begin(), gradient.end(), model->grads.data());
             grad.set(gradient);
-            adam.update(model, protocol, lr, scale);
+            model->update(update);
             cuda::emulation_options().seed = static_cast<uint64_t>(step);
-            cuda::adamw(
-                master.data(), grad.data(), m.data(), v.data(), sizeof(X) == 2 ? copy.data() : nullptr, norm.data(),
-                device_ranges.data(), static_cast<int64_t>(ranges.size()), n,
-                cuda::adamw_step(protocol.beta1, protocol.beta2, protocol.adam_eps, protocol.weight_decay, lr, step),
-                std::nullopt, nullptr);
+            cuda::adamw(master.data(), grad.data(), m.data(), v.data(), sizeof(X) == 2 ? copy.data() : nullptr,
+                        norm.data(), device_ranges.data(), static_cast<int64_t>(ranges.size()), n,
+                        cuda::adamw_constants(update, step), std::nullopt, nullptr);
             cuda::emulation_options().seed = 0;
         }
         const auto of = [&](const Buffer& b) { return Floats(b.data(), b.data() + n); };
-        CHECK(worst_error(master.host(), of(model.params), 1e-6) <= 1);
-        CHECK(worst_error(m.host(), of(adam.m), 1e-6) <= 1);
-        CHECK(worst_error(v.host(), of(adam.v), 1e-6) <= 1);
+        CHECK(worst_error(master.host(), of(model->params), 1e-6) <= 1);
+        CHECK(worst_error(m.host(), of(model->m), 1e-6) <= 1);
+        CHECK(worst_error(v.host(), of(model->v), 1e-6) <= 1);
         CHECK(grad.host() == Floats(static_cast<size_t>(n), 0.0f));
         if (sizeof(X) == 2) CHECK(floats(copy.host()) == floats(rounded<X>(master.host())));
     }
@@ -726,8 +716,11 @@ TEST_CASE("adamw's stochastic rounding is unbiased, and depends on key and eleme
         const Floats zeros(static_cast<size_t>(n), 0.0f);
         const DeviceArray<float> master(Floats(static_cast<size_t>(n), weight)), grad(zeros), m(zeros), v(zeros);
         const DeviceArray<bf16> copy(n);
+        AdamWStep update;
+        update.lr = 1e-3;
+        update.weight_decay = 0;
         cuda::adamw(master.data(), grad.data(), m.data(), v.data(), copy.data(), norm.data(), range.data(), 1, n,
-                    cuda::adamw_step(0.9, 0.999, 1e-8, 0, 1e-3, 1), key, nullptr);
+                    cuda::adamw_constants(update, 1), key, nullptr);
         CHECK(master.host()[5] == weight);
         return floats(copy.host());
     };

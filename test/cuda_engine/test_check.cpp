@@ -3,20 +3,26 @@
 // tests in this folder run every kernel with them.
 #include <doctest/doctest.h>
 
-#define LNFREE_LIBRARY_ONLY
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "data/error.h"
 #include "dev/cuda/engine_bench.h"
 #include "dev/cuda/engine_check.h"
-
-// after the program that it is about
 #include "test/test_models.h"
+#include "test/wrapped_engine.h"
 
 using namespace lnfree;
 
 namespace {
 
-struct WithoutShadowMemory {
-    WithoutShadowMemory() { cuda::emulation_options().checks = false; }
-    ~WithoutShadowMemory() { cuda::emulation_options().checks = true; }
+// Without the checks of shared memory.
+struct WithoutChecks : cuda::TemporaryEmulationOptions {
+    WithoutChecks() : TemporaryEmulationOptions(false, 0) {}
 };
 
 // What `run` prints.
@@ -33,44 +39,43 @@ std::string printed(Run run) {
 }
 
 // An engine whose gradient of one weight is off by a tenth of the gradient's norm.
-class WrongGradient : public GPT2 {
+class WrongGradient : public WrappedEngine {
   public:
-    using GPT2::GPT2;
+    using WrappedEngine::WrappedEngine;
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux, int64_t grad_accum) override {
-        const BatchLoss loss = GPT2::forward_backward(inputs, targets, B, T, aux, grad_accum);
+        const BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum);
         grads.data()[parameters() - 1] += static_cast<real>(0.1 * gradient_norm());
         return loss;
     }
 };
 
 // One that forgets the auxiliary loss.
-class NoAuxiliaryLoss : public GPT2 {
+class NoAuxiliaryLoss : public WrappedEngine {
   public:
-    using GPT2::GPT2;
+    using WrappedEngine::WrappedEngine;
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, const AuxSettings&,
                                int64_t grad_accum) override {
-        return GPT2::forward_backward(inputs, targets, B, T, {}, grad_accum);
+        return WrappedEngine::forward_backward(inputs, targets, B, T, {}, grad_accum);
     }
 };
 
 template <class Model>
-Engine::Report checked() {
+Report checked() {
     Model model(cuda::small_removal_config());
-    lnfree::AdamW adam;
-    Protocol p = cuda::small_removal(false);
-    p.stop = 2;
-    p.start_f = 1;
+    Settings s = cuda::small_removal(false);
+    s.stop = 2;
+    s.start_f = 1;
     cuda::Check check;
-    cuda::check_removal(check, "removal", model, adam, p, cuda::step_tolerances<float>());
+    cuda::check_removal(check, "removal", model, s, cuda::step_tolerances<float>());
     return check.report();
 }
 
 }  // namespace
 
 TEST_CASE("check passes, and says so in a table with a row for every comparison") {
-    const WithoutShadowMemory fast;
-    Engine::Report report;
+    const WithoutChecks fast;
+    Report report;
     const std::string text = printed([&](std::FILE* screen) { report = cuda::check_engine(screen); });
     CHECK(report.passed);
     for (const std::vector<std::string>& row : report.rows) {
@@ -108,7 +113,7 @@ TEST_CASE("an operation that can not be run is a failure, and the ones after it 
     cuda::Check check;
     check.part("attention", [] { throw RunFailure("a launch was refused"); });
     check.part("encoder", [&] { check.add("encoder", 0, 1e-5); });
-    const Engine::Report report = check.report();
+    const Report report = check.report();
     CHECK_FALSE(report.passed);
     REQUIRE(report.rows.size() == 2);
     CHECK(report.rows[0][0] == "attention: a launch was refused");
@@ -117,7 +122,7 @@ TEST_CASE("an operation that can not be run is a failure, and the ones after it 
 }
 
 TEST_CASE("a wrong kernel is reported: attention that swaps keys and values") {
-    const WithoutShadowMemory fast;
+    const WithoutChecks fast;
     cuda::AttentionKernels<float> wrong = cuda::attention_kernels<float>("plain");
     wrong.forward = [](float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
                        cudaStream_t stream) {
@@ -133,16 +138,16 @@ TEST_CASE("a wrong kernel is reported: attention that swaps keys and values") {
 }
 
 TEST_CASE("whole steps: the reference agrees with itself; a wrong gradient or a forgotten loss does not pass") {
-    CHECK(checked<GPT2>().passed);
+    CHECK(checked<WrappedEngine>().passed);
     CHECK_FALSE(checked<WrongGradient>().passed);
     CHECK_FALSE(checked<NoAuxiliaryLoss>().passed);
 }
 
 TEST_CASE("bench runs in emulation, says so, and reports every kernel and every stage") {
-    const WithoutShadowMemory fast;
+    const WithoutChecks fast;
     const GPT2Config c = shape_of(2, 2, 32, 67, 17, 128);
     cuda::device_options().recompute = 1;
-    Engine::Report report;
+    Report report;
     const std::string text = printed([&](std::FILE* screen) { report = cuda::bench_engine(c, 2, 17, 0.001, screen); });
     CHECK(cuda::device_options().recompute == 1);
     CHECK_FALSE(cuda::device_options().in_bf16);  // as it was

@@ -1,11 +1,17 @@
 // The CUDA engine as a whole, in emulation, against the reference: losses, gradients and weights of a removal, step by step.
+// The first cases run it with the emulation's checks of shared memory, as test/cuda does every kernel by itself.
 #include <doctest/doctest.h>
 
-#define LNFREE_LIBRARY_ONLY
-#include "data/random.h"
-#include "train_gpt2_lnfree.cu"
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <utility>
+#include <vector>
 
-// after the program that it is about
+#include "data/random.h"
+#include "dev/cuda/cuda_engine.h"
+#include "dev/cuda/removal_steps.h"
+#include "dev/cuda_on_cpu/options.h"
 #include "test/test_models.h"
 
 using namespace lnfree;
@@ -13,6 +19,11 @@ using namespace lnfree;
 namespace {
 
 static const GPT2Config kTwoLayers = shape_of(2, 2, 24, 67, 13, 56);
+
+// Without the checks of shared memory.
+struct WithoutChecks : cuda::TemporaryEmulationOptions {
+    WithoutChecks() : TemporaryEmulationOptions(false, 0) {}
+};
 
 // The tokens of every micro-batch follow from the step alone: a few of them often, so that there is something to learn.
 std::vector<int32_t> tokens_of(int64_t step, int64_t micro_batch, int64_t n, int64_t V) {
@@ -23,22 +34,22 @@ std::vector<int32_t> tokens_of(int64_t step, int64_t micro_batch, int64_t n, int
     return tokens;
 }
 
-Protocol schedule() {
-    Protocol p;
-    p.steps = p.stop = 40;
-    p.batch = 3;
-    p.seq = 11;
-    p.grad_accum = 2;
-    p.lr = 5e-3;
-    p.min_lr = 1e-3;
-    p.warmup = 3;
-    p.sigma_ema = 0.3;
-    p.start_mlp = 4;
-    p.gap_mlp = p.gap_qk = p.gap_v = 5;
-    p.start_qk = 14;
-    p.start_v = 24;
-    p.start_f = 34;
-    return p;
+Settings schedule() {
+    Settings s;
+    s.steps = s.stop = 40;
+    s.batch = 3;
+    s.seq = 11;
+    s.grad_accum = 2;
+    s.lr = 5e-3;
+    s.min_lr = 1e-3;
+    s.warmup = 3;
+    s.sigma_ema = 0.3;
+    s.start_mlp = 4;
+    s.gap_mlp = s.gap_qk = s.gap_v = 5;
+    s.start_qk = 14;
+    s.start_v = 24;
+    s.start_f = 34;
+    return s;
 }
 
 struct Run {
@@ -47,85 +58,91 @@ struct Run {
     std::vector<float> weights;
 };
 
-// begin_step .. finish_step for steps [from, to); the last call leaves everything in the host's memory.
-void train(Run& run, GPT2& model, AdamW& adam, const Protocol& p, int64_t from, int64_t to) {
-    for (int64_t s = from; s < to; s++) {
-        std::vector<std::vector<int32_t>> inputs, targets;
-        for (int64_t a = 0; a < p.grad_accum; a++) {
-            const std::vector<int32_t> tokens = tokens_of(s, a, p.batch * p.seq, model.config.V);
-            inputs.emplace_back(tokens.begin(), tokens.end() - 1);
-            targets.emplace_back(tokens.begin() + 1, tokens.end());
+// Steps [from, to); at the end everything is in the host's memory.
+void train_steps(Run& run, Engine& model, const Settings& s, int64_t from, int64_t to) {
+    for (int64_t step = from; step < to; step++) {
+        StepBatches batches;
+        for (int64_t a = 0; a < s.grad_accum; a++) {
+            const std::vector<int32_t> tokens = tokens_of(step, a, s.batch * s.seq, model.config.V);
+            batches.inputs.emplace_back(tokens.begin(), tokens.end() - 1);
+            batches.targets.emplace_back(tokens.begin() + 1, tokens.end());
         }
-        begin_step(model, p, s, inputs);
-        BatchLoss mean;
-        for (size_t a = 0; a < inputs.size(); a++) {
-            const BatchLoss l =
-                model.forward_backward(inputs[a].data(), targets[a].data(), p.batch, p.seq, p.aux(), p.grad_accum);
-            mean.loss += l.loss / static_cast<double>(p.grad_accum);
-            mean.aux += l.aux / static_cast<double>(p.grad_accum);
-        }
+        cuda::begin_step(model, s, step, batches);
+        const BatchLoss mean = cuda::step_loss(model, s, batches);
         run.losses.push_back(mean.loss);
         run.aux.push_back(mean.aux);
-        run.norms.push_back(finish_step(model, adam, p, s));
+        run.norms.push_back(cuda::finish_step(model, s, step));
     }
     model.fetch_parameters();
-    adam.fetch_moments();
+    model.fetch_moments();
     run.weights.assign(model.params.data(), model.params.data() + model.parameters());
     run.sigma_bars.clear();
     for (const Site& site : model.sites.all) run.sigma_bars.push_back(site.sigma_bar);
 }
 
-template <class Model, class Optimiser>
-Run run_from_start(const Protocol& p, const GPT2Config& config) {
-    Model model(config);
-    randomise(model, 3);
-    Optimiser adam;
-    model.prepare_training(p.batch, p.seq);
-    adam.prepare(model.parameters());
-    if (p.plant_position0 > 0) {
+// An engine of one kind or the other.
+typedef std::unique_ptr<Engine> (*Maker)(const GPT2Config&);
+
+std::unique_ptr<Engine> prepared(Maker make, const Settings& s, const GPT2Config& config) {
+    std::unique_ptr<Engine> model = make(config);
+    randomise(*model, 3);
+    model->prepare_training(s.batch, s.seq);
+    model->prepare_optimiser();
+    return model;
+}
+
+Run run_from_start(Maker make, const Settings& s, const GPT2Config& config) {
+    const std::unique_ptr<Engine> model = prepared(make, s, config);
+    if (s.experiment.plant_position0 > 0) {
         std::vector<real> added;
         for (int64_t c = 0; c < config.C; c++)
-            added.push_back(static_cast<real>(p.plant_position0 * std::cos(static_cast<double>(c))));
-        model.edit_position0(0.5, added.data());
+            added.push_back(static_cast<real>(s.experiment.plant_position0 * std::cos(static_cast<double>(c))));
+        model->edit_position0(0.5, added.data());
     }
     Run run;
-    train(run, model, adam, p, 0, p.stop);
+    train_steps(run, *model, s, 0, s.stop);
     return run;
 }
 
-Run reference_run(const Protocol& p, const GPT2Config& config = kTwoLayers) {
-    return run_from_start<GPT2, AdamW>(p, config);
+Run reference_run(const Settings& s, const GPT2Config& config = kTwoLayers) {
+    return run_from_start(make_reference, s, config);
 }
 
-Run cuda_run(const Protocol& p, bool in_bf16, int recompute = -1, bool stochastic = false,
-             const GPT2Config& config = kTwoLayers, const std::string& attention = "flash") {
-    cuda::device_options() = {in_bf16, recompute, stochastic, attention};
-    const Run run = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, config);
-    cuda::device_options() = {};
-    return run;
+cuda::DeviceOptions fp32_options() {
+    return {};
+}
+cuda::DeviceOptions bf16_options() {
+    cuda::DeviceOptions o;
+    o.in_bf16 = true;
+    return o;
+}
+
+Run cuda_run(const Settings& s, const cuda::DeviceOptions& options, const GPT2Config& config = kTwoLayers) {
+    const cuda::OptionsKeeper keeper;
+    cuda::device_options() = options;
+    return run_from_start(cuda::make_engine, s, config);
+}
+
+void copy(const Buffer& from, Buffer& to) {
+    std::copy(from.data(), from.data() + from.size(), to.data());
 }
 
 // Half of a run on one engine; the other half on another, which takes over what a checkpoint holds: weights, moments,
 // sites.
-template <class FirstModel, class FirstOptimiser, class SecondModel, class SecondOptimiser>
-Run run_in_two_halves(const Protocol& p) {
+Run run_in_two_halves(Maker make_first, Maker make_second, const Settings& s) {
     Run run;
-    FirstModel first(kTwoLayers);
-    randomise(first, 3);
-    FirstOptimiser adam;
-    first.prepare_training(p.batch, p.seq);
-    adam.prepare(first.parameters());
-    train(run, first, adam, p, 0, p.stop / 2);
-    SecondModel second(kTwoLayers);
-    std::copy(first.params.data(), first.params.data() + first.parameters(), second.params.data());
-    second.sites = first.sites;
-    SecondOptimiser taken_over;
-    taken_over.prepare(second.parameters());
-    std::copy(adam.m.data(), adam.m.data() + adam.m.size(), taken_over.m.data());
-    std::copy(adam.v.data(), adam.v.data() + adam.v.size(), taken_over.v.data());
-    taken_over.updates = adam.updates;
-    second.prepare_training(p.batch, p.seq);
-    train(run, second, taken_over, p, p.stop / 2, p.stop);
+    const std::unique_ptr<Engine> first = prepared(make_first, s, kTwoLayers);
+    train_steps(run, *first, s, 0, s.stop / 2);
+    const std::unique_ptr<Engine> second = make_second(kTwoLayers);
+    second->prepare_optimiser();
+    copy(first->params, second->params);
+    copy(first->m, second->m);
+    copy(first->v, second->v);
+    second->sites = first->sites;
+    second->updates = first->updates;
+    second->prepare_training(s.batch, s.seq);
+    second->resume(s.seed);
+    train_steps(run, *second, s, s.stop / 2, s.stop);
     return run;
 }
 
@@ -137,36 +154,15 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
     return largest;
 }
 
-// |a - b| / |b| of every tensor but the key biases, which do not act on the loss and drift with rounding; the largest.
 double largest_weight_difference(const std::vector<float>& a, const std::vector<float>& b) {
-    const GPT2Config c = kTwoLayers;
-    double largest = 0;
-    for (const Tensor& t : tensor_table(c)) {
-        double off = 0, size = 0;
-        for (int64_t i = 0; i < t.size; i++) {
-            const bool key_bias = t.name.find("c_attn.bias") != std::string::npos && i >= c.C && i < 2 * c.C;
-            if (key_bias) continue;
-            const double x = a[static_cast<size_t>(t.offset + i)], y = b[static_cast<size_t>(t.offset + i)];
-            off += (x - y) * (x - y);
-            size += y * y;
-        }
-        largest = std::max(largest, std::sqrt(off / size));
-    }
-    return largest;
+    return cuda::largest_tensor_error(kTwoLayers, a.data(), b.data());
 }
-
-// A value in every element, whatever was there.
-struct Constant {
-    static constexpr bool reads_b = false;
-    float value;
-    float operator()(float, float) const { return value; }
-};
 
 }  // namespace
 
 TEST_CASE("40 steps through a whole removal in fp32: the reference's losses to 1e-5, weights to 1e-4") {
-    const Protocol p = schedule();
-    const Run cpu = reference_run(p), gpu = cuda_run(p, false);
+    const Settings p = schedule();
+    const Run cpu = reference_run(p), gpu = cuda_run(p, fp32_options());
     CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
     CHECK(largest_difference(gpu.aux, cpu.aux) < 1e-5);
     CHECK(largest_difference(gpu.sigma_bars, cpu.sigma_bars) < 1e-5);
@@ -176,8 +172,8 @@ TEST_CASE("40 steps through a whole removal in fp32: the reference's losses to 1
 }
 
 TEST_CASE("40 steps in bf16 stay within 2 % of the reference's losses, and lose what it loses") {
-    const Protocol p = schedule();
-    const Run cpu = reference_run(p), gpu = cuda_run(p, true);
+    const Settings p = schedule();
+    const Run cpu = reference_run(p), gpu = cuda_run(p, bf16_options());
     for (size_t s = 0; s < cpu.losses.size(); s++) {
         CAPTURE(s);
         CHECK(gpu.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(0.02));
@@ -190,9 +186,9 @@ TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
     GPT2Config c = kTwoLayers;
     c.C = 64;  // two heads of 32
     c.n_inner = 128;
-    Protocol p = schedule();
+    Settings p = schedule();
     p.grad_accum = 1;
-    const Run cpu = reference_run(p, c), gpu = cuda_run(p, true, -1, false, c);
+    const Run cpu = reference_run(p, c), gpu = cuda_run(p, bf16_options(), c);
     for (size_t s = 0; s < cpu.losses.size(); s++) {
         CAPTURE(s);
         CHECK(gpu.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(0.03));
@@ -202,43 +198,57 @@ TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
 TEST_CASE("--attention plain gives what tensor cores give, to bf16's precision, and other bits") {
     GPT2Config c = kTwoLayers;
     c.C = 64;  // two heads of 32, which tensor cores take
-    Protocol p = schedule();
+    Settings p = schedule();
     p.stop = 3;
     p.grad_accum = 1;
-    const Run flash = cuda_run(p, true, -1, false, c), plain = cuda_run(p, true, -1, false, c, "plain");
+    cuda::DeviceOptions with_plain = bf16_options();
+    with_plain.attention = "plain";
+    const Run flash = cuda_run(p, bf16_options(), c), plain = cuda_run(p, with_plain, c);
     CHECK(plain.losses != flash.losses);
     for (size_t s = 0; s < flash.losses.size(); s++)
         CHECK(plain.losses[s] == doctest::Approx(flash.losses[s]).epsilon(0.01));
 }
 
 TEST_CASE("what backward remakes instead of keeping changes no bit") {
-    Protocol p = schedule();
+    const WithoutChecks fast;
+    Settings p = schedule();
     p.stop = 28;  // until qk and v of the first layer differ
-    const Run kept = cuda_run(p, true, 0);
+    const auto run_at = [&](int level) {
+        cuda::DeviceOptions options = bf16_options();
+        options.recompute = level;
+        return cuda_run(p, options);
+    };
+    const Run kept = run_at(0);
     for (const int level : {1, 2}) {
-        const Run remade = cuda_run(p, true, level);
+        const Run remade = run_at(level);
         CHECK(remade.losses == kept.losses);
         CHECK(remade.weights == kept.weights);
     }
 }
 
 TEST_CASE("with --cuda-graphs every pass through a removal gives the bits of the pass that it replays") {
-    Protocol p = schedule();
+    const WithoutChecks fast;
+    Settings p = schedule();
     p.grad_accum = 3;  // the second of equal passes is recorded, the third is the recording
+    p.start_mlp = 1;   // a site goes with every step
+    p.start_qk = 3;
+    p.start_v = 5;
+    p.start_f = 7;
+    p.gap_mlp = p.gap_qk = p.gap_v = 1;
+    p.stop = 9;
     for (const bool precursor : {false, true}) {
         CAPTURE(precursor);
         if (precursor) {
-            p.own_position0 = true;
+            p.experiment.own_position0 = true;
             p.aux_weight = 0;
-            p.release_end_of_text = 36;
-            p.release_position0 = 38;
+            p.experiment.release_end_of_text = 8;
+            p.experiment.release_position0 = 9;
+            p.stop = 11;
         }
-        const Run launched = cuda_run(p, false);
+        const Run launched = cuda_run(p, fp32_options());
         cuda::DeviceOptions with_graphs;
         with_graphs.cuda_graphs = true;
-        cuda::device_options() = with_graphs;
-        const Run replayed = run_from_start<cuda::CudaGPT2, cuda::CudaAdamW>(p, kTwoLayers);
-        cuda::device_options() = {};
+        const Run replayed = cuda_run(p, with_graphs);
         CHECK(replayed.losses == launched.losses);
         CHECK(replayed.aux == launched.aux);
         CHECK(replayed.norms == launched.norms);
@@ -246,51 +256,12 @@ TEST_CASE("with --cuda-graphs every pass through a removal gives the bits of the
     }
 }
 
-TEST_CASE("recorded work is recorded at the second time, replays old values, and starts anew with other ones") {
-    cuda::RecordedWork recorded;
-    cuda::DeviceArray<float> device;
-    device.allocate(1);
-    float value = 1;
-    int given = 0;
-    const auto run = [&](double frozen) {
-        recorded.run({frozen}, nullptr, [&] {
-            given++;
-            cuda::map(device.data(), device.data(), static_cast<const float*>(nullptr), 1, Constant{value}, nullptr);
-        });
-        float on_device = 0;
-        device.download(&on_device, 1, nullptr);
-        return on_device;
-    };
-    CHECK(run(0) == 1);  // done at once
-    value = 2;
-    CHECK(run(0) == 2);  // recorded, and launched
-    CHECK(given == 2);
-    value = 3;
-    CHECK(run(0) == 2);  // which is why everything that changes must be named
-    CHECK(given == 2);
-    CHECK(run(1) == 3);
-    recorded.forget();
-    value = 4;
-    CHECK(run(1) == 4);
-    CHECK(given == 4);
-}
-
-TEST_CASE("what cannot be recorded is refused, and leaves the stream as it was") {
-    cuda::RecordedWork recorded;
-    cuda::DeviceArray<float> device;
-    const auto wait = [] { cuda::require_cuda(cudaDeviceSynchronize(), "waiting"); };
-    recorded.run({1}, nullptr, wait);
-    CHECK_THROWS_WITH_AS(recorded.run({1}, nullptr, wait), doctest::Contains("StreamCaptureUnsupported"), RunFailure);
-    cudaGetLastError();
-    device.allocate(1);  // nothing is being recorded any more
-    CHECK(device.data() != nullptr);
-}
-
 TEST_CASE("a run changes engines half-way and ends where one engine ends") {
-    const Protocol p = schedule();
+    const WithoutChecks fast;
+    const Settings p = schedule();
     const Run cpu = reference_run(p);
-    const Run onto_cpu = run_in_two_halves<cuda::CudaGPT2, cuda::CudaAdamW, GPT2, AdamW>(p);
-    const Run onto_gpu = run_in_two_halves<GPT2, AdamW, cuda::CudaGPT2, cuda::CudaAdamW>(p);
+    const Run onto_cpu = run_in_two_halves(cuda::make_engine, make_reference, p);
+    const Run onto_gpu = run_in_two_halves(make_reference, cuda::make_engine, p);
     for (const Run* run : {&onto_cpu, &onto_gpu}) {
         CHECK(largest_difference(run->losses, cpu.losses) < 1e-5);
         CHECK(largest_weight_difference(run->weights, cpu.weights) < 1e-4);
@@ -298,20 +269,21 @@ TEST_CASE("a run changes engines half-way and ends where one engine ends") {
 }
 
 TEST_CASE("the precursor's special cases: own sigma for position 0 and end-of-text, and their release") {
-    Protocol p = schedule();
+    const WithoutChecks fast;
+    Settings p = schedule();
     p.preset = "precursor";
     p.lr = 2e-3;
-    p.own_position0 = true;
+    p.experiment.own_position0 = true;
     p.aux_weight = 0;
     p.start_mlp = 1;
     p.start_qk = 5;
     p.start_v = 9;
     p.start_f = 14;
     p.gap_mlp = p.gap_qk = p.gap_v = 2;
-    p.release_end_of_text = 18;
-    p.release_position0 = 22;
+    p.experiment.release_end_of_text = 18;
+    p.experiment.release_position0 = 22;
     p.stop = 26;
-    const Run cpu = reference_run(p), gpu = cuda_run(p, false);
+    const Run cpu = reference_run(p), gpu = cuda_run(p, fp32_options());
     CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
     CHECK(largest_weight_difference(gpu.weights, cpu.weights) < 1e-4);
 }
@@ -319,21 +291,22 @@ TEST_CASE("the precursor's special cases: own sigma for position 0 and end-of-te
 TEST_CASE(
     "the means against a position that stands out: gradual removal, its embedding shortened, auxiliary loss "
     "everywhere") {
-    Protocol p = schedule();
+    const WithoutChecks fast;
+    Settings p = schedule();
     p.lr = 2e-3;
     p.start_mlp = 2;
     p.start_qk = 4;
     p.start_v = 5;
     p.start_f = 8;
     p.gap_mlp = p.gap_qk = p.gap_v = 1;
-    p.gradual = 4;
-    p.sigma_skips_position0 = true;
-    p.aux_everywhere = p.aux_relative = true;
-    p.plant_position0 = 10;
+    p.experiment.gradual = 4;
+    p.experiment.sigma_skips_position0 = true;
+    p.experiment.aux_everywhere = p.experiment.aux_relative = true;
+    p.experiment.plant_position0 = 10;
     p.stop = 14;
-    const Run untouched = cuda_run(p, false);
-    p.shrink_steps = 5;
-    const Run cpu = reference_run(p), gpu = cuda_run(p, false);
+    const Run untouched = cuda_run(p, fp32_options());
+    p.experiment.shrink_steps = 5;
+    const Run cpu = reference_run(p), gpu = cuda_run(p, fp32_options());
     CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
     CHECK(largest_difference(gpu.aux, cpu.aux) < 1e-5);
     CHECK(largest_difference(gpu.sigma_bars, cpu.sigma_bars) < 1e-5);
@@ -343,28 +316,29 @@ TEST_CASE(
 }
 
 TEST_CASE("with stochastic rounding the model learns what it learns without") {
-    const Protocol p = schedule();
-    const Run nearest = cuda_run(p, true), stochastic = cuda_run(p, true, -1, true);
+    const WithoutChecks fast;
+    const Settings p = schedule();
+    cuda::DeviceOptions at_random = bf16_options();
+    at_random.stochastic_rounding = true;
+    const Run nearest = cuda_run(p, bf16_options()), stochastic = cuda_run(p, at_random);
     CHECK(stochastic.losses != nearest.losses);
     CHECK(stochastic.losses.back() == doctest::Approx(nearest.losses.back()).epsilon(0.03));
 }
 
 TEST_CASE("evaluation and logits are the reference's, for any batch and length") {
-    GPT2 cpu(kTwoLayers);
-    cuda::CudaGPT2 gpu(kTwoLayers);
-    randomise(cpu, 3);
-    randomise(gpu, 3);
-    const int64_t V = cpu.config.V;
+    const std::unique_ptr<Engine> cpu = random_model(kTwoLayers, 3), gpu = cuda::make_engine(kTwoLayers);
+    randomise(*gpu, 3);
+    const int64_t V = kTwoLayers.V;
     for (const auto& [B, T] : {std::pair<int64_t, int64_t>{3, 11}, {1, 1}, {5, 7}, {2, 13}}) {
         const std::vector<int32_t> tokens = tokens_of(7, 0, B * T, V);
-        const real* expected = cpu.token_losses(tokens.data(), tokens.data() + 1, B, T);
+        const real* expected = cpu->token_losses(tokens.data(), tokens.data() + 1, B, T);
         const std::vector<real> losses(expected, expected + B * T);
-        const real* found = gpu.token_losses(tokens.data(), tokens.data() + 1, B, T);
+        const real* found = gpu->token_losses(tokens.data(), tokens.data() + 1, B, T);
         for (size_t i = 0; i < losses.size(); i++) CHECK(found[i] == doctest::Approx(losses[i]).epsilon(1e-5));
         const int64_t from = T / 2;
         std::vector<real> a(static_cast<size_t>(B * (T - from) * V)), b(a.size());
-        cpu.logits(a.data(), tokens.data(), B, T, from);
-        gpu.logits(b.data(), tokens.data(), B, T, from);
+        cpu->logits(a.data(), tokens.data(), B, T, from);
+        gpu->logits(b.data(), tokens.data(), B, T, from);
         double off = 0;
         for (size_t i = 0; i < a.size(); i++) off = std::max(off, static_cast<double>(std::abs(a[i] - b[i])));
         CHECK(off < 1e-4);
@@ -382,4 +356,58 @@ TEST_CASE("the table of memory grows with the batch and shrinks with what is rem
         CHECK(bytes > cuda::device_bytes(c, B, c.n_ctx, false, true, 0));
         before = bytes;
     }
+}
+
+TEST_CASE("analyses of a model on the GPU see its weights and sites as they are now") {
+    Settings p = schedule();
+    const std::unique_ptr<Engine> gpu = prepared(cuda::make_engine, p, kTwoLayers);
+    const std::unique_ptr<Engine> cpu = make_reference(kTwoLayers);
+    const int64_t T = 13, V = kTwoLayers.V;
+    const std::vector<int32_t> tokens = tokens_of(7, 0, T, V);
+    const auto traced = [&](Engine& model) {
+        std::vector<real> out(static_cast<size_t>(T * V));
+        model.trace(tokens.data(), 1, T, {});
+        model.final_logits(out.data(), 0, T);
+        return out;
+    };
+    const std::vector<real> before = traced(*gpu);
+    Run run;
+    train_steps(run, *gpu, p, 0, 6);  // mlp[0] goes
+    REQUIRE(gpu->sites.mlp(0).removed());
+    copy(gpu->params, cpu->params);
+    cpu->sites = gpu->sites;
+    const std::vector<real> after = traced(*gpu);
+    CHECK(after == traced(*cpu));
+    CHECK(after != before);
+    CHECK(gpu->final_residual()[0] == cpu->final_residual()[0]);
+    CHECK(gpu->sigmas_at(gpu->sites.f())[0] == cpu->sigmas_at(cpu->sites.f())[0]);
+    CHECK(gpu->weights().wte[0] == gpu->params.data()[0]);
+}
+
+TEST_CASE("a run that goes back on the same engine repeats its losses to the bit") {
+    const WithoutChecks fast;
+    Settings p = schedule();
+    cuda::DeviceOptions options = bf16_options();
+    options.stochastic_rounding = true;
+    const cuda::OptionsKeeper keeper;
+    cuda::device_options() = options;
+    const std::unique_ptr<Engine> model = prepared(cuda::make_engine, p, kTwoLayers);
+    Run until, once, again;
+    train_steps(until, *model, p, 0, 5);
+    Buffer params(model->parameters()), m(model->parameters()), v(model->parameters());
+    copy(model->params, params);
+    copy(model->m, m);
+    copy(model->v, v);
+    const Sites sites = model->sites;
+    const int64_t updates = model->updates;
+    train_steps(once, *model, p, 5, 9);
+    copy(params, model->params);
+    copy(m, model->m);
+    copy(v, model->v);
+    model->sites = sites;
+    model->updates = updates;
+    model->resume(p.seed);
+    train_steps(again, *model, p, 5, 9);
+    CHECK(again.losses == once.losses);
+    CHECK(again.weights == once.weights);
 }

@@ -1,58 +1,80 @@
 // The CUDA engine behind the commands, in emulation: a run saved by one engine is resumed by the other.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <unistd.h>
 
-#define LNFREE_LIBRARY_ONLY
-#include "train_gpt2_lnfree.cu"
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
-// after the program that it is about
+#include "data/error.h"
+#include "dev/commands/commands.h"
+#include "dev/cuda/cuda_engine.h"
+#include "dev/engine.h"
+#include "dev/run/models.h"
+#include "dev/run/run.h"
+#include "dev/run/settings.h"
+#include "test/file_helpers.h"
+#include "test/in_memory.h"
+#include "test/test_models.h"
 #include "test/tiny_task.h"
 
 using namespace lnfree;
+using nlohmann::json;
 
 namespace {
 
 void use_cpu_engine() {
-    engine() = Engine();
+    backend() = Backend();
 }
+
+// The CUDA engine as long as it lives; then everything is as it was, whatever the test chose meanwhile.
+struct WithCuda {
+    WithCuda() { cuda::use_cuda_engine(); }
+    ~WithCuda() { use_cpu_engine(); }
+    cuda::OptionsKeeper keeper;
+};
 
 static const GPT2Config kOneLayer = shape_of(1, 2, 16, 257, 17, 40);
 
 struct Task : TinyTask {
     Task() : TinyTask(kOneLayer) {
-        options.flags.precision = "fp32";
-        options.save_every = 6;
+        set(request.settings, "precision", "fp32");
+        set(request.settings, "save_every", "6");
     }
 
-    // The first seven steps with one engine, which stops there without a word; the others with the other.
-    void run_in_two_parts(const std::string& out, void (*first)(), void (*second)()) {
-        options.out = out;
-        RunOptions part = options;
+    // The first seven steps with one engine, which stops there without a word; the others with the other, which must get
+    // from the checkpoint what the run was started with.
+    std::string run_in_two_parts(const std::string& name, void (*first)(), void (*second)()) {
+        const cuda::OptionsKeeper keeper;
         struct Stop {};
+        RunRequest part = request;
+        part.settings.out = scratch / name;
         part.on_step = [](int64_t step) {
             if (step == 7) throw Stop();
         };
         first();
         CHECK_THROWS_AS(run(part), Stop);
         second();
-        RunOptions rest = options;
+        RunRequest rest;
+        rest.command = request.command;
+        rest.json_output = true;
         rest.resume = true;
-        rest.eval_every = 0;
-        rest.save_every = -1;
-        rest.keep_checkpoints = -1;
-        rest.engine = {};  // what the run was started with must come from its checkpoint
+        rest.settings.model = request.settings.model;
+        rest.settings.data = request.settings.data;
+        rest.settings.val = request.settings.val;
+        rest.settings.out = part.settings.out;
         run(rest);
+        attention_at_the_end = cuda::device_options().attention;
         use_cpu_engine();
+        return part.settings.out;
     }
-
-    std::vector<double> losses(const std::string& out) const {
-        std::vector<double> values;
-        std::istringstream lines(read_file(out + "/log.jsonl", 1 << 30));
-        for (std::string line; std::getline(lines, line);) {
-            const json j = json::parse(line);
-            if (j.contains("loss")) values.push_back(j["loss"]);
-        }
-        return values;
-    }
+    std::string attention_at_the_end;
 };
 
 // What the command line prints on standard output, with its exit status.
@@ -73,26 +95,25 @@ Outcome command_line(const std::vector<std::string>& words, const std::string& s
     dup2(kept, 1);
     close(kept);
     close(file);
-    return {status, read_file(scratch_file, 1 << 30)};
+    return {status, read_bytes(scratch_file)};
 }
 
 }  // namespace
 
 TEST_CASE("a removal saved by one engine and resumed by the other is the run of one engine") {
     Task task;
-    task.options.out = task.scratch / "cpu";
-    task.run(task.options);
-    task.run_in_two_parts(task.scratch / "onto_cpu", cuda::use_cuda_engine, use_cpu_engine);
-    task.run_in_two_parts(task.scratch / "onto_gpu", use_cpu_engine, cuda::use_cuda_engine);
-    const std::vector<double> expected = task.losses(task.scratch / "cpu");
+    const std::string cpu = task.run_into("cpu", task.request);
+    const std::string onto_cpu = task.run_in_two_parts("onto_cpu", cuda::use_cuda_engine, use_cpu_engine);
+    const std::string onto_gpu = task.run_in_two_parts("onto_gpu", use_cpu_engine, cuda::use_cuda_engine);
+    const std::vector<double> expected = logged(cpu, "loss");
     REQUIRE(expected.size() == 12);
-    const auto reference = load_model(task.scratch / "cpu");
-    for (const char* name : {"onto_cpu", "onto_gpu"}) {
-        CAPTURE(name);
-        const std::vector<double> found = task.losses(task.scratch / name);
+    const LoadedModel reference = load_model(cpu);
+    for (const std::string& out : {onto_cpu, onto_gpu}) {
+        CAPTURE(out);
+        const std::vector<double> found = logged(out, "loss");
         REQUIRE(found.size() == 12);
         for (size_t s = 0; s < 12; s++) CHECK(found[s] == doctest::Approx(expected[s]).epsilon(1e-6));
-        const auto loaded = load_model(task.scratch / name);
+        const LoadedModel loaded = load_model(out);
         CHECK(loaded.model->sites.all_linear_everywhere());
         double largest = 0;
         for (int64_t i = 0; i < loaded.model->parameters(); i++)
@@ -104,52 +125,48 @@ TEST_CASE("a removal saved by one engine and resumed by the other is the run of 
 
 TEST_CASE("attention kernels that this program has not are refused, before anything is written") {
     Task task;
-    task.options.out = task.scratch / "out";
+    const WithCuda with_cuda;
+    task.request.settings.out = task.scratch / "out";
     const auto refused = [&](const char* attention, const char* words) {
-        task.options.engine.attention = attention;
-        CHECK_THROWS_WITH_AS(task.run(task.options), doctest::Contains(words), BadInput);
+        task.request.settings.engine.attention = attention;
+        CHECK_THROWS_WITH_AS(task.run(task.request), doctest::Contains(words), BadInput);
     };
-    cuda::use_cuda_engine();
     refused("cudnn", "USE_CUDNN=1");
     refused("quick", "use flash, plain or cudnn");
-    CHECK_FALSE(fs::exists(task.options.out));
-    cuda::device_options() = {};
-    use_cpu_engine();
+    CHECK_FALSE(std::filesystem::exists(task.request.settings.out));
 }
 
 TEST_CASE("a resumed run keeps the attention kernels that it was started with") {
     Task task;
-    task.options.engine.attention = "plain";
-    task.run_in_two_parts(task.scratch / "out", cuda::use_cuda_engine, cuda::use_cuda_engine);
-    CHECK(cuda::device_options().attention == "plain");
-    cuda::device_options() = {};
+    task.request.settings.engine.attention = "plain";
+    task.run_in_two_parts("out", cuda::use_cuda_engine, cuda::use_cuda_engine);
+    CHECK(task.attention_at_the_end == "plain");
 }
 
 TEST_CASE("a resumed run goes on rounding at random, to the bits of one that was never stopped") {
     Task task;
-    task.options.flags.precision = "bf16";
-    task.options.engine.stochastic_rounding = true;
-    cuda::use_cuda_engine();
-    task.options.out = task.scratch / "at_once";
-    task.run(task.options);
-    task.run_in_two_parts(task.scratch / "in_two", cuda::use_cuda_engine, cuda::use_cuda_engine);
-    CHECK(task.losses(task.scratch / "in_two") == task.losses(task.scratch / "at_once"));
-    CHECK(task.weights(task.scratch / "in_two") == task.weights(task.scratch / "at_once"));
+    const WithCuda with_cuda;
+    set(task.request.settings, "precision", "bf16");
+    task.request.settings.engine.stochastic_rounding = true;
+    const std::string at_once = task.run_into("at_once", task.request);
+    const std::string in_two = task.run_in_two_parts("in_two", cuda::use_cuda_engine, cuda::use_cuda_engine);
+    CHECK(logged(in_two, "loss") == logged(at_once, "loss"));
+    CHECK(task.weights(in_two) == task.weights(at_once));
 }
 
 TEST_CASE("eval and generate compute in the precision that is asked for, in fp32 unless told") {
     Task task;
+    const std::string shard = task.request.settings.val[0];
     const auto evaluated = [&](const std::vector<std::string>& more) {
-        std::vector<std::string> words = {
-            "eval",  "--model", task.scratch / "base", "--data", task.options.val[0], "--json",
-            "--seq", "17",      "--val-tokens",        "200"};
+        std::vector<std::string> words = {"eval",  "--model", task.scratch / "base", "--data", shard, "--json",
+                                          "--seq", "17",      "--val-tokens",        "200"};
         words.insert(words.end(), more.begin(), more.end());
         const Outcome outcome = command_line(words, task.scratch / "out");
         REQUIRE(outcome.status == 0);
         return json::parse(outcome.out);
     };
     const json reference = evaluated({});
-    cuda::use_cuda_engine();
+    const WithCuda with_cuda;
     const json by_itself = evaluated({}), fp32 = evaluated({"--precision", "fp32"}),
                bf16 = evaluated({"--precision", "bf16"});
     const double loss = reference["loss"];
@@ -176,18 +193,14 @@ TEST_CASE("eval and generate compute in the precision that is asked for, in fp32
     CHECK(cuda::device_options().in_bf16);
     CHECK(generated("fp32").status == 0);
     CHECK_FALSE(cuda::device_options().in_bf16);
-    cuda::device_options() = {};
-    use_cpu_engine();
 }
 
 TEST_CASE("a folded model, which runs on the processor, is refused in bf16 on the CUDA engine") {
-    cuda::use_cuda_engine();
+    const WithCuda with_cuda;
     GPT2Config folded = kOneLayer;
     folded.form = ModelForm::folded;
-    CHECK(engine().make_model(folded) != nullptr);
-    engine().use_precision("bf16");
-    CHECK_THROWS_WITH_AS(engine().make_model(folded), doctest::Contains("folded"), BadInput);
-    CHECK(engine().make_model(kOneLayer) != nullptr);
-    cuda::device_options() = {};
-    use_cpu_engine();
+    CHECK(backend().make(folded) != nullptr);
+    backend().use_precision("bf16");
+    CHECK_THROWS_WITH_AS(backend().make(folded), doctest::Contains("folded"), BadInput);
+    CHECK(backend().make(kOneLayer) != nullptr);
 }

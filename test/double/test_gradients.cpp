@@ -1,17 +1,22 @@
 // Every backward against central finite differences of its forward, in double precision, on odd sizes; then the whole
 // model at every stage of removal. A scalar loss is made of an output by a fixed random direction: loss = sum(out * d).
-#define LNFREE_METHOD_ONLY
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "data/random.h"
-#include "train_gpt2_lnfree.cpp"
-
-// after the program that it is about
+#include "dev/cpu/operations.h"
+#include "dev/engine.h"
 #include "test/test_models.h"
 
 using namespace lnfree;
+
+static const Operations& op = operations();
 
 static std::vector<real> random_values(int64_t n, uint64_t seed, double scale = 1) {
     SplitMix64 random(seed);
@@ -54,10 +59,10 @@ TEST_CASE("encoder: tokens that repeat gather all of their gradients") {
     const std::vector<int32_t> tokens = {0, 1, 1, 3, 1, 2, 0, 1, 3, 3};
     std::vector<real> out(d.size()), dwte(wte.size()), dwpe(wpe.size());
     const auto loss = [&] {
-        encoder_forward(out.data(), tokens.data(), wte.data(), wpe.data(), B, T, C);
+        op.encoder_forward(out.data(), tokens.data(), wte.data(), wpe.data(), B, T, C);
         return dot(out, d);
     };
-    encoder_backward(dwte.data(), dwpe.data(), d.data(), tokens.data(), B, T, C);
+    op.encoder_backward(dwte.data(), dwpe.data(), d.data(), tokens.data(), B, T, C);
     CHECK(gradient_error(wte.data(), dwte, loss) < kTolerance);
     CHECK(gradient_error(wpe.data(), dwpe, loss) < kTolerance);
 }
@@ -73,10 +78,14 @@ struct NormCase {
                       dbeta = dgamma;
 
     double loss(bool fake) {
-        moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
-        norm_forward(out.data(), x.data(), mean.data(), fake ? frozen.data() : sigma.data(), gamma.data(), beta.data(),
-                     N, C);
+        op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+        op.norm_forward(out.data(), x.data(), mean.data(), fake ? frozen.data() : sigma.data(), gamma.data(),
+                        beta.data(), N, C);
         return dot(out, d);
+    }
+    void backward(const std::vector<real>& divisor, double a) {
+        op.norm_backward(dx.data(), dgamma.data(), dbeta.data(), d.data(), x.data(), gamma.data(), mean.data(),
+                         sigma.data(), divisor.data(), a, N, C);
     }
     void check(bool fake) {
         const auto f = [&] { return loss(fake); };
@@ -89,54 +98,49 @@ struct NormCase {
 TEST_CASE("LayerNorm") {
     NormCase n;
     n.loss(false);
-    layernorm_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(),
-                       n.mean.data(), n.sigma.data(), n.N, n.C);
+    n.backward(n.sigma, 0);
     n.check(false);
 }
 
 TEST_CASE("FakeLN with the precursor's two kinds of divisor") {
     NormCase n;
     Site site;
-    site.norm = Norm::fake_ln;
-    site.sigma_bar = 1.7;
+    freeze(site, 1.7);
     site.sigma_bar_0 = 0.6;
     site.own_position0 = site.own_end_of_text = true;
     std::vector<int32_t> tokens(static_cast<size_t>(n.N), 1);
     tokens[5] = 9;
-    fakeln_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
+    op.norm_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
     CHECK(n.frozen[0] == 0.6);
     CHECK(n.frozen[5] == 0.6);
     CHECK(n.frozen[6] == 1.7);
     n.loss(true);
-    fakeln_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(), n.mean.data(),
-                    n.frozen.data(), n.N, n.C);
+    n.backward(n.frozen, 1);
     n.check(true);
 }
 
 TEST_CASE("gradual removal: from LayerNorm's divisor to FakeLN's, which are its ends") {
     NormCase n;
     Site site;
-    site.norm = Norm::fake_ln;
-    site.sigma_bar = 1.7;
+    freeze(site, 1.7);
     const std::vector<int32_t> tokens(static_cast<size_t>(n.N), 1);
-    for (const double share : {1.0, 0.7, 0.1, 0.0}) {
-        CAPTURE(share);
-        site.own_share = share;
+    for (const double a : {0.0, 0.3, 0.9, 1.0}) {
+        CAPTURE(a);
+        site.a = a;
         const auto loss = [&] {
-            moments_forward(n.mean.data(), n.sigma.data(), n.x.data(), 1e-5, n.N, n.C);
-            fakeln_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
-            norm_forward(n.out.data(), n.x.data(), n.mean.data(), n.frozen.data(), n.gamma.data(), n.beta.data(), n.N,
-                         n.C);
+            op.moments_forward(n.mean.data(), n.sigma.data(), n.x.data(), 1e-5, n.N, n.C);
+            op.norm_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
+            op.norm_forward(n.out.data(), n.x.data(), n.mean.data(), n.frozen.data(), n.gamma.data(), n.beta.data(),
+                            n.N, n.C);
             return dot(n.out, n.d);
         };
         loss();
         for (auto* gradient : {&n.dx, &n.dgamma, &n.dbeta}) std::fill(gradient->begin(), gradient->end(), 0.0);
-        blended_backward(n.dx.data(), n.dgamma.data(), n.dbeta.data(), n.d.data(), n.x.data(), n.gamma.data(),
-                         n.mean.data(), n.sigma.data(), n.frozen.data(), share, n.N, n.C);
+        n.backward(n.frozen, a);
         CHECK(gradient_error(n.x.data(), n.dx, loss) < kTolerance);
         CHECK(gradient_error(n.gamma.data(), n.dgamma, loss) < kTolerance);
         CHECK(gradient_error(n.beta.data(), n.dbeta, loss) < kTolerance);
-        CHECK(n.frozen[3] == doctest::Approx(share == 1 ? n.sigma[3] : share == 0 ? 1.7 : n.frozen[3]));
+        CHECK(n.frozen[3] == doctest::Approx(std::pow(n.sigma[3], 1 - a) * std::pow(1.7, a)).epsilon(1e-12));
     }
 }
 
@@ -148,14 +152,14 @@ TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
     const double lambda = 0.3;
     for (const double position0 : {1.0, 4.0}) {
         std::fill(dx.begin(), dx.end(), 0.0);
-        moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+        op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
         const AuxLoss at_start =
-            aux_loss_forward(sigma.data(), tokens.data(), 9, {lambda, false, false, position0}, B, T);
+            op.aux_loss_forward(sigma.data(), tokens.data(), 9, {lambda, false, false, position0}, B, T);
         REQUIRE(at_start.active);
         CHECK(at_start.sigma_hat == doctest::Approx((sigma[2] + sigma[3] + sigma[5] + sigma[7]) / 4).epsilon(1e-12));
-        aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), 0.5, B, T, C);
+        op.aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), 0.5, B, T, C);
         const auto loss = [&] {
-            moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+            op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
             double sum = 0;
             for (int64_t n = 0; n < N; n++)
                 sum += std::pow(sigma[n] - (n % T == 0 ? position0 : 1) * at_start.sigma_hat, 2);
@@ -169,7 +173,7 @@ TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
 TEST_CASE("auxiliary loss is absent when every position is excluded from its target") {
     const std::vector<real> sigma = {1, 2, 3};
     const std::vector<int32_t> tokens = {1, 9, 9};
-    const AuxLoss aux = aux_loss_forward(sigma.data(), tokens.data(), 9, {0.1}, 1, 3);
+    const AuxLoss aux = op.aux_loss_forward(sigma.data(), tokens.data(), 9, {0.1}, 1, 3);
     CHECK_FALSE(aux.active);
     CHECK(aux.loss == 0);
 }
@@ -183,34 +187,34 @@ TEST_CASE("matrix product with bias, whole and some columns only") {
             for (int64_t m = M; m < stride; m++) d[n * stride + m] = 0;  // columns that this product does not write
         std::vector<real> out(d.size()), dx(x.size()), dw(w.size()), db(b.size());
         const auto loss = [&] {
-            matmul_forward(out.data(), x.data(), w.data(), b.data(), N, K, M, stride);
+            op.matmul_forward(out.data(), x.data(), w.data(), b.data(), N, K, M, stride);
             return dot(out, d);
         };
         loss();
-        matmul_backward(dx.data(), dw.data(), db.data(), d.data(), x.data(), w.data(), N, K, M, stride);
+        op.matmul_backward(dx.data(), dw.data(), db.data(), d.data(), x.data(), w.data(), N, K, M, stride);
         CHECK(gradient_error(x.data(), dx, loss) < kTolerance);
         CHECK(gradient_error(w.data(), dw, loss) < kTolerance);
         CHECK(gradient_error(b.data(), db, loss) < kTolerance);
     }
 }
 
-TEST_CASE("attention: queries, keys and values, within one block of queries and across two") {
+TEST_CASE("attention: queries, keys and values, within one block of queries and across several") {
     const int64_t C = 6, NH = 2;
     int64_t B = 2, T = 5;
     SUBCASE("one block") {}
-    SUBCASE("two blocks") {
+    SUBCASE("several blocks") {
         B = 1;
-        T = kQueriesPerBlock + 3;
+        T = 67;  // more than two blocks of the engine's
     }
     auto qkv = random_values(B * T * 3 * C, 13);
     const auto d = random_values(B * T * C, 14);
     std::vector<real> out(d.size()), lse(B * NH * T), dqkv(qkv.size(), 99.0);
     const auto loss = [&] {
-        attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
+        op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
         return dot(out, d);
     };
     loss();
-    attention_backward(dqkv.data(), d.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
+    op.attention_backward(dqkv.data(), d.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
     CHECK(gradient_error(qkv.data(), dqkv, loss) < kTolerance);
 }
 
@@ -218,9 +222,9 @@ TEST_CASE("attention never looks ahead") {
     const int64_t B = 1, T = 4, C = 4, NH = 1;
     auto qkv = random_values(T * 3 * C, 15);
     std::vector<real> out(T * C), again(T * C), lse(T);
-    attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
+    op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
     for (int64_t i = 0; i < 3 * C; i++) qkv[3 * 3 * C + i] += 5;
-    attention_forward(again.data(), lse.data(), qkv.data(), B, T, C, NH);
+    op.attention_forward(again.data(), lse.data(), qkv.data(), B, T, C, NH);
     for (int64_t i = 0; i < 3 * C; i++) CHECK(out[i] == again[i]);
     CHECK(out[3 * C] != again[3 * C]);
 }
@@ -230,7 +234,7 @@ TEST_CASE("GELU, and it equals the published formula") {
     const auto d = random_values(41, 17);
     std::vector<real> out(x.size()), dx(x.size());
     const auto loss = [&] {
-        gelu_forward(out.data(), x.data(), 41);
+        op.gelu_forward(out.data(), x.data(), 41);
         return dot(out, d);
     };
     loss();
@@ -238,7 +242,7 @@ TEST_CASE("GELU, and it equals the published formula") {
         const double inner = std::sqrt(2 / M_PI) * (x[i] + 0.044715 * std::pow(x[i], 3));
         CHECK(out[i] == doctest::Approx(0.5 * x[i] * (1 + std::tanh(inner))).epsilon(1e-12));
     }
-    gelu_backward(dx.data(), d.data(), x.data(), 41);
+    op.gelu_backward(dx.data(), d.data(), x.data(), 41);
     CHECK(gradient_error(x.data(), dx, loss) < kTolerance);
 }
 
@@ -247,10 +251,10 @@ TEST_CASE("softmax and cross-entropy") {
     auto z = random_values(rows * V, 18, 3);
     const std::vector<int32_t> targets = {0, 10, 4};
     std::vector<real> losses(rows), gradient = z;
-    softmax_cross_entropy(losses.data(), gradient.data(), targets.data(), 0.25, true, rows, V);
+    op.softmax_cross_entropy(losses.data(), gradient.data(), targets.data(), 0.25, true, rows, V);
     const auto loss = [&] {
         std::vector<real> copy = z;
-        softmax_cross_entropy(losses.data(), copy.data(), targets.data(), 1, false, rows, V);
+        op.softmax_cross_entropy(losses.data(), copy.data(), targets.data(), 1, false, rows, V);
         CHECK(copy == z);
         return 0.25 * (losses[0] + losses[1] + losses[2]);
     };
@@ -259,28 +263,17 @@ TEST_CASE("softmax and cross-entropy") {
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-static GPT2 small_model(ModelForm form) {
+static std::unique_ptr<Engine> small_model(ModelForm form) {
     GPT2Config c = shape_of(2, 3, 9, 13, 6, 17);
     c.form = form;
-    GPT2 model(c);
-    SplitMix64 random(19);
-    for (const Tensor& t : model.tensors)
-        for (int64_t i = 0; i < t.size; i++)
-            model.params.data()[t.offset + i] =
-                (t.name.find("ln_") != std::string::npos && t.name.find("weight") != std::string::npos ? 1 : 0) +
-                0.4 * random.normal();
-    model.prepare_training();
+    std::unique_ptr<Engine> model = random_model(c, 19, 0.4);
+    model->prepare_training();
     return model;
-}
-
-static void remove_site(Site& site, double sigma_bar) {
-    site.norm = Norm::fake_ln;
-    site.sigma_bar = sigma_bar;
 }
 
 // Finite differences of every 7th parameter of the whole model. The targets of the auxiliary loss carry no gradient, so
 // the difference quotient holds them fixed: the loss is recomputed around their values at the start.
-static void check_model(GPT2& model, const AuxSettings& aux) {
+static void check_model(Engine& model, const AuxSettings& aux) {
     const int64_t B = 2, T = 5;
     const std::vector<int32_t> inputs = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2}, targets = {5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
     const auto run = [&] { return model.forward_backward(inputs.data(), targets.data(), B, T, aux, 1); };
@@ -291,7 +284,7 @@ static void check_model(GPT2& model, const AuxSettings& aux) {
         if (site.kind == SiteKind::f || (aux.everywhere && site.kind != SiteKind::v)) sites.push_back(site);
     std::vector<double> fixed;
     for (const Site& site : sites)
-        fixed.push_back(aux_loss_forward(model.sigmas_at(site), inputs.data(), 12, {1.0}, B, T).sigma_hat);
+        fixed.push_back(op.aux_loss_forward(model.sigmas_at(site), inputs.data(), 12, {1.0}, B, T).sigma_hat);
     const std::vector<real> gradient(model.grads.data(), model.grads.data() + model.grads.size());
     const auto loss = [&] {
         double total = run().loss;
@@ -311,48 +304,48 @@ static void check_model(GPT2& model, const AuxSettings& aux) {
 TEST_CASE("the whole model at every stage of removal, with and without auxiliary loss") {
     using Stage = std::pair<const char*, std::function<void(Sites&)>>;
     const auto all_mlp = [](Sites& s) {
-        remove_site(s.mlp(0), 0.9);
-        remove_site(s.mlp(1), 1.3);
+        freeze(s.mlp(0), 0.9);
+        freeze(s.mlp(1), 1.3);
     };
     const auto all_but_f = [&](Sites& s) {
         all_mlp(s);
         for (int l = 0; l < 2; l++) {
-            remove_site(s.qk(l), 0.7 + l);
-            remove_site(s.v(l), 1.1 + l);
+            freeze(s.qk(l), 0.7 + l);
+            freeze(s.v(l), 1.1 + l);
         }
     };
     const std::vector<Stage> stages = {
         {"none removed", [](Sites&) {}},
-        {"some mlp", [](Sites& s) { remove_site(s.mlp(1), 1.3); }},
+        {"some mlp", [](Sites& s) { freeze(s.mlp(1), 1.3); }},
         {"all mlp", all_mlp},
         {"some qk",
          [&](Sites& s) {
              all_mlp(s);
-             remove_site(s.qk(0), 0.7);
+             freeze(s.qk(0), 0.7);
          }},
         {"qk and v of one layer",
          [&](Sites& s) {
              all_mlp(s);
-             remove_site(s.qk(0), 0.7);
-             remove_site(s.v(0), 1.1);
+             freeze(s.qk(0), 0.7);
+             freeze(s.v(0), 1.1);
          }},
-        {"v without qk", [](Sites& s) { remove_site(s.v(1), 1.1); }},
+        {"v without qk", [](Sites& s) { freeze(s.v(1), 1.1); }},
         {"all but f", all_but_f},
         {"all",
          [&](Sites& s) {
              all_but_f(s);
-             remove_site(s.f(), 2.1);
+             freeze(s.f(), 2.1);
          }},
         {"gradual, some further than others",
          [&](Sites& s) {
              all_but_f(s);
-             for (Site& site : s.all) site.own_share = site.norm == Norm::fake_ln ? 0.2 * (1 + site.layer) : 0;
-             s.qk(1).own_share = 0;
+             for (Site& site : s.all) site.a = site.removed() ? 1 - 0.2 * (1 + site.layer) : 0;
+             s.qk(1).a = 1;
          }},
         {"precursor",
          [&](Sites& s) {
              all_but_f(s);
-             remove_site(s.f(), 2.1);
+             freeze(s.f(), 2.1);
              for (Site& site : s.all) {
                  site.sigma_bar_0 = 0.5 + 0.1 * site.layer;
                  site.own_position0 = true;
@@ -364,9 +357,9 @@ TEST_CASE("the whole model at every stage of removal, with and without auxiliary
         for (const double lambda : {0.0, 0.1}) {
             CAPTURE(stage.first);
             CAPTURE(lambda);
-            GPT2 model = small_model(ModelForm::hugging_face);
-            stage.second(model.sites);
-            check_model(model, {lambda});
+            const auto model = small_model(ModelForm::hugging_face);
+            stage.second(model->sites);
+            check_model(*model, {lambda});
         }
     }
 }
@@ -376,13 +369,13 @@ TEST_CASE("the auxiliary loss at every norm, and relative to its target") {
          {AuxSettings{0.2, false, true}, AuxSettings{0.2, true}, AuxSettings{0.2, true, true}}) {
         CAPTURE(aux.everywhere);
         CAPTURE(aux.relative);
-        GPT2 model = small_model(ModelForm::hugging_face);
-        remove_site(model.sites.mlp(0), 0.9);
-        check_model(model, aux);
+        const auto model = small_model(ModelForm::hugging_face);
+        freeze(model->sites.mlp(0), 0.9);
+        check_model(*model, aux);
     }
 }
 
 TEST_CASE("the folded form, with its own unembedding and bias, trains as well") {
-    GPT2 model = small_model(ModelForm::folded);
-    check_model(model, {});
+    const auto model = small_model(ModelForm::folded);
+    check_model(*model, {});
 }

@@ -1,6 +1,5 @@
 // In double precision the engine and the oracle must agree to rounding, the key bias included: any wrong formula, however
 // small its effect, shows here.
-#define LNFREE_METHOD_ONLY
 #include "test/oracle_checks.h"
 
 // Clipping, epsilon and the step-0 statistics have effects of 1e-9 and more; rounding stays below 1e-11.

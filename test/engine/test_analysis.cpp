@@ -1,23 +1,55 @@
 // `analyze`: what must hold for any model, and the report. test_analysis_oracle.cpp holds the numbers against an independent computation.
 #include <doctest/doctest.h>
 
-#define LNFREE_LIBRARY_ONLY
-#include "train_gpt2_lnfree.cpp"
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
-// after the program that it is about
+#include "data/error.h"
+#include "data/model_folder.h"
+#include "data/random.h"
+#include "data/shards.h"
+#include "data/svg_chart.h"
+#include "data/svg_heat_map.h"
+#include "data/tokenizer.h"
+#include "dev/analysis/attribution.h"
+#include "dev/analysis/command.h"
+#include "dev/analysis/confidence.h"
+#include "dev/analysis/loss.h"
+#include "dev/analysis/norms.h"
+#include "dev/analysis/patching.h"
+#include "dev/analysis/report.h"
+#include "dev/engine.h"
+#include "dev/method.h"
+#include "dev/run/evaluate.h"
+#include "dev/run/models.h"
+#include "test/file_helpers.h"
 #include "test/test_models.h"
 
 using namespace lnfree;
 using namespace lnfree::analysis;
+using nlohmann::ordered_json;
 
 namespace {
 
-static const GPT2Config kAnalysed = shape_of(3, 3, 15, 37, 13, 22);
+const GPT2Config kAnalysed = shape_of(3, 3, 15, 37, 13, 22);
 
-void make_linear(GPT2& model) {
+std::unique_ptr<Engine> random_model(uint64_t seed, const GPT2Config& config = kAnalysed) {
+    auto model = make_reference(config);
+    randomise(*model, seed);
+    return model;
+}
+
+// a as in Site: FakeLN, or on the way there.
+void make_linear(Engine& model, double a = 1) {
     double sigma = 0.5;
     for (Site& site : model.sites.all) {
-        site.norm = Norm::fake_ln;
+        site.a = a;
         site.sigma_bar = sigma += 0.1;
     }
 }
@@ -35,10 +67,10 @@ Sample random_sample(int64_t sequences, int64_t T, int64_t V) {
     return s;
 }
 
-Settings settings_with(int64_t batch) {
-    Settings s;
-    s.batch = batch;
-    return s;
+Procedure batches_of(int64_t batch) {
+    Procedure p;
+    p.batch = batch;
+    return p;
 }
 
 // Numbers in two JSON values that differ by more than `allowed` of the larger, or anything else that differs.
@@ -57,7 +89,8 @@ void check_alike(const ordered_json& a, const ordered_json& b, double allowed) {
         for (size_t i = 0; i < a.size(); i++) check_alike(a[i], b[i], allowed);
     else
         for (const auto& [key, value] : a.items()) {
-            CAPTURE(key);
+            const std::string name = key;  // a binding cannot be captured
+            CAPTURE(name);
             check_alike(value, b.at(key), allowed);
         }
 }
@@ -66,11 +99,11 @@ void check_alike(const ordered_json& a, const ordered_json& b, double allowed) {
 
 TEST_CASE(
     "the direct effect is what the engine's own last norm and unembedding make of the stream without a component") {
-    for (const bool linear : {false, true}) {
-        CAPTURE(linear);
-        GPT2 model(kAnalysed);
-        randomise(model, 3);
-        if (linear) make_linear(model);
+    for (const double a : {0.0, 0.4, 1.0}) {
+        CAPTURE(a);
+        const auto made = random_model(3);
+        Engine& model = *made;
+        if (a > 0) make_linear(model, a);
         const int64_t N = 7, C = model.config.C, V = model.config.V;
         SplitMix64 random(9);
         std::vector<real> r(static_cast<size_t>(N * C)), c(r.size()), rest(r.size());
@@ -83,31 +116,25 @@ TEST_CASE(
         model.unembed_residual(without.data(), rest.data(), N);
         model.unembed_residual(with.data(), r.data(), N);
         std::vector<int32_t> no_tokens(static_cast<size_t>(N), -1);
-        const FinalNorm norm{true,
-                             linear,
-                             model.weights().lnf_gamma,
-                             model.config.epsilon,
-                             model.final_residual(),
-                             model.final_means(),
-                             model.final_divisors(no_tokens.data())};
+        const FinalNorm norm = final_norm_of(model, no_tokens.data());
         for (int64_t n = 0; n < N; n++)
             for (int64_t v = 0; v < V; v += 5) {
-                const Attribution a = attribute(norm, n, c.data() + n * C, model.weights().head + v * C, C);
+                const Attribution got = attribute(norm, n, c.data() + n * C, model.weights().head + v * C, C);
                 const double expected = static_cast<double>(with[static_cast<size_t>(n * V + v)]) -
                                         static_cast<double>(without[static_cast<size_t>(n * V + v)]);
-                CHECK(a.direct_effect == doctest::Approx(expected).epsilon(1e-4).scale(0.1));
-                if (linear) CHECK(std::abs(a.dla - a.direct_effect) < 1e-12);
+                CHECK(got.direct_effect == doctest::Approx(expected).epsilon(1e-4).scale(0.1));
+                if (a == 1) CHECK(std::abs(got.dla - got.direct_effect) < 1e-12);
             }
     }
 }
 
 TEST_CASE("attribution misses the direct effect of a model with LayerNorm and none of a model without") {
-    GPT2 model(kAnalysed);
-    randomise(model, 3);
+    const auto made = random_model(3);
+    Engine& model = *made;
     const Sample sample = random_sample(5, 11, model.config.V);
-    CHECK(measure_attribution(model, sample, settings_with(2))["nmae"].get<double>() > 1);
+    CHECK(measure_attribution(model, sample, batches_of(2))["nmae"].get<double>() > 1);
     make_linear(model);
-    const ordered_json free = measure_attribution(model, sample, settings_with(2));
+    const ordered_json free = measure_attribution(model, sample, batches_of(2));
     CHECK(free["nmae"].get<double>() < 1e-9);
     CHECK(free["nmae_embedding"].get<double>() < 1e-9);
     CHECK(free["nmae_head"].size() == 3);
@@ -115,24 +142,22 @@ TEST_CASE("attribution misses the direct effect of a model with LayerNorm and no
 }
 
 TEST_CASE("no measurement depends on how many sequences are taken at a time") {
-    GPT2 model(kAnalysed);
-    randomise(model, 3);
+    const auto made = random_model(3);
+    Engine& model = *made;
     const Sample sample = random_sample(5, 11, model.config.V);
     for (const auto measure : {measure_attribution, measure_norms, measure_sinks, measure_confidence}) {
-        const ordered_json one = measure(model, sample, settings_with(1));
-        check_alike(one, measure(model, sample, settings_with(2)), 1e-4);
-        check_alike(one, measure(model, sample, settings_with(64)), 1e-4);
+        const ordered_json one = measure(model, sample, batches_of(1));
+        check_alike(one, measure(model, sample, batches_of(2)), 1e-4);
+        check_alike(one, measure(model, sample, batches_of(64)), 1e-4);
     }
-    check_alike(measure_loss({&model}, sample, settings_with(1)), measure_loss({&model}, sample, settings_with(3)),
-                1e-4);
+    check_alike(measure_loss({&model}, sample, batches_of(1)), measure_loss({&model}, sample, batches_of(3)), 1e-4);
 }
 
 TEST_CASE("a model is no distance from itself, and its loss is what eval computes") {
-    GPT2 model(kAnalysed), other(kAnalysed);
-    randomise(model, 3);
-    randomise(other, 4);
+    const auto made = random_model(3), other = random_model(4);
+    Engine& model = *made;
     const Sample sample = random_sample(4, 13, model.config.V);
-    const ordered_json j = measure_loss({&model, &other, &model}, sample, settings_with(3));
+    const ordered_json j = measure_loss({&model, other.get(), &model}, sample, batches_of(3));
     REQUIRE(j["divergences"].size() == 3);
     CHECK(std::abs(j["divergences"][1]["js"].get<double>()) < 1e-6);  // first and third
     CHECK(j["divergences"][0]["js"].get<double>() > 1e-3);
@@ -145,12 +170,12 @@ TEST_CASE("a model is no distance from itself, and its loss is what eval compute
 }
 
 TEST_CASE("every token that a model is sure will not come is listed with what stood before it") {
-    GPT2 model(kAnalysed);
-    randomise(model, 3);
+    const auto made = random_model(3);
+    Engine& model = *made;
     real* wte = model.tensor("wte.weight");
     for (int64_t i = 0; i < model.config.V * model.config.C; i++) wte[i] *= 40;
     const Sample sample = random_sample(4, 13, model.config.V);
-    const ordered_json j = measure_loss({&model}, sample, settings_with(3));
+    const ordered_json j = measure_loss({&model}, sample, batches_of(3));
     const ordered_json& listed = j["models"][0]["over_50"];
     const real* losses = model.token_losses(sample.inputs.data(), sample.targets.data(), 4, 13);
     size_t k = 0;
@@ -174,8 +199,8 @@ TEST_CASE("every token that a model is sure will not come is listed with what st
 }
 
 TEST_CASE("patching the last layer's input at the last position brings all of the clean behaviour back") {
-    GPT2 model(kAnalysed);
-    randomise(model, 3);
+    const auto made = random_model(3);
+    Engine& model = *made;
     PromptSet set;
     set.name = "random";
     set.T = 6;
@@ -191,17 +216,17 @@ TEST_CASE("patching the last layer's input at the last position brings all of th
         set.prompts[i] = set.prompts[i - 1];
         set.prompts[i][0] = (set.prompts[i][0] + 1) % 37;
     }
-    const PatchedSet p = Patching(model, set).measure(5, -INFINITY);
+    const PatchedSet p = patch_set(model, set, 5, -INFINITY);
     // All positions together carry all that a layer knows; after the first block positions 1..5 know of position 0 too.
     CHECK(p.activation[0] == doctest::Approx(1).epsilon(1e-3));  // layer 0: position 0 is all the difference
     for (int64_t t = 1; t < 6; t++) CHECK(std::abs(p.activation[static_cast<size_t>(t)]) < 1e-3);
-    CHECK(Patching(model, set).measure(64, -INFINITY).activation[7] == doctest::Approx(p.activation[7]).epsilon(1e-3));
+    CHECK(patch_set(model, set, 64, -INFINITY).activation[7] == doctest::Approx(p.activation[7]).epsilon(1e-3));
     CHECK(p.attribution[0] != doctest::Approx(1).epsilon(1e-3));  // an estimate
 }
 
 TEST_CASE("the spectrum's singular vectors give the unembedding back") {
-    GPT2 model(kAnalysed);
-    randomise(model, 3);
+    const auto made = random_model(3);
+    Engine& model = *made;
     const Spectrum s = spectrum(model);
     const int64_t C = model.config.C, V = model.config.V;
     double squares = 0, expected = 0;
@@ -210,52 +235,54 @@ TEST_CASE("the spectrum's singular vectors give the unembedding back") {
         expected += u * u;
     }
     for (int64_t j = 0; j < C; j++) {
-        if (j > 0) CHECK(s.values[j] <= s.values[j - 1]);
-        squares += s.values[j] * s.values[j];
+        const size_t k = static_cast<size_t>(j);
+        if (j > 0) CHECK(s.values[k] <= s.values[k - 1]);
+        squares += s.values[k] * s.values[k];
         double length = 0;  // |u v_j|
         for (int64_t v = 0; v < V; v++) {
             double product = 0;
             for (int64_t c = 0; c < C; c++)
-                product += static_cast<double>(model.weights().head[v * C + c]) * s.vectors(c, j);
+                product += static_cast<double>(model.weights().head[v * C + c]) * s.vectors[k][static_cast<size_t>(c)];
             length += product * product;
         }
-        CHECK(std::sqrt(length) == doctest::Approx(s.values[j]).epsilon(1e-9));
+        CHECK(std::sqrt(length) == doctest::Approx(s.values[k]).epsilon(1e-9));
     }
     CHECK(squares == doctest::Approx(expected).epsilon(1e-9));
 }
 
 TEST_CASE("quantiles interpolate, and intervals hold the mean and narrow with the number of sequences") {
-    CHECK(quantile({1, 2, 4}, 0.5) == 2);
-    CHECK(quantile({1, 2, 4}, 0.75) == 3);
-    CHECK(quantile({7}, 0.99) == 7);
+    const auto of = [](std::vector<double> values, double share) { return quantile(values, share); };
+    CHECK(of({4, 1, 2}, 0.5) == 2);
+    CHECK(of({4, 1, 2}, 0.75) == 3);
+    CHECK(of({7}, 0.99) == 7);
     SplitMix64 random(1);
     std::vector<double> few, many;
     for (int i = 0; i < 1600; i++) {
         many.push_back(random.normal());
         if (i < 100) few.push_back(many.back());
     }
-    const ordered_json wide = interval_of_mean(few, 3), narrow = interval_of_mean(many, 3);
-    CHECK(wide[0].get<double>() < mean_of(few));
-    CHECK(wide[1].get<double>() > mean_of(few));
-    CHECK(narrow[1].get<double>() - narrow[0].get<double>() == doctest::Approx(2 * 1.96 / 40).epsilon(0.15));
-    CHECK(wide[1].get<double>() - wide[0].get<double>() == doctest::Approx(2 * 1.96 / 10).epsilon(0.3));
+    const Interval wide = interval_of_mean(few, 3), narrow = interval_of_mean(many, 3);
+    CHECK(wide[0] < mean_of(few));
+    CHECK(wide[1] > mean_of(few));
+    CHECK(narrow[1] - narrow[0] == doctest::Approx(2 * 1.96 / 40).epsilon(0.15));
+    CHECK(wide[1] - wide[0] == doctest::Approx(2 * 1.96 / 10).epsilon(0.3));
     CHECK(interval_of_mean(few, 3) == wide);
 }
 
 TEST_CASE("a sample spreads over the data and takes no window twice") {
-    const std::string path =
-        (fs::temp_directory_path() / ("lnfree-sample-" + std::to_string(getpid()) + ".bin")).string();
+    const TemporaryFolder folder;
+    const std::string path = folder / "tokens.bin";
     std::string raw;
     for (uint16_t i = 0; i < 100; i++) raw.append(reinterpret_cast<const char*>(&i), 2);
-    write_file_atomically(path, raw);
+    write_bytes(path, raw);
     const TokenShards shards({"raw:" + path});
     const Sample some = take_sample(shards, 7, 4), all = take_sample(shards, 7, 1000);
     CHECK(some.windows == std::vector<uint64_t>{0, 3, 7, 10});  // of 14
     CHECK(some.inputs[7] == 21);
     CHECK(some.targets[7] == 22);
     CHECK(all.sequences == 14);
+    CHECK(all.data_fingerprint == shards.fingerprint());
     CHECK_THROWS_AS(take_sample(shards, 100, 1), BadInput);
-    fs::remove(path);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -314,11 +341,19 @@ TEST_CASE("patching pictures average the sets that count, of the commonest lengt
     CHECK(mean_effects(ordered_json::parse(R"({"sets": [{"counts": false}]})"), "activation", sets).empty());
 }
 
+TEST_CASE("a report's overview leaves out what was not measured") {
+    const ordered_json all = ordered_json::parse(R"({"version": 1, "what": "report",
+        "loss": {"models": [{"model": "runs/a", "layernorm_free": true, "loss": 1.25}]}, "dla": null})");
+    const Table table = overview(all, 1);
+    REQUIRE(table.row_count() == 1);
+    CHECK(table.rows()[0] == std::vector<std::string>{"a", "none", "1.2500", "", "", "", "", "", ""});
+}
+
 TEST_CASE("a page holds its parts, says what was not measured, and can be saved from") {
     Table table({"model", "value"});
     table.add_row({"a & b", "1.5"});
-    ReportPart measured{"loss", "Loss", "What it is.", {table}, "", {{"loss", 1.5}}, ""};
-    ReportPart missing{"patching", "Patching", "What it is.", {}, "", nullptr, "--prompts is required"};
+    ReportPart measured{"loss", "Loss", "What it is.", {table}, "", R"({"loss":1.5})", ""};
+    ReportPart missing{"patching", "Patching", "What it is.", {}, "", "", "--prompts is required"};
     const std::string page = render_report("A title", "About.", table, {measured, missing});
     CHECK(page.find("a &amp; b") != std::string::npos);
     CHECK(page.find("<th scope=\"row\">") != std::string::npos);
@@ -326,4 +361,149 @@ TEST_CASE("a page holds its parts, says what was not measured, and can be saved 
     CHECK(page.find("<strong>Not measured:</strong> --prompts is required") != std::string::npos);
     CHECK(page.find("<script") == std::string::npos);
     CHECK(page.find("href=\"http") == std::string::npos);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reports that go on
+
+namespace {
+
+// A byte model, and a little of everything that can be measured on it.
+struct Reported {
+    TemporaryFolder folder;
+    Options options;
+
+    Reported() {
+        write_weights("model", 3);
+        write_text(1);
+        write_prompts("Ann met B");
+        std::filesystem::create_directory(folder / "evals");
+        write_questions("It is here");
+        options.models = {folder / "model"};
+        options.data = {"raw:" + (folder / "text.bin")};
+        options.prompts = folder / "prompts.json";
+        options.benchmarks.evals = folder / "evals";
+        options.out = folder / "report";
+        options.seq = 12;
+        options.sequences = 4;
+        options.json_output = true;  // keeps standard output clean
+    }
+    void write_weights(const std::string& name, uint64_t seed) {
+        const GPT2Config config = shape_of(2, 3, 15, 257, 32, 22);
+        const auto model = random_model(seed, config);
+        write_model(folder / name, config, plain_recipes(*model, "transformer."), WeightType::f32,
+                    {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
+    }
+    void write_text(uint64_t seed) {
+        SplitMix64 random(seed);
+        std::string raw;
+        for (int i = 0; i < 200; i++) raw += {static_cast<char>(random.below(256)), '\0'};
+        write_bytes(folder / "text.bin", raw);
+    }
+    void write_prompts(const std::string& first) {
+        write_bytes(folder / "prompts.json",
+                    R"({"a": {"prompts": [")" + first + R"(", "Bea met A"], "answers": [["x", "y"], ["y", "x"]]}})");
+    }
+    void write_questions(const std::string& text) {
+        write_bytes(folder / "evals/lambada.jsonl", R"({"text": ")" + text + "\"}\n");
+    }
+
+    // Marks what earlier runs have left: the mark shows in whatever is taken from there.
+    void mark() const {
+        for (const Measurement& m : measurements()) {
+            const std::string path = options.out + "/" + m.name + ".json";
+            ordered_json j = ordered_json::parse(read_bytes(path));
+            j["marked"] = true;
+            write_bytes(path, j.dump());
+        }
+    }
+    // The measurements that a report takes from an earlier run, in the table's order.
+    std::vector<std::string> reused() const {
+        mark();
+        const ordered_json report = analyze_command("report", options);
+        std::vector<std::string> names;
+        for (const Measurement& m : measurements()) {
+            CAPTURE(m.name);
+            REQUIRE(report[m.name].is_object());
+            if (report[m.name].contains("marked")) names.push_back(m.name);
+        }
+        return names;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("a report takes earlier results for what was measured, not for what it was called") {
+    typedef std::vector<std::string> Names;
+    Reported r;
+    const ordered_json first = analyze_command("report", r.options);
+    CHECK(r.reused() == Names{"loss", "dla", "patching", "norms", "sinks", "confidence", "benchmarks"});
+
+    SUBCASE("other weights in the same folder") {
+        r.write_weights("model", 4);
+        CHECK(r.reused().empty());
+        const ordered_json second = analyze_command("report", r.options);
+        Options alone = r.options;
+        alone.out = "";
+        CHECK(second["dla"]["models"] == analyze_command("dla", alone)["models"]);
+        CHECK(second["dla"]["models"] != first["dla"]["models"]);
+    }
+    SUBCASE("the same weights in another folder, whose name is shown") {
+        r.write_weights("another", 3);
+        r.options.models = {r.folder / "another"};
+        CHECK(r.reused().empty());
+        CHECK(analyze_command("report", r.options)["dla"]["models"][0]["model"] == r.folder / "another");
+    }
+    SUBCASE("other text in the same file") {
+        r.write_text(2);
+        CHECK(r.reused() == Names{"patching", "benchmarks"});
+    }
+    SUBCASE("other prompts in the same file") {
+        r.write_prompts("Ann saw B");
+        CHECK(r.reused() == Names{"loss", "dla", "norms", "sinks", "confidence", "benchmarks"});
+    }
+    SUBCASE("other questions in the same file") {
+        r.write_questions("It is gone");
+        CHECK(r.reused() == Names{"loss", "dla", "patching", "norms", "sinks", "confidence"});
+    }
+    SUBCASE("another setting") {
+        r.options.sequences = 5;
+        CHECK(r.reused() == Names{"patching", "benchmarks"});
+    }
+    SUBCASE("a file of choices that is not there") {
+        r.options.benchmarks.choices = r.folder / "choices.jsonl";
+        analyze_command("report", r.options);
+        CHECK(r.reused().size() == 7);
+        std::filesystem::remove(r.options.benchmarks.choices);
+        CHECK(r.reused().size() == 6);
+        CHECK(std::filesystem::exists(r.options.benchmarks.choices));
+    }
+    SUBCASE("a result that is damaged") {
+        r.mark();
+        write_bytes(r.options.out + "/dla.json", "[]");
+        CHECK(analyze_command("report", r.options)["dla"]["models"] == first["dla"]["models"]);
+    }
+}
+
+TEST_CASE("a model's fingerprint depends on all that is measured of it") {
+    LoadedModel loaded;
+    loaded.model = random_model(3);
+    const uint64_t before = fingerprint_of(loaded);
+    Engine& model = *loaded.model;
+    const auto changed_by = [&](auto& value, auto other) {
+        const auto old = value;
+        value = other;
+        const bool changed = fingerprint_of(loaded) != before;
+        value = old;
+        return changed;
+    };
+    CHECK(changed_by(model.params.data()[0], real(9)));
+    CHECK(changed_by(model.params.data()[model.params.size() - 1], real(9)));
+    CHECK(changed_by(model.config.NH, 5));
+    CHECK(changed_by(model.config.epsilon, 1e-6));
+    CHECK(changed_by(model.sites.v(2).a, 1.0));
+    CHECK(changed_by(model.sites.v(2).sigma_bar, 0.5));
+    CHECK(changed_by(model.sites.f().own_position0, true));
+    CHECK(changed_by(loaded.lnfree, "{}"));
+    CHECK(fingerprint_of(loaded) == before);
 }

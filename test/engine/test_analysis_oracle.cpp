@@ -2,11 +2,21 @@
 // float64, written from the paper. The numbers are recorded in test/fixtures/analysis/expected.json.
 #include <doctest/doctest.h>
 
-#define LNFREE_LIBRARY_ONLY
-#include "train_gpt2_lnfree.cpp"
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "data/json.h"
+#include "dev/analysis/measurements.h"
+#include "dev/analysis/patching.h"
+#include "dev/analysis/subjects.h"
 
 using namespace lnfree;
 using namespace lnfree::analysis;
+using nlohmann::json;
+using nlohmann::ordered_json;
 
 namespace {
 
@@ -27,8 +37,8 @@ Subjects& subjects() {
         o.sequences = expected().at("sequences");
         o.batch = 5;
         Subjects made = load_subjects(o);
-        made.sample = sample_for(made, o);
-        made.prompts = prompts_for(made, o);
+        prepare(made, TakenOn::text, o);
+        prepare(made, TakenOn::prompts, o);
         return made;
     }();
     return s;
@@ -53,7 +63,8 @@ void check_value(const ordered_json& ours, const json& oracles, double floor) {
         }
     } else if (oracles.is_object()) {
         for (const auto& [key, value] : oracles.items()) {
-            CAPTURE(key);
+            const std::string name = key;  // a binding cannot be captured
+            CAPTURE(name);
             check_value(ours.at(key), value, floor);
         }
     } else {
@@ -71,10 +82,8 @@ void check_models(const ordered_json& ours, const char* what, const std::vector<
         }
 }
 
-const Measurement& measurement(const std::string& name) {
-    for (const Measurement& m : measurements())
-        if (name == m.name) return m;
-    throw std::logic_error(name);
+ordered_json measured(const char* name) {
+    return find_measurement(name)->measure(subjects());
 }
 
 }  // namespace
@@ -84,7 +93,7 @@ TEST_CASE("the sample is the oracle's") {
 }
 
 TEST_CASE("loss, ranges, entropy, calibration and divergence are the oracle's") {
-    const ordered_json j = measurement("loss").measure(subjects());
+    const ordered_json j = measured("loss");
     check_models(j, "loss", {"loss", "median", "range_50", "per_position", "entropy", "ece", "final_norm"});
     check_models(j, "loss", {"range_95", "range_99_9"}, 2e-6);  // losses near 0 are logits' rounding
     check_number(j["divergences"][0]["js"], expected().at("loss").at("divergences").at(0).at("js"), 0);
@@ -92,7 +101,7 @@ TEST_CASE("loss, ranges, entropy, calibration and divergence are the oracle's") 
 }
 
 TEST_CASE("errors of direct logit attribution are the oracle's, per head, MLP and embedding") {
-    const ordered_json j = measurement("dla").measure(subjects());
+    const ordered_json j = measured("dla");
     check_models(j, "dla", {"nmae", "nmae_head", "nmae_mlp", "nmae_embedding"},
                  1e-4);  // percent; the LN-free model's are 0
     CHECK(j["models"][0]["nmae"].get<double>() > 1);
@@ -100,17 +109,17 @@ TEST_CASE("errors of direct logit attribution are the oracle's, per head, MLP an
 }
 
 TEST_CASE("norms and sigmas are the oracle's") {
-    const ordered_json j = measurement("norms").measure(subjects());
+    const ordered_json j = measured("norms");
     check_models(j, "norms", {"residual", "sites"});
 }
 
 TEST_CASE("attention sinks are the oracle's") {
-    const ordered_json j = measurement("sinks").measure(subjects());
+    const ordered_json j = measured("sinks");
     check_models(j, "sinks", {"rate_heads", "per_layer_heads", "rate_pairs", "per_layer_pairs"});
 }
 
 TEST_CASE("confidence neurons, spectrum and ablations are the oracle's") {
-    const ordered_json j = measurement("confidence").measure(subjects());
+    const ordered_json j = measured("confidence");
     check_models(j, "confidence", {"norm", "logit_var", "cn", "top", "singular_values"});
     check_models(j, "confidence", {"cosines"}, 1e-6);
     check_models(j, "confidence", {"ablations"}, 2e-7);  // differences of losses
@@ -122,7 +131,7 @@ TEST_CASE("activation and attribution patching are the oracle's, set by set") {
         const json& oracles = expected().at("patching").at("models").at(i);
         int64_t solved = 0, prompts = 0;
         for (size_t k = 0; k < s.prompts.size(); k++) {
-            const PatchedSet p = Patching(s.model(i), s.prompts[k]).measure(24, -INFINITY);
+            const PatchedSet p = patch_set(s.model(i), s.prompts[k], 24, -INFINITY);
             const json& sets = oracles.at("sets");
             const auto found = std::find_if(sets.begin(), sets.end(),
                                             [&](const json& set) { return set.at("name") == s.prompts[k].name; });

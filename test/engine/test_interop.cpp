@@ -1,16 +1,32 @@
 // Folders that transformers' own save_pretrained wrote (test/interop/make_fixtures.py), read by the engine and held
 // against the logits that transformers computes from them. `make test-interop` does the same with the clients at hand.
 #include <doctest/doctest.h>
-#include <fcntl.h>
 #include <unistd.h>
 
-#include "train_gpt2_lnfree.cpp"
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
-// after the program that it is about
+#include "data/error.h"
+#include "data/json.h"
+#include "data/model_card.h"
+#include "data/safetensors.h"
+#include "dev/commands/commands.h"
+#include "dev/engine.h"
+#include "dev/run/models.h"
 #include "test/file_helpers.h"
+#include "test/quiet.h"
 #include "test/test_models.h"
 
 using namespace lnfree;
+using nlohmann::json;
+using nlohmann::ordered_json;
+namespace fs = std::filesystem;
 
 static const std::string hf_fixtures = "test/fixtures/hf/";
 
@@ -41,31 +57,10 @@ static std::vector<real> logits_of(const std::string& folder, const std::vector<
     return out;
 }
 
-// While it lives, what commands print goes nowhere.
-class QuietOutput {
-  public:
-    QuietOutput() : kept_(dup(1)) {
-        std::fflush(stdout);
-        const int null = open("/dev/null", O_WRONLY);
-        dup2(null, 1);
-        close(null);
-    }
-    QuietOutput(const QuietOutput&) = delete;
-    QuietOutput& operator=(const QuietOutput&) = delete;
-    ~QuietOutput() {
-        std::fflush(stdout);
-        dup2(kept_, 1);
-        close(kept_);
-    }
-
-  private:
-    int kept_;
-};
-
 // Exports and returns the new folder's lnfree.json.
 static ordered_json export_model(const std::string& model, const std::string& out, const std::string& form,
                                  const std::string& dtype = "f32") {
-    const QuietOutput quiet;
+    const Quiet quiet(1);
     ExportOptions o;
     o.model = model;
     o.out = out;
@@ -74,6 +69,21 @@ static ordered_json export_model(const std::string& model, const std::string& ou
     const int status = export_command(o);
     CHECK(status == 0);
     return ordered_json::parse(read_bytes(out + "/lnfree.json"));
+}
+
+// The object that a command prints with --json.
+template <class Command>
+static json printed_by(const Command& command) {
+    const TemporaryFolder scratch;
+    std::fflush(stdout);
+    const int kept = dup(1);
+    REQUIRE(std::freopen((scratch / "out").c_str(), "w", stdout) != nullptr);
+    const int status = command();
+    std::fflush(stdout);
+    dup2(kept, 1);
+    close(kept);
+    CHECK(status == 0);
+    return json::parse(read_bytes(scratch / "out"));
 }
 
 TEST_CASE("folders written by save_pretrained give transformers' logits") {
@@ -180,7 +190,8 @@ TEST_CASE("eval --logits writes the first sequence's logits") {
     o.data = {shard};
     o.seq = static_cast<int64_t>(recorded.tokens.size()) - 1;
     o.logits = scratch / "new/logits.safetensors";
-    const ordered_json result = evaluate(o.models[0], o);
+    o.json_output = true;
+    const json result = printed_by([&] { return eval_command(o); });
     std::vector<real> expected = recorded.logits;
     expected.resize(expected.size() - 53);  // the last token is only predicted
     const SafetensorsFile written(o.logits);

@@ -2,6 +2,7 @@
 // must describe a model whose sizes can be computed with, and must come back the same from what we write of it.
 #include <cstdint>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "data/model_config.h"

@@ -1,16 +1,24 @@
-// Attention in blocks of queries against plain loops in double precision, on sizes around the block's.
-#define LNFREE_METHOD_ONLY
+// Attention in blocks of queries against plain loops in double precision, on sizes around the block's. Compiled once;
+// run once per instruction set, which LNFREE_ISA names.
 #include <doctest/doctest.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#include "train_gpt2_lnfree.cpp"
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "dev/cpu/operations.h"
 
 using namespace lnfree;
 
 namespace {
+
+const Operations& op = operations();
 
 struct Shape {
     int64_t B, T, NH, HS;
@@ -74,6 +82,11 @@ void plain_attention(std::vector<double>& out, std::vector<double>& dqkv, const 
 
 }  // namespace
 
+TEST_CASE("the operations are those of the instruction set that LNFREE_ISA names") {
+    const char* wanted = std::getenv("LNFREE_ISA");
+    if (wanted != nullptr) CHECK(op.isa == std::string(wanted));
+}
+
 TEST_CASE("attention, forward and backward, equals plain loops") {
     for (const Shape& s : kShapes) {
         CAPTURE(s.T);
@@ -81,8 +94,8 @@ TEST_CASE("attention, forward and backward, equals plain loops") {
         const int64_t C = s.NH * s.HS, N = s.B * s.T;
         const auto qkv = values(N * 3 * C, 1), dout = values(N * C, 2);
         std::vector<real> out(static_cast<size_t>(N * C)), lse(static_cast<size_t>(N * s.NH)), dqkv(qkv.size(), 9);
-        attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
-        attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, C, s.NH);
+        op.attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
+        op.attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, C, s.NH);
         std::vector<double> expected(out.size()), expected_gradient(qkv.size());
         plain_attention(expected, expected_gradient, qkv, dout, s);
         CHECK(relative_error(out, expected) < 2e-6);
@@ -100,8 +113,8 @@ TEST_CASE("attention gives the same bits with any number of threads") {
     for (const int threads : {1, 2, 3, 5}) {
         omp_set_num_threads(threads);
         std::vector<real> out(static_cast<size_t>(N * C)), lse(static_cast<size_t>(N * s.NH)), dqkv(qkv.size());
-        attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
-        attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, C, s.NH);
+        op.attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH);
+        op.attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, C, s.NH);
         out.insert(out.end(), dqkv.begin(), dqkv.end());
         results.push_back(out);
     }

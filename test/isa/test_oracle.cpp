@@ -1,5 +1,5 @@
-// The engine as users run it, in single precision, against the oracle.
-#define LNFREE_METHOD_ONLY
+// The engine as users run it, in single precision, against the oracle. Compiled once; run once per instruction set, which
+// LNFREE_ISA names.
 #include "test/oracle_checks.h"
 
 static const lnfree::OracleTolerance single{1e-5, 1e-4, 1e-4, false};

@@ -1,0 +1,259 @@
+#include "dev/analysis/measurements.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "dev/analysis/attribution.h"
+#include "dev/analysis/confidence.h"
+#include "dev/analysis/loss.h"
+#include "dev/analysis/norms.h"
+#include "dev/analysis/report.h"
+#include "dev/run/evaluate.h"
+#include "dev/run/records.h"
+
+namespace lnfree {
+namespace analysis {
+
+using nlohmann::ordered_json;
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tables
+
+std::vector<Table> tables_of_loss(const ordered_json& j) {
+    Table table({"model", "loss (nats)", "95 % interval", "median", "entropy", "ECE", "tokens above 50", "final norm"});
+    for (const ordered_json& m : j["models"])
+        table.add_row({m["model"], format_fixed(m["loss"], 4),
+                       format_fixed(m["loss_interval"][0], 4) + " to " + format_fixed(m["loss_interval"][1], 4),
+                       format_fixed(m["median"], 4), format_fixed(m["entropy"], 4), format_fixed(m["ece"], 4),
+                       std::to_string(m["over_50"].size()), format_fixed(m["final_norm"], 1)});
+    if (j["divergences"].empty()) return {table};
+    Table apart({"model", "and", "Jensen-Shannon divergence (nats)"});
+    for (const ordered_json& d : j["divergences"])
+        apart.add_row({j["models"][d["a"].get<size_t>()]["model"], j["models"][d["b"].get<size_t>()]["model"],
+                       format_fixed(d["js"], 4)});
+    return {table, apart};
+}
+
+std::vector<Table> tables_of_attribution(const ordered_json& j) {
+    Table table(
+        {"model", "NMAE of heads (%)", "95 % interval", "of MLPs, mean", "of the embedding", "largest difference"});
+    for (const ordered_json& m : j["models"])
+        table.add_row({m["model"], format_fixed(m["nmae"], 2),
+                       format_fixed(m["nmae_interval"][0], 2) + " to " + format_fixed(m["nmae_interval"][1], 2),
+                       format_fixed(mean_of(m["nmae_mlp"].get<std::vector<double>>()), 2),
+                       format_fixed(m["nmae_embedding"], 2), format_general(m["largest_difference"])});
+    return {table};
+}
+
+std::vector<Table> tables_of_norms(const ordered_json& j) {
+    Table table({"model", "stream in front of", "norm at position 0", "elsewhere"});
+    for (const ordered_json& m : j["models"])
+        for (size_t l = 0; l < m["residual"].size(); l++) {
+            const ordered_json& point = m["residual"][l];
+            table.add_row({m["model"], l + 1 < m["residual"].size() ? "block " + std::to_string(l) : "ln_f",
+                           format_general(point["at_0"]), format_general(point["elsewhere"])});
+        }
+    return {table};
+}
+
+std::vector<Table> tables_of_sinks(const ordered_json& j) {
+    Table table({"model", "sinks among heads (%)", "95 % interval", "among (head, query) pairs (%)", "95 % interval "});
+    const auto percent = [](const ordered_json& share) { return format_fixed(100 * share.get<double>(), 1); };
+    for (const ordered_json& m : j["models"]) {
+        const ordered_json &heads = m["rate_heads_interval"], &pairs = m["rate_pairs_interval"];
+        table.add_row({m["model"], percent(m["rate_heads"]), percent(heads[0]) + " to " + percent(heads[1]),
+                       percent(m["rate_pairs"]), percent(pairs[0]) + " to " + percent(pairs[1])});
+    }
+    return {table};
+}
+
+std::vector<Table> tables_of_confidence(const ordered_json& j) {
+    Table table({"model", "neurons set to their mean", "loss (%)", "|loss| (nats)", "entropy (%)"});
+    for (const ordered_json& m : j["models"])
+        for (const ordered_json& a : m["ablations"]) {
+            std::string neurons;
+            for (const ordered_json& neuron : a["neurons"])
+                neurons += (neurons.empty() ? "" : ", ") + std::to_string(neuron.get<int64_t>());
+            table.add_row({m["model"], neurons, format_fixed(100 * a["loss_change_relative"].get<double>(), 3),
+                           format_fixed(a["loss_change_abs"], 5),
+                           format_fixed(100 * a["entropy_change_relative"].get<double>(), 3)});
+        }
+    return {table};
+}
+
+// Mean over layers of the errors of attribution patching, and what it gains over the first model.
+std::vector<Table> tables_of_patching(const ordered_json& j) {
+    Table table({"model", "prompts solved (%)", "sets that count", "error, mean over layers",
+                 "improvement on the first", "spread over layers"});
+    for (const ordered_json& m : j["models"]) {
+        std::vector<std::string> row = {
+            m["model"], format_fixed(100 * m["accuracy"].get<double>(), 1),
+            std::to_string(m["sets_counted"].get<int64_t>()) + " of " + std::to_string(m["sets"].size())};
+        const bool measured = !m["error"].is_null();
+        row.push_back(measured ? format_fixed(mean_of(m["error"].get<std::vector<double>>()), 3) : "n/a");
+        for (const char* key : {"improvement_mean", "improvement_std"})
+            row.push_back(m.contains(key) && !m[key].is_null() ? format_fixed(m[key], 3) : measured ? "" : "n/a");
+        table.add_row(row);
+    }
+    return {table};
+}
+
+std::vector<Table> tables_of_benchmarks(const ordered_json& j) {
+    std::vector<std::pair<std::string, ordered_json>> models;
+    for (const ordered_json& m : j["models"]) models.emplace_back(m["model"], m);
+    return {benchmark_table(models)};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What the measurements add to their parts
+
+// error of the first model minus error of each other one, layer by layer; the first being the control makes positive
+// values gains (Sec. 5.2).
+void add_improvements(ordered_json& models) {
+    for (size_t i = 1; i < models.size(); i++) {
+        const ordered_json &first = models[0]["error"], &error = models[i]["error"];
+        if (first.is_null() || error.is_null() || first.size() != error.size()) continue;
+        std::vector<double> gains;
+        for (size_t l = 0; l < error.size(); l++) gains.push_back(first[l].get<double>() - error[l].get<double>());
+        const double mean = mean_of(gains);
+        double squares = 0;
+        for (const double gain : gains) squares += (gain - mean) * (gain - mean);
+        models[i]["improvement"] = gains;
+        models[i]["improvement_mean"] = mean;
+        models[i]["improvement_std"] = std::sqrt(squares / static_cast<double>(gains.size()));
+    }
+}
+
+// Hugging Face's form has room for one sigma_bar for qk[l] and v[l]; what they were stands in lnfree.json.
+ordered_json norms_of(Subjects& s, size_t i) {
+    ordered_json j = measure_norms(s.model(i), s.sample, s.procedure);
+    const nlohmann::json lnfree = lnfree_of(s.loaded[i]);
+    if (!lnfree.is_object() || !lnfree.contains("sites")) return j;
+    const Sites recorded =
+        sites_from_json(lnfree["sites"], static_cast<int>(s.model(i).config.L), s.folders[i] + "/lnfree.json");
+    for (size_t k = 0; k < recorded.all.size(); k++)
+        if (std::isfinite(recorded.all[k].sigma_bar)) j["sites"][k]["sigma_bar"] = recorded.all[k].sigma_bar;
+    return j;
+}
+
+// One model's part of a measurement.
+using MeasureOne = ordered_json (*)(Subjects& s, size_t i);
+
+ordered_json one_by_one(Subjects& s, MeasureOne measure) {
+    ordered_json j;
+    j["models"] = ordered_json::array();
+    for (size_t i = 0; i < s.loaded.size(); i++) j["models"].push_back(measure(s, i));
+    return j;
+}
+
+// Tokens of forward passes that patching takes, about: two passes, one back, and per layer every position once.
+double patching_tokens(const std::vector<PromptSet>& sets, int64_t L) {
+    double tokens = 0;
+    for (const PromptSet& set : sets)
+        tokens += static_cast<double>(set.T) * static_cast<double>(set.prompts.size()) *
+                  (6 + static_cast<double>(set.T) * static_cast<double>(L) / 2);
+    return tokens;
+}
+
+double forward_flops(const Measurement& m, const Subjects& s, size_t i) {
+    const GPT2Config& c = s.model(i).config;
+    if (m.on == TakenOn::questions) return benchmark_flops(c, s.tasks[i]);
+    const bool patches = m.on == TakenOn::prompts;
+    const double tokens =
+        patches ? patching_tokens(s.prompts, c.L) : m.passes * static_cast<double>(s.sample.inputs.size());
+    return tokens * training_flops_per_token(c, s.model(i).parameters(), patches ? 1 : s.sample.T) / 3;
+}
+
+}  // namespace
+
+const std::vector<Measurement>& measurements() {
+    static const std::vector<Measurement> all = {
+        {"loss", "loss with interval and ranges, entropy, calibration, divergence between models",
+         "Loss, confidence and divergence",
+         "What the models predict on the same text. Intervals are 95 %, by bootstrap over sequences. ECE is the "
+         "expected calibration error: how far confidence and accuracy are apart.",
+         TakenOn::text, 1.3,
+         [](Subjects& s) {
+             std::vector<Engine*> models;
+             for (const LoadedModel& loaded : s.loaded) models.push_back(loaded.model.get());
+             return measure_loss(models, s.sample, s.procedure);
+         },
+         tables_of_loss, pictures_of_loss},
+        {"dla", "direct logit attribution against direct effect, per head, MLP and embedding",
+         "Direct logit attribution",
+         "Direct logit attribution takes the last LayerNorm for linear. Its error is the mean distance from the direct "
+         "effect (the stream with and without the component, through the last norm), in percent of the mean size of "
+         "that effect. Without LayerNorm both are the same number.",
+         TakenOn::text, 2.5,
+         [](Subjects& s) {
+             return one_by_one(
+                 s, [](Subjects& t, size_t i) { return measure_attribution(t.model(i), t.sample, t.procedure); });
+         },
+         tables_of_attribution, pictures_of_attribution},
+        {"patching", "activation patching against attribution patching of the stream",
+         "Activation and attribution patching",
+         "The stream of a prompt with the other answer is replaced, layer by layer and position by position, by that "
+         "of the clean prompt. 1 means that the patch brings the clean answer back. Attribution patching estimates "
+         "that from one gradient.",
+         TakenOn::prompts, 0,
+         [](Subjects& s) {
+             ordered_json j = one_by_one(
+                 s, [](Subjects& t, size_t i) { return measure_patching(t.model(i), t.prompts, t.procedure); });
+             add_improvements(j["models"]);
+             return j;
+         },
+         tables_of_patching, pictures_of_patching},
+        {"norms", "norms of the stream and sigmas of every site, position 0 against the rest",
+         "Norm of the first position",
+         "In models with LayerNorm the stream at position 0 is often many times longer than elsewhere; a model without "
+         "has no use for that.",
+         TakenOn::text, 1,
+         [](Subjects& s) { return one_by_one(s, [](Subjects& t, size_t i) { return norms_of(t, i); }); },
+         tables_of_norms, pictures_of_norms},
+        {"sinks", "share of heads, and of queries, that attend to position 0", "Attention sinks",
+         "A head is a sink in a sequence if its queries, but for the first, give position 0 at least 30 % of their "
+         "attention on average.",
+         TakenOn::text, 1,
+         [](Subjects& s) {
+             return one_by_one(s,
+                               [](Subjects& t, size_t i) { return measure_sinks(t.model(i), t.sample, t.procedure); });
+         },
+         tables_of_sinks, pictures_of_sinks},
+        {"confidence", "confidence neurons, the unembedding's spectrum, mean ablation", "Confidence neurons",
+         "Neurons of the last MLP that write much and move all tokens alike: with LayerNorm they set how confident the "
+         "model is. Neurons are set to their mean over the sample; the change is what they did.",
+         TakenOn::text, 3.5,
+         [](Subjects& s) {
+             return one_by_one(
+                 s, [](Subjects& t, size_t i) { return measure_confidence(t.model(i), t.sample, t.procedure); });
+         },
+         tables_of_confidence, pictures_of_confidence},
+        {"benchmarks", "HellaSwag, PIQA, WinoGrande, BoolQ, LAMBADA from --evals", "Benchmarks",
+         "Questions with given answers: the model chooses the likeliest. Asked and scored as lm-evaluation-harness "
+         "does, without examples.",
+         TakenOn::questions, 0,
+         [](Subjects& s) {
+             return one_by_one(
+                 s, [](Subjects& t, size_t i) { return run_benchmarks(t.loaded[i], t.tasks[i], t.benchmarks); });
+         },
+         tables_of_benchmarks, [](const ordered_json&) { return std::string(); }}};
+    return all;
+}
+
+const Measurement* find_measurement(const std::string& name) {
+    for (const Measurement& m : measurements())
+        if (name == m.name) return &m;
+    return nullptr;
+}
+
+// Whole passes reach 0.7 to 0.9 of what one matrix product does, the short ones of analyses less than benchmarks.
+double estimated_seconds(const Measurement& m, const Subjects& s, double flops) {
+    double needed = 0;
+    for (size_t i = 0; i < s.loaded.size(); i++) needed += forward_flops(m, s, i);
+    return needed / ((m.on == TakenOn::questions ? 0.8 : 0.7) * flops);
+}
+
+}  // namespace analysis
+}  // namespace lnfree

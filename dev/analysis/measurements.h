@@ -1,0 +1,35 @@
+// The table of measurements: a row for every word that `analyze` takes.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "data/console.h"
+#include "dev/analysis/subjects.h"
+
+namespace lnfree {
+namespace analysis {
+
+struct Measurement {
+    const char* name;
+    const char* what;
+    const char* title;  // in the report, and what it says there
+    const char* explanation;
+    TakenOn on;
+    double passes;                                   // over the sample, forward, that it costs about; for text
+    nlohmann::ordered_json (*measure)(Subjects& s);  // {"models": [...], ...}
+    std::vector<Table> (*tables)(const nlohmann::ordered_json& j);
+    std::string (*pictures)(const nlohmann::ordered_json& j);
+};
+
+const std::vector<Measurement>& measurements();
+
+// Null if there is none of that name.
+const Measurement* find_measurement(const std::string& name);
+
+// Of prepared subjects, on a processor whose matrix product does `flops` per second.
+double estimated_seconds(const Measurement& m, const Subjects& s, double flops);
+
+}  // namespace analysis
+}  // namespace lnfree

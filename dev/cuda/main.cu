@@ -1,0 +1,18 @@
+// train_gpt2_lnfree_cuda: the program whose arithmetic is done by the CUDA engine.
+//
+// One translation unit for nvcc, because every kernel that `check` and `bench` want is the engine's own. All that the
+// program does besides is compiled by the C++ compiler, as for the reference's program.
+#define LNFREE_LIBRARY_ONLY
+#include "../../train_gpt2_lnfree.cu"
+
+// after the engine
+#include "../commands/commands.h"
+#include "engine_bench.h"
+#include "engine_check.h"
+
+int main(int argc, char** argv) {
+    lnfree::cuda::use_cuda_engine();
+    lnfree::backend().check = lnfree::cuda::check_engine;
+    lnfree::backend().bench = lnfree::cuda::bench_engine;
+    return lnfree::run_program(argc, argv);
+}

@@ -1,0 +1,234 @@
+#include "dev/run/checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "data/files.h"
+#include "data/model_folder.h"
+#include "data/safetensors.h"
+#include "dev/method.h"
+#include "dev/run/models.h"
+#include "dev/run/records.h"
+
+namespace lnfree {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// lnfree.json
+
+namespace {
+
+ordered_json shards_json(const TokenShards& shards) {
+    ordered_json j;
+    for (const std::string& path : shards.paths()) j["files"].push_back(fs::path(path).filename().string());
+    j["tokens"] = shards.tokens();
+    j["fingerprint"] = hex(shards.fingerprint());
+    return j;
+}
+
+ordered_json tokenizer_json(const Tokenizer* tokenizer) {
+    if (tokenizer == nullptr) return {};
+    return {{"name", tokenizer->name()},
+            {"fingerprint", tokenizer->fingerprint()},
+            {"vocab_size", tokenizer->vocab_size()}};
+}
+
+const char* form_name(ModelForm form) {
+    return form == ModelForm::checkpoint ? "checkpoint" : form == ModelForm::folded ? "folded" : "hf";
+}
+
+}  // namespace
+
+ordered_json model_record(const Session& session, const RunState& state, ModelForm form, bool finished) {
+    ordered_json j;
+    j["version"] = kFormatVersion;
+    j["form"] = form_name(form);
+    j["command"] = session.request.command;
+    j["finished"] = finished;
+    j["layernorm_free"] = state.sites.all_linear_everywhere();
+    j.update(state_json(state));
+    if (finished) j.erase("resume");
+    j["results"]["val_tokens"] = session.options().val_tokens;
+    j["data"]["train"] = shards_json(*session.train);
+    j["data"]["val"] = shards_json(*session.val);
+    j["tokenizer"] = tokenizer_json(session.tokenizer.get());
+    j["based_on"] = session.based_on.empty() ? ordered_json() : ordered_json::parse(session.based_on);
+    return j;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Writing
+
+namespace {
+
+// "raw:" stays in front, the path behind it becomes absolute: a run may be resumed from another folder.
+std::vector<std::string> absolute_patterns(const std::vector<std::string>& patterns) {
+    std::vector<std::string> absolute;
+    for (const std::string& p : patterns)
+        absolute.push_back(p.compare(0, 4, "raw:") == 0 ? "raw:" + fs::absolute(p.substr(4)).string()
+                                                        : fs::absolute(p).string());
+    return absolute;
+}
+
+// What going on needs beyond the state: the run's options.
+void add_options(ordered_json& resume, const Session& session) {
+    const RunSettings& o = session.options();
+    resume["model"] = o.model.empty() ? "" : fs::absolute(o.model).string();
+    resume["data"] = absolute_patterns(o.data);
+    resume["val"] = absolute_patterns(o.val);
+    resume["eval_every"] = o.eval_every;
+    resume["val_tokens"] = o.val_tokens;
+    resume["save_every"] = o.save_every;
+    resume["keep_checkpoints"] = o.keep_checkpoints;
+    resume["stochastic_rounding"] = o.engine.stochastic_rounding;
+    resume["attention"] = o.engine.attention;
+    resume["data_fingerprint"] = hex(session.train->fingerprint());
+}
+
+void write_buffer(const std::string& path, const std::vector<Tensor>& table, const Buffer& buffer) {
+    TensorRecipes<real> recipes;
+    for (const Tensor& t : table) {
+        const real* from = buffer.data() + t.offset;
+        recipes.push_back({t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
+    }
+    write_safetensors<real>(path, recipes, dtype_of<real>());
+}
+
+// The snapshot of the very state that is saved is left out: the resumed run takes it again.
+bool has_snapshot_of_its_own(const Session& session, const RunState& at) {
+    return session.snapshot.taken() && session.snapshot.state.step < at.step;
+}
+
+void write_files(const std::string& folder, const Session& session, const ordered_json& record, bool with_snapshot) {
+    const Engine& model = *session.model;
+    write_buffer(folder + "/adam_m.safetensors", model.tensors, model.m);
+    write_buffer(folder + "/adam_v.safetensors", model.tensors, model.v);
+    if (with_snapshot) {
+        write_buffer(folder + "/snapshot_weights.safetensors", model.tensors, session.snapshot.params);
+        write_buffer(folder + "/snapshot_adam_m.safetensors", model.tensors, session.snapshot.m);
+        write_buffer(folder + "/snapshot_adam_v.safetensors", model.tensors, session.snapshot.v);
+    }
+    GPT2Config config = model.config;
+    if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
+    write_model(folder, config, plain_recipes(model, ""), WeightType::of_real, record, session.tokenizer.get(), "");
+}
+
+}  // namespace
+
+void save_checkpoint(Session& session, const RunState& at) {
+    session.model->fetch_parameters();
+    session.model->fetch_moments();
+    ordered_json record = model_record(session, at, ModelForm::checkpoint, false);
+    record["checkpoint_version"] = kCheckpointVersion;
+    add_options(record["resume"], session);
+    const bool with_snapshot = has_snapshot_of_its_own(session, at);
+    if (with_snapshot) record["resume"]["snapshot"] = state_json(session.snapshot.state);
+    write_checkpoint(session.options().out, at.step,
+                     [&](const std::string& folder) { write_files(folder, session, record, with_snapshot); });
+    prune_checkpoints(session.options().out, 2);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reading
+
+namespace {
+
+std::string newest_checkpoint(const std::string& out) {
+    const auto checkpoints = list_checkpoints(out);
+    if (!checkpoints.empty()) return checkpoints.back().string();
+    const json done = read_lnfree_json(out);
+    if (done.is_object() && done.contains("finished") && done["finished"] == true)
+        throw BadInput("--out " + out +
+                       ": that run is finished, nothing is left to resume; train the model further with --model " +
+                       out);
+    throw BadInput("--out " + out + ": holds no checkpoint to resume from; start the run without --resume");
+}
+
+void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
+    const SafetensorsFile file(path);
+    const std::vector<TensorView> views = match_tensors(model.tensors, file.tensors(), false, path);
+    if (buffer.size() != model.parameters()) buffer.allocate(model.parameters());
+    copy_tensors(buffer.data(), model.tensors, views, path);
+}
+
+// Options that the command line named win over the saved ones; the others cannot be named (require_resumable_flags).
+void take_options(RunSettings& o, const json& resume) {
+    resume.at("model").get_to(o.model);
+    resume.at("data").get_to(o.data);
+    resume.at("val").get_to(o.val);
+    resume.at("val_tokens").get_to(o.val_tokens);
+    if (!o.has("eval_every")) resume.at("eval_every").get_to(o.eval_every);
+    if (!o.has("save_every")) resume.at("save_every").get_to(o.save_every);
+    if (!o.has("keep_checkpoints")) resume.at("keep_checkpoints").get_to(o.keep_checkpoints);
+    resume.at("stochastic_rounding").get_to(o.engine.stochastic_rounding);
+    resume.at("attention").get_to(o.engine.attention);
+}
+
+void require_command(const json& record, const Session& session) {
+    if (record.at("command") != session.request.command)
+        throw BadInput("--out " + session.options().out + " is a run of " +
+                       quoted_name(record.at("command").get<std::string>()) + "; resume it with that command");
+}
+
+// A checkpoint's lnfree.json is a file like any other: nothing in it may lead the loop astray.
+void require_usable(const Session& session, const std::string& path) {
+    const Settings& s = session.settings();
+    const bool sizes = s.batch >= 1 && s.grad_accum >= 1 && s.seq >= 1 && s.seq <= session.model->config.n_ctx;
+    const bool place = session.state.step >= 0 && session.state.step <= s.stop && session.state.adam_updates >= 0;
+    if (!sizes || !place || session.options().eval_every < 1)
+        throw BadInput(path + ": cannot be resumed from: its step, sizes or eval_every are out of range");
+}
+
+void take_model(Session& session, LoadedModel& loaded, const std::string& folder) {
+    session.model = std::move(loaded.model);
+    session.tokenizer = std::move(loaded.tokenizer);
+    Engine& model = *session.model;
+    if (model.config.form == ModelForm::checkpoint) model.config.form = ModelForm::hugging_face;
+    model.prepare_optimiser();
+    read_buffer(model.m, model, folder + "/adam_m.safetensors");
+    read_buffer(model.v, model, folder + "/adam_v.safetensors");
+    restore_engine(model, session.state);
+}
+
+void take_snapshot(Session& session, const json& resume, const std::string& folder) {
+    if (!resume.contains("snapshot")) return;
+    const Engine& model = *session.model;
+    Snapshot& snapshot = session.snapshot;
+    snapshot.state = state_from_json(resume["snapshot"], model.sites.L, folder + "/lnfree.json");
+    read_buffer(snapshot.params, model, folder + "/snapshot_weights.safetensors");
+    read_buffer(snapshot.m, model, folder + "/snapshot_adam_m.safetensors");
+    read_buffer(snapshot.v, model, folder + "/snapshot_adam_v.safetensors");
+}
+
+}  // namespace
+
+void load_checkpoint(Session& session) {
+    const std::string folder = newest_checkpoint(session.options().out), path = folder + "/lnfree.json";
+    LoadedModel loaded = load_model(folder);
+    const json record = lnfree_of(loaded);
+    try {
+        require_checkpoint_version(record, folder);  // also of a folded model, which load_model takes for what it is
+        require_command(record, session);
+        const json& resume = record.at("resume");
+        session.state = state_from_json(record, loaded.model->sites.L, path);
+        take_options(session.options(), resume);
+        if (record.at("based_on").is_object()) session.based_on = record["based_on"].dump();
+        take_model(session, loaded, folder);
+        require_usable(session, path);
+        take_snapshot(session, resume, folder);
+        session.train = std::make_unique<TokenShards>(session.options().data);
+        session.val = std::make_unique<TokenShards>(session.options().val);
+        if (resume.at("data_fingerprint") != hex(session.train->fingerprint()))
+            throw BadInput("--data of the run in " + session.options().out +
+                           " has changed since its checkpoint; a resumed run needs the same shards");
+    } catch (const json::exception& e) {
+        throw BadInput(path + ": cannot be resumed from: " + e.what());
+    }
+}
+
+}  // namespace lnfree

@@ -1,0 +1,23 @@
+// A run's state on disk: OUT/checkpoints/step_N holds the model, the optimiser's moments, lnfree.json with everything else,
+// and of an adaptive run the snapshot that it would go back to. Also lnfree.json of the finished model.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "dev/run/session.h"
+
+namespace lnfree {
+
+// lnfree.json of the model in this state, as data/README.md describes it.
+nlohmann::ordered_json model_record(const Session& session, const RunState& state, ModelForm form, bool finished);
+
+// Writes the checkpoint of the state before step `at.step`, to which the engine's weights and moments still belong, and
+// removes all but the last two. RunFailure when the disk fails; the checkpoints before stay.
+void save_checkpoint(Session& session, const RunState& at);
+
+// Model, optimiser and state of the newest checkpoint in --out become the session's, and so do the options that the
+// command line did not name. Throws BadInput if there is none, or if it is damaged or of another command or version.
+void load_checkpoint(Session& session);
+
+}  // namespace lnfree

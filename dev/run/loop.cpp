@@ -1,0 +1,218 @@
+#include "dev/run/loop.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "data/console.h"
+#include "data/error.h"
+#include "dev/cpu/machine.h"
+#include "dev/run/checkpoint.h"
+#include "dev/run/evaluate.h"
+#include "dev/run/experiments.h"
+#include "dev/run/report.h"
+#include "dev/run/signals.h"
+
+namespace lnfree {
+
+void carry_out(Session& session) {
+    session.started = seconds_now();
+    session.first_step = session.state.step;
+    Loop loop(session);
+    do {
+        train(*session.model, session.state.settings, loop.schedule(), loop, session.state.step);
+    } while (!loop.finish());
+}
+
+Loop::Loop(Session& session)
+    : session_(session),
+      model_(*session.model),
+      state_(session.state),
+      order_(session.train->sequences(static_cast<uint64_t>(session.settings().seq)), session.settings().seed),
+      loop_removes_(loop_removes(session.settings(), session.model->sites)) {
+    if (loop_removes_) schedule_ = removals_left(session.settings(), model_.sites);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A step, in the order of its seams
+
+void Loop::begin_at(int64_t step) {
+    state_.step = step;
+    before_ = captured(state_, model_);
+    events_.clear();
+}
+
+void Loop::read_batches(int64_t step, StepBatches& batches) {
+    begin_at(step);
+    step_began_ = seconds_now();
+    read_step(batches, *session_.train, order_, state_.settings, step);
+}
+
+void Loop::before_step(int64_t step, const StepBatches& batches) {
+    const double now = seconds_now();
+    if (step % session_.options().eval_every == 0) validate();
+    step_began_ += seconds_now() - now;  // a validation is not the step's time
+    if (session_.request.on_step) session_.request.on_step(step);
+    if (!loop_removes_) remove_sites(step, batches);
+}
+
+// Where train() is not to do it: the sites that the schedule that adapts chooses, or experiments' ways of going.
+void Loop::remove_sites(int64_t step, const StepBatches& batches) {
+    std::vector<size_t> setting_out;
+    if (state_.settings.adaptive()) {
+        setting_out = adapt(model_, state_, session_.snapshot.taken(), tools(batches));
+    } else {
+        if (step == 0) measure_own_sigmas(model_, state_.settings, batches);
+        setting_out = sites_due(state_.settings, model_.sites, step);
+    }
+    happened(advance_removals(state_.settings, model_.sites, step, setting_out));
+}
+
+void Loop::happened(const std::vector<Event>& events) {
+    events_.insert(events_.end(), events.begin(), events.end());
+    state_.events.insert(state_.events.end(), events.begin(), events.end());
+}
+
+AdaptiveTools Loop::tools(const StepBatches& batches) {
+    return {
+        *session_.val, batches, [this] { session_.snapshot.take(before_, model_); },
+        [this](const std::string& what, const nlohmann::ordered_json& why) { report_decision(session_, what, why); }};
+}
+
+// A loss that is not finite is for after_loss, which knows what was removed in this step.
+void Loop::after_micro_batch(int64_t, const BatchLoss& so_far) {
+    if (g_signal != 0 && std::isfinite(so_far.loss + so_far.aux)) stop_for_signal();
+}
+
+// The state before the step is saved once its loss and gradient have turned out finite: a checkpoint of weights that are
+// about to diverge would push the good ones out.
+bool Loop::after_loss(const StepReport& report) {
+    happened(report.removed);
+    const double loss = report.loss.loss;
+    if (!std::isfinite(loss + report.loss.aux)) {
+        recover("loss");
+        return false;
+    }
+    if (state_.settings.adaptive() && is_spike(state_.adaptive, loss)) {
+        go_back("the loss jumped from " + format_fixed(state_.adaptive.trend, 4) + " to " + format_fixed(loss, 4));
+        return false;
+    }
+    if (!std::isfinite(report.gradient_norm)) {
+        recover("gradient");
+        return false;
+    }
+    if (checkpoint_is_due(report.step)) save_checkpoint(session_, before_);
+    shrink_position0(model_, state_.settings, report.step);
+    return true;
+}
+
+bool Loop::checkpoint_is_due(int64_t step) const {
+    const int64_t every = session_.options().save_every;
+    return every > 0 && step > session_.first_step && step % every == 0;
+}
+
+void Loop::after_step(const StepReport& report) {
+    const Settings& s = state_.settings;
+    if (s.experiment.plant_position0 > 0 && report.step + 1 == s.experiment.plant_step)
+        plant_position0(model_, s.experiment.plant_position0, s.seed);
+    report_step(session_, report, events_, static_cast<double>(s.tokens_per_step()) / (seconds_now() - step_began_));
+    if (report.step == 0 && session_.request.command != "pretrain") warn_if_untrained(session_, report.loss.loss);
+}
+
+bool Loop::finish() {
+    begin_at(state_.settings.stop);
+    validate();
+    if (state_.step < state_.settings.stop) return false;
+    if (state_.settings.adaptive() && !model_.sites.all_linear_everywhere()) stop_unfinished();
+    return true;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Validation
+
+void Loop::validate() {
+    state_.last_val_loss = validation_loss();
+    if (!std::isfinite(state_.last_val_loss)) {
+        recover("validation loss");
+        state_.last_val_loss = validation_loss();
+        if (!std::isfinite(state_.last_val_loss)) stop_for_divergence("validation loss");
+    }
+    if (state_.step == 0) state_.first_val_loss = state_.last_val_loss;
+    report_validation(session_);
+}
+
+double Loop::validation_loss() {
+    const auto notice_signal = [](uint64_t, const real*, const int32_t*, const int32_t*, int64_t) {
+        if (g_signal != 0) throw Interrupted{g_signal};
+    };
+    try {
+        return mean_loss(model_, *session_.val, state_.settings.seq, state_.settings.batch,
+                         static_cast<uint64_t>(session_.options().val_tokens), false, "validation", notice_signal);
+    } catch (const Interrupted&) {
+        stop_for_signal();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What goes wrong
+
+// `what` is not finite: a run whose schedule adapts goes back, any other ends here.
+void Loop::recover(const std::string& what) {
+    if (!session_.snapshot.taken()) stop_for_divergence(what);
+    go_back("the " + what + " is not finite");
+}
+
+// To the state before the last removal. The steps that are used up stay used up.
+void Loop::go_back(const std::string& reason) {
+    const RunState now = captured(state_, model_);
+    const Sites& sites = now.sites;
+    if (now.adaptive.roll_backs >= kMostRollBacks)
+        throw RunFailure("step " + std::to_string(now.step) + ": " + reason + ", for the " +
+                         std::to_string(now.adaptive.roll_backs + 1) + "th time; " + std::to_string(sites.removed()) +
+                         " of " + std::to_string(sites.size()) + " sites were removed by then");
+    session_.snapshot.put_back(model_);
+    state_ = after_going_back(session_.snapshot.state, now);
+    report_decision(session_, "roll back",
+                    {{"because", reason},
+                     {"to", checkpoint_name(session_.snapshot.state.step)},
+                     {"lr", state_.settings.lr},
+                     {"gentle", state_.adaptive.gentle}});
+    StepBatches batches;
+    read_step(batches, *session_.train, order_, state_.settings, state_.step);
+    look_again(model_, state_, tools(batches));
+    before_ = captured(state_, model_);  // the weights are these now, whatever interrupts the step
+}
+
+void Loop::stop_for_signal() {
+    std::fprintf(session_.screen, "\nstopping: saving the state before step %lld ...\n",
+                 static_cast<long long>(before_.step));
+    save_checkpoint(session_, before_);
+    std::fprintf(stderr, "saved; continue with: train_gpt2_lnfree %s --resume --out %s\n",
+                 session_.request.command.c_str(), session_.options().out.c_str());
+    throw Interrupted{g_signal};
+}
+
+void Loop::stop_for_divergence(const std::string& what) const {
+    std::string after = "before any removal";
+    if (!state_.events.empty()) {
+        const Event& e = state_.events.back();
+        const int64_t steps = state_.step - e.step;
+        after = std::to_string(steps) + (steps == 1 ? " step after " : " steps after ") +
+                site_name(model_.sites.all[static_cast<size_t>(e.site)]) + " was " +
+                (e.action == "removed" ? "removed" : "released");
+    }
+    throw RunFailure("step " + std::to_string(state_.step) + ": the " + what + " is not finite, " + after +
+                     "; try a lower --lr or larger gaps");
+}
+
+void Loop::stop_unfinished() {
+    save_checkpoint(session_, before_);
+    std::string left;
+    for (const Site& site : model_.sites.all)
+        if (!site.removed()) left += " " + site_name(site);
+    throw RunFailure("the run's " + std::to_string(state_.settings.stop) + " steps are used up, after " +
+                     std::to_string(state_.adaptive.roll_backs) +
+                     " times back, and these sites still have their sigma:" + left + "; give more --steps");
+}
+
+}  // namespace lnfree

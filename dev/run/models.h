@@ -1,0 +1,36 @@
+// Model folders as engines: reading any GPT-2 folder into one, writing one out.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "data/tokenizer.h"
+#include "dev/engine.h"
+#include "dev/method.h"
+
+namespace lnfree {
+
+struct LoadedModel {
+    std::unique_ptr<Engine> model;
+    std::unique_ptr<Tokenizer> tokenizer;  // null if the folder has none
+    std::string lnfree;                    // text of lnfree.json; empty if the folder has none
+};
+
+// Reads any folder that this program writes, and any GPT2LMHeadModel folder, into an engine of backend(). Throws BadInput
+// with the reason otherwise.
+LoadedModel load_model(const std::string& folder);
+
+// lnfree.json of a loaded model as JSON; null if there is none.
+nlohmann::json lnfree_of(const LoadedModel& loaded);
+
+// Writes a model folder, config.json last. dtype of the tensors: f32, bf16, f16 or, in double precision, f64.
+enum class WeightType { f32, bf16, f16, of_real };
+void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
+                 WeightType type, const nlohmann::ordered_json& lnfree, const Tokenizer* tokenizer,
+                 const std::string& card);
+
+// GPT-2's initialisation: normal(0, 0.02), projections onto the residual stream smaller by sqrt(2L), gammas 1, biases 0.
+void initialise(Engine& model, uint64_t seed);
+
+}  // namespace lnfree

@@ -1,0 +1,178 @@
+#include "dev/run/records.h"
+
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "data/error.h"
+#include "data/files.h"
+#include "dev/run/settings.h"
+
+namespace lnfree {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+void require_checkpoint_version(const json& record, const std::string& folder) {
+    const auto version = record.find("checkpoint_version");
+    if (version == record.end())
+        throw BadInput(folder +
+                       ": a checkpoint of an earlier version of this program; start the run anew, or finish it with "
+                       "that version");
+    if (*version != kCheckpointVersion)
+        throw BadInput(folder + ": checkpoint_version " + quoted_name(version->dump()) +
+                       " is not supported; this program goes on from version " + std::to_string(kCheckpointVersion));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Numbers
+
+ordered_json number_or_null(double x) {
+    return std::isfinite(x) ? ordered_json(x) : ordered_json();
+}
+
+namespace {
+
+template <class Json>
+double number_in(const Json& j, const char* key) {
+    return j.contains(key) && j[key].is_number() ? j[key].template get<double>() : NAN;
+}
+
+}  // namespace
+
+double number_or_nan(const json& j, const char* key) {
+    return number_in(j, key);
+}
+double number_or_nan(const ordered_json& j, const char* key) {
+    return number_in(j, key);
+}
+
+std::string hex(uint64_t x) {
+    char text[17];
+    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(x));
+    return text;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sites
+
+const char* norm_name(const Site& site) {
+    if (site.folded) return "folded";
+    return site.has_layer_norm() ? "layernorm" : site.removed() ? "fakeln" : "gradual";
+}
+
+ordered_json sites_json(const Sites& sites) {
+    ordered_json list = ordered_json::array();
+    for (const Site& site : sites.all) {
+        ordered_json j;
+        j["site"] = site_name(site);
+        j["norm"] = norm_name(site);
+        if (norm_name(site) == std::string("gradual")) j["a"] = site.a;
+        j["sigma_bar"] = number_or_null(site.sigma_bar);
+        j["sigma_avg"] = number_or_null(site.sigma_avg);
+        j["running"] = number_or_null(site.running);
+        if (std::isfinite(site.sigma_bar_0)) {
+            j["sigma_bar_0"] = site.sigma_bar_0;
+            j["own_position0"] = site.own_position0;
+            j["own_end_of_text"] = site.own_end_of_text;
+        }
+        list.push_back(j);
+    }
+    return list;
+}
+
+namespace {
+
+// How far the site has gone, from "norm" and, on the way, "a". `where` begins messages.
+void read_norm(Site& site, const json& j, const std::string& where) {
+    const std::string norm = j.value("norm", "");
+    if (norm != "layernorm" && norm != "gradual" && norm != "fakeln" && norm != "folded")
+        throw BadInput(where + " has norm " + quoted_name(norm) + "; expected layernorm, gradual, fakeln or folded");
+    if (j.contains("own_share") && j["own_share"] != 0)
+        throw BadInput(where +
+                       " has an own_share, which an earlier version of this program wrote half-way through a removal; "
+                       "let that version finish it");
+    site.folded = norm == "folded";
+    site.a = norm == "layernorm" || site.folded ? 0 : norm == "fakeln" ? 1 : number_or_nan(j, "a");
+    if (norm == "gradual" && !(site.a > 0 && site.a < 1))
+        throw BadInput(where + " is gradual but its a is not between 0 and 1");
+}
+
+void read_site(Site& site, const json& j, const std::string& where) {
+    read_norm(site, j, where);
+    site.sigma_bar = number_or_nan(j, "sigma_bar");
+    site.sigma_avg = number_or_nan(j, "sigma_avg");
+    site.running = number_or_nan(j, "running");
+    site.sigma_bar_0 = number_or_nan(j, "sigma_bar_0");
+    site.own_position0 = j.value("own_position0", false);
+    site.own_end_of_text = j.value("own_end_of_text", false);
+    const bool uses_sigma_bar = !site.folded && !site.has_layer_norm();
+    if (uses_sigma_bar && (!(site.sigma_bar > 0) || (site.has_special_positions() && !(site.sigma_bar_0 > 0))))
+        throw BadInput(where + " is " + norm_name(site) + " but has no positive sigma_bar");
+}
+
+}  // namespace
+
+Sites sites_from_json(const json& list, int L, const std::string& path) try {
+    Sites sites(L);
+    if (!list.is_array() || list.size() != sites.all.size())
+        throw BadInput(path + ": \"sites\" must list the " + std::to_string(sites.all.size()) +
+                       " sites of a model with " + std::to_string(L) + " layers");
+    for (size_t i = 0; i < sites.all.size(); i++) {
+        const std::string expected = site_name(sites.all[i]);
+        if (!list[i].is_object() || list[i].value("site", "") != expected)
+            throw BadInput(path + ": entry " + std::to_string(i) + " of \"sites\" must be site " + expected);
+        read_site(sites.all[i], list[i], path + ": site " + expected);
+    }
+    return sites;
+} catch (const json::exception&) {
+    throw BadInput(path +
+                   ": \"sites\" holds a value of the wrong type; take the file from the same folder as the weights");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Events
+
+ordered_json events_json(const std::vector<Event>& events, const Sites& sites) {
+    ordered_json list = ordered_json::array();
+    for (const Event& e : events) {
+        ordered_json j;
+        j["step"] = e.step;
+        j["site"] = site_name(sites.all[static_cast<size_t>(e.site)]);
+        j["action"] = e.action;
+        j["sigma_bar"] = number_or_null(e.sigma_bar);
+        list.push_back(j);
+    }
+    return list;
+}
+
+std::vector<Event> events_from_json(const json& list, const Sites& sites) {
+    std::vector<Event> events;
+    for (const json& j : list)
+        for (size_t i = 0; i < sites.all.size(); i++)
+            if (j.at("site") == site_name(sites.all[i]))
+                events.push_back({j.at("step").get<int64_t>(), static_cast<int>(i), j.at("action").get<std::string>(),
+                                  number_or_nan(j, "sigma_bar")});
+    return events;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Settings
+
+ordered_json settings_json(const Settings& s) {
+    RunSettings all;
+    all.values = s;
+    ordered_json j;
+    for (const Setting& row : setting_table())
+        if (row.recorded) std::visit([&](auto field) { j[row.key] = field(all); }, row.field);
+    return j;
+}
+
+Settings settings_from_json(const json& j) {
+    RunSettings all;
+    for (const Setting& row : setting_table())
+        if (row.recorded) std::visit([&](auto field) { j.at(row.key).get_to(field(all)); }, row.field);
+    return all.values;
+}
+
+}  // namespace lnfree

@@ -1,0 +1,291 @@
+#include "dev/run/report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "data/console.h"
+#include "data/files.h"
+#include "data/model_card.h"
+#include "dev/cpu/machine.h"
+#include "dev/run/evaluate.h"
+#include "dev/run/experiments.h"
+#include "dev/run/records.h"
+#include "dev/run/session.h"
+
+namespace lnfree {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// As it goes
+
+namespace {
+
+// "  removed mlp[0] mlp[1]": what there is room for behind a step's line; "" if nothing happened.
+std::string in_words(const std::vector<Event>& events, const Sites& sites) {
+    if (events.empty()) return "";
+    std::string names;
+    for (const Event& e : events)
+        if (names.size() < 60) names += " " + site_name(sites.all[static_cast<size_t>(e.site)]);
+    if (events.size() > 1 && names.size() >= 60) names = " " + std::to_string(events.size()) + " sites";
+    return "  " + events[0].action + names;
+}
+
+}  // namespace
+
+void report_step(Session& session, const StepReport& r, const std::vector<Event>& events, double tokens_per_s) {
+    const Sites& sites = session.model->sites;
+    ordered_json line;
+    line["step"] = r.step;
+    line["loss"] = r.loss.loss;
+    line["aux_loss"] = r.loss.aux;
+    line["grad_norm"] = r.gradient_norm;
+    line["lr"] = r.lr;
+    line["tokens_per_s"] = tokens_per_s;
+    line["removed"] = ordered_json::array();
+    for (const Event& e : events)
+        line[e.action == "removed" ? "removed" : "released"].push_back(
+            site_name(sites.all[static_cast<size_t>(e.site)]));
+    session.log.write(line);
+
+    const int64_t stop = session.settings().stop;
+    const double per_step = (seconds_now() - session.started) / static_cast<double>(r.step - session.first_step + 1);
+    std::fprintf(
+        session.screen, "step %*lld/%lld  loss %.4f  aux %.5f  grad %7.3f  lr %.2e  %s tok/s  ETA %s%s\n",
+        static_cast<int>(std::to_string(stop).size()), static_cast<long long>(r.step), static_cast<long long>(stop),
+        r.loss.loss, r.loss.aux, r.gradient_norm, r.lr, format_rate(tokens_per_s).c_str(),
+        format_duration(per_step * static_cast<double>(stop - r.step - 1)).c_str(), in_words(events, sites).c_str());
+    std::fflush(session.screen);
+}
+
+void report_validation(Session& session) {
+    const RunState& state = session.state;
+    session.log.write({{"step", state.step}, {"val_loss", state.last_val_loss}});
+    std::fprintf(session.screen, "step %lld  validation loss %.4f\n", static_cast<long long>(state.step),
+                 state.last_val_loss);
+    std::fflush(session.screen);
+}
+
+void report_decision(Session& session, const std::string& what, const ordered_json& why) {
+    ordered_json line{{"step", session.state.step}, {"decision", what}};
+    line.update(why);
+    session.log.write(line);
+    std::fprintf(session.screen, "step %lld  %s  %s\n", static_cast<long long>(session.state.step), what.c_str(),
+                 why.dump().c_str());
+    std::fflush(session.screen);
+}
+
+void warn_if_untrained(const Session& session, double loss) {
+    const double uniform = std::log(static_cast<double>(session.model->config.V));
+    if (loss > uniform - 0.5)
+        std::fprintf(stderr,
+                     "warning: the starting loss %.3f is close to ln V = %.3f, that of guessing: was this text "
+                     "tokenised with this model's tokenizer?\n",
+                     loss, uniform);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The picture
+
+namespace {
+
+// What the adaptive schedule decided beside removals, as shaded parts of the axis that say what they are: the steps that
+// were undone by going back (where the line breaks off), those in which removals waited for position 0.
+void show_decision(Chart& chart, ChartSeries& series, const json& j) {
+    const double step = j["step"].get<double>();
+    if (j["decision"] == "roll back") {
+        const std::string to = j["to"].get<std::string>();  // step_000050
+        const double snapshot = std::strtod(to.c_str() + to.find('_') + 1, nullptr);
+        const double from = std::max(snapshot, chart.spans.empty() ? 0 : chart.spans.back().to);
+        chart.spans.push_back({from, step, "went back: " + j["because"].get<std::string>(), "#FBE3DC"});
+        series.x.push_back(step);
+        series.y.push_back(NAN);
+    }
+    if (j.contains("since"))
+        chart.spans.push_back({j["since"].get<double>(), step, "position 0 comes down", "#E9EEF3"});
+}
+
+// Sites of one step: a line each, by kind; of a schedule that adapts, which takes what is cheapest, one line for all.
+void show_removals(Chart& chart, const json& sites, double step, bool adapts) {
+    if (sites.empty()) return;
+    if (adapts) {
+        const std::string only = sites[0].get<std::string>();
+        chart.markers.push_back({step, "removed", sites.size() == 1 ? only : std::to_string(sites.size()) + " sites"});
+        return;
+    }
+    for (const json& site : sites) {
+        const std::string name = site.get<std::string>();
+        chart.markers.push_back({step, name.substr(0, name.find('[')), name});
+    }
+}
+
+// One run's line, and what its log says besides.
+ChartSeries loss_series(Chart& chart, const std::string& name, const std::string& folder) {
+    ChartSeries series;
+    series.name = name;
+    bool first_validation = chart.references.empty(), adapts = false;
+    std::istringstream lines(read_file(folder + "/log.jsonl", uint64_t{1} << 31));
+    for (std::string line; std::getline(lines, line);) {
+        const json j = json::parse(line, nullptr, false);
+        if (!j.is_object() || !j.contains("step")) continue;
+        const double step = j["step"].get<double>();
+        if (j.contains("loss")) {
+            series.x.push_back(step);
+            series.y.push_back(number_or_nan(j, "loss"));
+        }
+        adapts = adapts || j.contains("decision");
+        if (j.contains("decision")) show_decision(chart, series, j);
+        if (first_validation && j.contains("val_loss") && step == 0) {
+            chart.references.push_back({number_or_nan(j, "val_loss"), "original, validation"});
+            first_validation = false;
+        }
+        show_removals(chart, j.value("removed", json::array()), step, adapts);
+    }
+    return series;
+}
+
+}  // namespace
+
+Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& title) {
+    Chart chart;
+    chart.title = title;
+    chart.x_label = "step";
+    chart.y_label = "training loss (nats per token)";
+    for (const auto& [name, folder] : runs) chart.series.push_back(loss_series(chart, name, folder));
+    return chart;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// At the end
+
+std::string model_card(const Session& session, ModelForm form) {
+    const Sites& sites = session.model->sites;
+    const bool free = sites.all_linear_everywhere();
+    std::string card = "# A GPT-2 model" + std::string(free ? " without LayerNorm" : "") + "\n\n";
+    if (free)
+        card +=
+            "Every LayerNorm of this model has been replaced by a fixed linear map while it was fine-tuned (arXiv "
+            "2409.13710, 2507.02559).\n\n";
+    Table results({"", "validation loss (nats)"});
+    results.add_row({"before this run", format_fixed(session.state.first_val_loss, 4)});
+    results.add_row({"after this run", format_fixed(session.state.last_val_loss, 4)});
+    card += results.markdown() + "\n";
+    if (free) card += loading_section(form) + "\n";
+    card += "## Protocol\n\n";
+    Table protocol({"setting", "value"});
+    const ordered_json settings = settings_json(session.settings());
+    for (const auto& [key, value] : settings.items()) protocol.add_row({key, value.dump()});
+    card += protocol.markdown();
+    if (sites.removed() == 0) return card;
+    Table table({"site", "sigma_bar", "mean sigma at the end"});
+    for (const Site& site : sites.all)
+        table.add_row({site_name(site), format_general(site.sigma_bar), format_general(site.sigma_avg)});
+    return card + "\n## Sites\n\n" + table.markdown();
+}
+
+ordered_json summary_of(const Session& session) {
+    const RunState& state = session.state;
+    const Sites& sites = session.model->sites;
+    ordered_json j;
+    j["out"] = session.options().out;
+    j["steps"] = state.step;
+    j["tokens"] = state.step * state.settings.tokens_per_step();
+    j["val_loss_first"] = number_or_null(state.first_val_loss);
+    j["val_loss_last"] = number_or_null(state.last_val_loss);
+    j["sites"] = sites.size();
+    j["sites_removed"] = sites.removed();
+    j["layernorm_free"] = sites.all_linear_everywhere();
+    j["seconds"] = seconds_now() - session.started;
+    j["peak_memory_bytes"] = peak_memory_bytes();
+    return j;
+}
+
+void print_summary(const Session& session, const ordered_json& s) {
+    const RunState& state = session.state;
+    Table table({session.request.command, session.options().out});
+    table.add_row({"steps", std::to_string(state.step)});
+    table.add_row({"tokens", format_count(s["tokens"].get<uint64_t>())});
+    table.add_row({"time", format_duration(s["seconds"].get<double>())});
+    table.add_row({"peak memory", format_bytes(s["peak_memory_bytes"].get<uint64_t>())});
+    table.add_row({"validation loss, first", format_fixed(state.first_val_loss, 4)});
+    table.add_row({"validation loss, last", format_fixed(state.last_val_loss, 4)});
+    table.add_row({"difference", format_fixed(state.last_val_loss - state.first_val_loss, 4)});
+    table.add_row({"LayerNorm sites removed", s["sites_removed"].dump() + " of " + s["sites"].dump()});
+    std::fprintf(session.screen, "\n%s", table.text().c_str());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Instead of a run
+
+namespace {
+
+// Weights, gradients and two moments, activations; where the schedule adapts, weights and moments once more, to go back to.
+int64_t training_bytes(const Session& session) {
+    const Settings& s = session.settings();
+    const GPT2Config& c = session.model->config;
+    if (backend().device_bytes != nullptr)
+        return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
+                                      static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute)));
+    const int64_t copies = s.adaptive() ? 7 : 4;
+    return copies * session.model->parameters() * static_cast<int64_t>(sizeof(real)) +
+           reference_activation_bytes(c, s.batch, s.seq, true);
+}
+
+// Products of matrices are most of a step, not all of it, and not all are as fast as the one measured: whole steps of GPT-2
+// Small reached 0.79 (T = 64) and 0.88 (T = 1024) of it on two cores with AVX-512.
+double estimated_seconds(const Session& session, double tokens) {
+    const GPT2Config& c = session.model->config;
+    const double flops = training_flops_per_token(c, session.model->parameters(), session.settings().seq);
+    return flops * tokens / (0.8 * measure_flops(c));
+}
+
+void print_dry_run(const Session& session, const ordered_json& j) {
+    const Settings& s = session.settings();
+    const auto count = [](const ordered_json& n) { return format_count(n.get<uint64_t>()); };
+    Table table({session.request.command, "dry run, nothing is written"});
+    table.add_row({"parameters", count(j["parameters"])});
+    table.add_row({"tokens per step", format_count(static_cast<uint64_t>(s.tokens_per_step())) + " = " +
+                                          std::to_string(s.batch) + " x " + std::to_string(s.seq) + " x " +
+                                          std::to_string(s.grad_accum)});
+    table.add_row(
+        {"tokens in all", count(j["tokens"]) + " (" + format_general(j["epochs"].get<double>()) + " epochs)"});
+    table.add_row({"memory, about", format_bytes(j["memory_bytes"].get<uint64_t>())});
+    table.add_row({"time on this machine, about", format_duration(j["estimated_seconds"].get<double>())});
+    for (const auto& [key, value] : j["protocol"].items()) table.add_row({key, value.dump()});
+    std::fprintf(session.screen, "%s", table.text().c_str());
+    if (!s.removes) return;
+    std::fprintf(session.screen, "\nremovals:%s", s.adaptive() ? " as the loss allows" : "");
+    for (const ordered_json& removal : j["schedule"])
+        std::fprintf(session.screen, " %s@%s", removal["site"].get<std::string>().c_str(),
+                     removal["step"].dump().c_str());
+    std::fprintf(session.screen, "\n");
+}
+
+}  // namespace
+
+ordered_json dry_run(const Session& session) {
+    const Settings& s = session.settings();
+    const double tokens = static_cast<double>((s.stop - session.state.step) * s.tokens_per_step());
+    ordered_json j;
+    j["protocol"] = settings_json(s);
+    j["parameters"] = session.model->parameters();
+    j["tokens"] = static_cast<int64_t>(tokens);
+    j["epochs"] = tokens / static_cast<double>(session.train->tokens());
+    j["memory_bytes"] = training_bytes(session);
+    j["estimated_seconds"] = estimated_seconds(session, tokens);
+    if (s.removes) {
+        const Sites& sites = session.model->sites;
+        j["schedule"] = ordered_json::array();
+        for (const Removal& removal : removals_left(s, sites))
+            j["schedule"].push_back(
+                {{"step", removal.step}, {"site", site_name(sites.all[static_cast<size_t>(removal.site)])}});
+    }
+    print_dry_run(session, j);
+    return j;
+}
+
+}  // namespace lnfree

@@ -1,0 +1,46 @@
+// What a run says: its lines on the screen and in log.jsonl, its picture, its model card, its summary, its dry run.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "data/svg_chart.h"
+#include "dev/engine.h"
+#include "dev/method.h"
+
+namespace lnfree {
+
+struct Session;
+
+// ----- as it goes
+
+// One step, with the events of its start.
+void report_step(Session& session, const StepReport& report, const std::vector<Event>& events, double tokens_per_s);
+void report_validation(Session& session);
+// What the schedule that adapts decided, and why.
+void report_decision(Session& session, const std::string& what, const nlohmann::ordered_json& why);
+// On standard error, if the first step's loss is that of guessing.
+void warn_if_untrained(const Session& session, double loss);
+
+// ----- at its end
+
+// The loss curves of some runs (name, output folder) in the manner of the paper's Fig. 1: removals as vertical lines,
+// the validation loss before training as a dashed reference. Throws BadInput if a folder has no log.
+Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& title);
+
+// README.md of the finished model's folder, which is of this form.
+std::string model_card(const Session& session, ModelForm form);
+
+// The keys of a run's --json, and the same as a table.
+nlohmann::ordered_json summary_of(const Session& session);
+void print_summary(const Session& session, const nlohmann::ordered_json& summary);
+
+// ----- instead of it
+
+// What the run would be: every setting, its schedule, memory and time. Writes nothing.
+nlohmann::ordered_json dry_run(const Session& session);
+
+}  // namespace lnfree

@@ -1,0 +1,237 @@
+// How the flags of a run and its preset become the values that it runs with, and what must hold of these.
+#include <algorithm>
+#include <cmath>
+
+#include "data/console.h"
+#include "data/error.h"
+#include "data/files.h"
+#include "dev/method.h"
+#include "dev/run/settings.h"
+
+namespace lnfree {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Presets and flags
+
+namespace {
+
+// Up to 100M parameters a fit by Kaplan et al. 2020 (arXiv 2001.08361, appendix D.6; 6.4e-4 for GPT-2 Small) of the rate
+// that GPT-2s of this size are trained with from scratch, which is what the paper weans GPT-2 Small with; from there on
+// the paper's. With the paper's 6e-4 a small model needs several times as many steps.
+double learning_rate_by_size(int64_t parameters) {
+    if (parameters > 1'000'000'000) return 1e-4;
+    if (parameters > 500'000'000) return 3e-4;
+    if (parameters > 100'000'000) return 6e-4;
+    return 0.003239 - 0.0001395 * std::log(static_cast<double>(parameters));
+}
+
+// Sizes that fit any model (protocol.md 4): tokens per step grow with the model, 0.5M from 100M parameters on as in the
+// paper; a micro-batch stays within 8,192 positions so that activations fit a laptop. `paper`: its learning rates also for
+// models smaller than its own.
+void set_sizes_by_model(Settings& s, int64_t parameters, const RunSettings& given) {
+    const int64_t tokens_per_step = parameters >= 100'000'000 ? 524'288 : parameters >= 10'000'000 ? 65'536 : 4'096;
+    s.batch = given.has("batch") ? given.values.batch
+                                 : std::max<int64_t>(1, std::min<int64_t>(tokens_per_step, 8'192) / s.seq);
+    s.grad_accum = std::max<int64_t>(1, tokens_per_step / (s.batch * s.seq));
+    const int64_t size = s.preset == "paper" ? std::max<int64_t>(parameters, 124'439'808) : parameters;
+    const bool up_to_100M = size <= 100'000'000, up_to_500M = size <= 500'000'000, up_to_1B = size <= 1'000'000'000;
+    s.lr = learning_rate_by_size(size);
+    s.min_lr = up_to_100M ? s.lr / 10 : up_to_500M ? 3e-4 : up_to_1B ? 4e-5 : 2e-5;
+    s.aux_weight = up_to_500M ? 0.1 : up_to_1B ? 0.03 : 0.01;
+    s.sigma_ema = up_to_500M ? 0.0 : 0.19;
+}
+
+constexpr double kGrowthWeight = 0.1;  // of the auxiliary loss that makes position 0 grow, for experiments
+
+// Whether flags say when sites go, and how.
+bool schedule_given(const RunSettings& given) {
+    const auto keys = {"start_mlp", "start_qk", "start_v",       "start_f",           "gap_mlp",      "gap_qk",
+                       "gap_v",     "gradual",  "own_position0", "release_position0", "release_steps"};
+    return std::any_of(keys.begin(), keys.end(), [&](const char* key) { return given.has(key); });
+}
+
+// `auto` is the schedule that adapts (adaptive.h), unless flags say when sites go: then it is the paper's, fitted, which
+// they override. Throws BadInput for flags that would be ignored.
+std::string resolved_preset(const RunSettings& given, bool removes) {
+    const std::string preset = given.has("preset") ? given.values.preset : "auto";
+    if (preset == "adaptive" && schedule_given(given))
+        throw BadInput(
+            "--preset adaptive chooses when and how sites go; leave out --start-*, --gap-*, --gradual, "
+            "--own-position0 and --release-*, or give --preset paper");
+    if (preset != "auto" || !removes) return preset;
+    return schedule_given(given) ? "paper" : "adaptive";
+}
+
+// What the flags named replaces what presets and derivations say. All rows of the table, so that none can be forgotten;
+// the preset alone has been resolved.
+void take_given(Settings& s, const RunSettings& given) {
+    RunSettings from = given, to;
+    to.values = s;
+    for (const Setting& row : setting_table())
+        if (row.recorded && given.has(row.key) && std::string(row.key) != "preset")
+            std::visit([&](auto field) { field(to) = field(from); }, row.field);
+    s = to.values;
+}
+
+int64_t steps_asked_for(const Settings& s, const RunSettings& given) {
+    if (given.has("steps") && given.has("tokens"))
+        throw BadInput("--steps and --tokens both set the length of the run; give one");
+    if (given.has("tokens")) return std::max<int64_t>(1, given.tokens / s.tokens_per_step());
+    return given.has("steps") ? given.values.steps : s.steps;
+}
+
+// Ours, beside steps / 20: Adam's moments know little before ten steps, and in a short run what they do wrong is not made
+// good again.
+int64_t fitted_warmup(const Settings& s) {
+    const int64_t fitted = s.steps / 20;
+    return s.preset == "paper" ? fitted : std::max(fitted, std::min<int64_t>(10, s.steps / 4));
+}
+
+// Each group of sites begins where the one before it ends, unless a flag says when.
+void take_starts(Settings& s, const RunSettings& given, int L) {
+    if (!given.has("start_qk")) s.start_qk = s.start_mlp + L * s.gap_mlp;
+    if (!given.has("start_v")) s.start_v = s.start_qk + L * s.gap_qk;
+    if (!given.has("start_f")) s.start_f = s.start_v + L * s.gap_v;
+}
+
+// The precursor's special cases go 20 and 120 steps after f, and the run ends 20 steps after the last (protocol.md 8).
+void derive_releases(Settings& s, const RunSettings& given) {
+    Experiments& e = s.experiment;
+    if (!e.own_position0) return;
+    e.release_end_of_text = s.start_f + 20;
+    if (!given.has("release_position0")) e.release_position0 = std::trunc(e.release_end_of_text) + 100;
+    s.stop = static_cast<int64_t>(e.release_position0) + e.release_steps + 20;
+}
+
+void derive_growth(Settings& s, const RunSettings& given) {
+    if (!given.has("plant_step")) s.experiment.plant_step = 1;
+    if (s.experiment.grow_position0 == 1) return;
+    s.aux_weight = kGrowthWeight;
+    s.experiment.aux_relative = s.experiment.aux_everywhere = true;
+}
+
+}  // namespace
+
+Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t n_ctx, int64_t parameters) {
+    Settings s;
+    s.preset = resolved_preset(given, removes);
+    s.removes = removes;
+    s.seq = n_ctx;
+    s.precision = backend().training_precision;
+    take_given(s, given);
+    if (s.seq < 1 || s.seq > n_ctx)
+        throw BadInput("--seq " + std::to_string(s.seq) + ": the model reads 1 to " + std::to_string(n_ctx) +
+                       " positions (n_ctx); choose --seq within that");
+
+    const bool fits_any = s.preset == "auto" || s.preset == "adaptive" || s.preset == "paper";
+    const Preset* preset = find_preset(s.preset);
+    if (fits_any) {
+        set_sizes_by_model(s, parameters, given);
+    } else if (preset != nullptr) {
+        apply_preset(s, *preset);
+    } else {
+        throw BadInput("--preset " + s.preset +
+                       ": there is no such preset; use auto, adaptive, paper, small, medium, large, xl or precursor");
+    }
+    take_given(s, given);
+    if (s.batch < 1 || s.grad_accum < 1) throw BadInput("--batch and --grad-accum must be at least 1");
+
+    s.steps = steps_asked_for(s, given);
+    if (fits_any && !given.has("warmup")) s.warmup = fitted_warmup(s);
+    if (fits_any) fit_schedule(s, L);
+    s.min_lr = std::min(s.min_lr, s.lr);
+    take_given(s, given);
+    take_starts(s, given, L);
+    derive_releases(s, given);
+    if (!given.has("stop")) s.stop = fits_any ? s.steps : std::min(s.stop, s.steps);
+    if (!removes) s.aux_weight = 0;
+    derive_growth(s, given);
+    take_given(s, given);
+    check_settings(s, L);
+    return s;
+}
+
+// A model without any structure yet is the easiest to throw off: hence the longer warm-up.
+Settings pretraining_settings(Settings s, const RunSettings& given, int L, int64_t parameters) {
+    s.preset = "pretrain";
+    s.lr = parameters < 10'000'000 ? 1e-3 : 6e-4;
+    s.warmup = s.steps / 10;
+    s.beta2 = 0.95;
+    s.weight_decay = 0.1;
+    take_given(s, given);
+    if (!given.has("min_lr")) s.min_lr = s.lr / 10;
+    if (!given.has("plant_step")) s.experiment.plant_step = std::max<int64_t>(1, s.steps - 300);
+    check_settings(s, L);
+    return s;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checks
+
+namespace {
+
+// What the table's own bounds say, for the rows whose lower bound is 0. (Upper ones belong to the command line: a
+// checkpoint may say more.) Starts and gaps count only where they are used.
+void require_not_negative(const Settings& s) {
+    RunSettings all;
+    all.values = s;
+    const bool scheduled = s.removes && !s.adaptive();
+    for (const Setting& row : setting_table()) {
+        const std::string key = row.key;
+        const auto number = std::get_if<double& (*)(RunSettings&)>(&row.field);
+        const bool of_schedule = key.rfind("start_", 0) == 0 || key.rfind("gap_", 0) == 0;
+        if (!row.recorded || number == nullptr || row.low != 0 || (of_schedule && !scheduled)) continue;
+        const double value = (*number)(all);
+        if (!(value >= 0))
+            throw BadInput((row.flag != nullptr ? std::string(row.flag) : key) + " " + format_general(value) +
+                           ": must not be negative");
+    }
+}
+
+void require_length(const Settings& s) {
+    const std::string steps = std::to_string(s.steps);
+    if (s.steps < 1) throw BadInput("--steps " + steps + ": at least 1 step is needed");
+    if (s.stop < 1 || s.stop > s.steps)
+        throw BadInput("--stop " + std::to_string(s.stop) + ": must lie between 1 and --steps (" + steps + ")");
+    const double tokens = static_cast<double>(s.steps) * static_cast<double>(s.batch) * static_cast<double>(s.seq) *
+                          static_cast<double>(s.grad_accum);
+    if (tokens > 1e15)
+        throw BadInput("--steps " + steps + ": the run would take more than 1e15 tokens; give fewer steps");
+    if (s.warmup < 0 || s.warmup > s.steps)
+        throw BadInput("--warmup " + std::to_string(s.warmup) + ": must lie between 0 and --steps (" + steps + ")");
+}
+
+// When the last site goes, or the last of the precursor's special cases.
+double last_removal(const Settings& s, int L) {
+    const Experiments& e = s.experiment;
+    const double last_site = std::max({s.start_mlp + (L - 1) * s.gap_mlp, s.start_qk + (L - 1) * s.gap_qk,
+                                       s.start_v + (L - 1) * s.gap_v, s.start_f}) +
+                             static_cast<double>(std::max<int64_t>(0, e.gradual - 1));
+    if (!e.own_position0) return std::floor(last_site);
+    const double released = e.release_position0 + static_cast<double>(e.release_steps);
+    return std::floor(std::max({last_site, e.release_end_of_text, released}));
+}
+
+void require_schedule_within_run(const Settings& s, int L) {
+    const double last = last_removal(s, L);
+    if (last >= static_cast<double>(s.stop))
+        throw BadInput("the last removal is due at step " + format_general(last) + " but the run ends before step " +
+                       std::to_string(s.stop) + "; give more --steps, or smaller --gap-mlp, --gap-qk, --gap-v");
+}
+
+}  // namespace
+
+void check_settings(const Settings& s, int L) {
+    if (s.precision != "fp32" && s.precision != "bf16")
+        throw BadInput("--precision " + quoted_name(s.precision) + ": use fp32 or bf16");
+    require_length(s);
+    if (!(s.lr > 0) || !(s.min_lr >= 0) || s.min_lr > s.lr)
+        throw BadInput("--lr " + format_general(s.lr) + " --min-lr " + format_general(s.min_lr) +
+                       ": need lr > 0 and 0 <= min-lr <= lr");
+    if (!(s.sigma_ema >= 0 && s.sigma_ema < 1))
+        throw BadInput("--sigma-ema " + format_general(s.sigma_ema) + ": must be at least 0 and below 1");
+    require_not_negative(s);
+    if (s.removes && !s.adaptive()) require_schedule_within_run(s, L);
+}
+
+}  // namespace lnfree

@@ -1,0 +1,89 @@
+#include "dev/run/run.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "data/error.h"
+#include "data/files.h"
+#include "dev/method.h"
+#include "dev/run/checkpoint.h"
+#include "dev/run/loop.h"
+#include "dev/run/models.h"
+#include "dev/run/report.h"
+#include "dev/run/session.h"
+#include "dev/run/signals.h"
+#include "dev/run/start.h"
+
+namespace lnfree {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+namespace {
+
+// Memory, moments and the output folder; from here on a signal saves.
+void prepare(Session& session) {
+    const Settings& s = session.settings();
+    session.model->prepare_training(s.batch, s.seq);
+    stop_on_signals();
+    if (session.request.resume) {
+        session.model->resume(s.seed);
+        remove_leftovers(session.options().out);
+    } else {
+        session.model->prepare_optimiser();
+        claim_output_folder(session);
+    }
+}
+
+// The finished model becomes the output folder itself, in Hugging Face form (folded models stay folded).
+void write_result(Session& session) {
+    Engine& model = *session.model;
+    const std::string& out = session.options().out;
+    GPT2Config config;
+    model.fetch_parameters();
+    const bool folded = model.config.form == ModelForm::folded;
+    const std::vector<TensorRecipe> recipes =
+        folded ? folded_recipes(model, config) : hugging_face_recipes(model, config);
+    const std::string& command = session.request.command;
+    write_file_atomically(out + "/loss.svg", render_svg(loss_chart({{command, out}}, "Training loss of " + command)));
+    const RunState state = captured(session.state, model);
+    write_model(out, config, recipes, WeightType::of_real, model_record(session, state, config.form, true),
+                session.tokenizer.get(), model_card(session, model.config.form));
+    prune_checkpoints(out, static_cast<size_t>(std::max<int64_t>(0, session.options().keep_checkpoints)));
+    std::error_code ignored;
+    fs::remove(fs::path(out) / "checkpoints", ignored);  // only if it is empty
+}
+
+std::string where_to_go_on(const std::string& out) {
+    const auto kept = list_checkpoints(out);
+    return kept.empty() ? "; no checkpoint was written yet"
+                        : "; the last good checkpoint, from which --resume goes on, is " + kept.back().string();
+}
+
+}  // namespace
+
+ordered_json run(const RunRequest& request) {
+    Session session(request);
+    if (request.resume) {
+        load_resume_point(session);
+    } else {
+        load_start(session);
+    }
+    check_data(session);
+    configure_engine(session);
+    if (request.dry_run) return dry_run(session);
+    prepare(session);
+    try {
+        session.log.open(session.options().out + "/log.jsonl", session.state.step);
+        carry_out(session);
+        write_result(session);
+    } catch (const RunFailure& e) {
+        throw RunFailure(e.what() + where_to_go_on(session.options().out));
+    }
+    const ordered_json summary = summary_of(session);
+    print_summary(session, summary);
+    return summary;
+}
+
+}  // namespace lnfree

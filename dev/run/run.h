@@ -1,0 +1,26 @@
+// One run of pretrain, remove or finetune: from its options to the finished model in its folder.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "dev/run/settings.h"
+
+namespace lnfree {
+
+// What a run was asked to do: RunSettings (the values, and which were given) plus what no flag says.
+struct RunRequest {
+    std::string command;  // pretrain, remove or finetune
+    RunSettings settings;
+    bool resume = false, force = false, dry_run = false, json_output = false;
+    std::function<GPT2Config(int64_t data_V)> shape;  // pretrain: the model to make, given the data's vocabulary
+    std::function<void(int64_t)> on_step;             // tests: called with the number of every step before it begins
+};
+
+// Carries the run out and returns its summary. Throws BadInput before anything is written, RunFailure when the run itself
+// fails, Interrupted after a signal.
+nlohmann::ordered_json run(const RunRequest& request);
+
+}  // namespace lnfree

@@ -1,0 +1,41 @@
+// A run that is going on: what its parts share. start.h fills it, loop.h carries it on, run.cpp ends it.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "data/checkpoints.h"
+#include "data/shards.h"
+#include "data/tokenizer.h"
+#include "dev/engine.h"
+#include "dev/run/log.h"
+#include "dev/run/run.h"
+#include "dev/run/state.h"
+
+namespace lnfree {
+
+struct Session {
+    RunRequest request;
+    FILE* screen;                      // progress: standard error if standard output is for JSON
+    std::unique_ptr<FolderLock> lock;  // on --out, from before the first thing is written there
+    std::unique_ptr<Engine> model;
+    std::unique_ptr<Tokenizer> tokenizer;  // null if the model has none
+    std::unique_ptr<TokenShards> train, val;
+    RunState state;
+    Snapshot snapshot;     // what an adaptive run goes back to
+    std::string based_on;  // lnfree.json of the model that the run started from, as text; empty: none
+    RunLog log;
+    int64_t first_step = 0;  // of this process
+    double started = 0;      // clock at that step
+
+    explicit Session(RunRequest r) : request(std::move(r)), screen(request.json_output ? stderr : stdout) {}
+
+    RunSettings& options() { return request.settings; }
+    const RunSettings& options() const { return request.settings; }
+    const Settings& settings() const { return state.settings; }
+};
+
+}  // namespace lnfree

@@ -1,0 +1,178 @@
+#include "dev/run/start.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "data/error.h"
+#include "data/model_config.h"
+#include "data/model_folder.h"
+#include "dev/cpu/machine.h"
+#include "dev/run/checkpoint.h"
+#include "dev/run/evaluate.h"
+#include "dev/run/models.h"
+#include "dev/run/settings.h"
+
+namespace lnfree {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+void configure_engine(const Session& session) {
+    backend().use_precision(session.settings().precision);
+    if (backend().use_options != nullptr) backend().use_options(session.options().engine);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A new run
+
+namespace {
+
+// --tokenizer, or the built-in one that made the data; "" if neither says.
+std::string tokenizer_source(const std::string& given, const json& made_by) {
+    const bool bytes = made_by.is_object() && made_by["name"] == "byte";
+    return given.empty() && bytes ? "byte" : given;
+}
+
+void make_new_model(Session& session) {
+    const json made_by = tokenizer_of_shard(session.train->paths()[0]);
+    const std::string source = tokenizer_source(session.options().tokenizer, made_by);
+    if (!source.empty()) session.tokenizer = load_tokenizer(source);
+    const Tokenizer* tokenizer = session.tokenizer.get();
+    const int64_t V = tokenizer != nullptr  ? tokenizer->vocab_size()
+                      : made_by.is_object() ? made_by["vocab_size"].get<int64_t>()
+                                            : 0;
+    GPT2Config config = session.request.shape(V);
+    if (config.V < V)
+        throw BadInput("--vocab-size " + std::to_string(config.V) + ": the tokenizer has " + std::to_string(V) +
+                       " tokens; give at least that, or leave the flag out");
+    if (tokenizer != nullptr) config.end_of_text = tokenizer->end_of_text();
+    parse_config(config_json(config, "float32").dump(), "the new model");  // refuses what could not be read again
+    session.model = backend().make(config);
+    initialise(*session.model, session.options().values.seed);
+}
+
+void load_given_model(Session& session) {
+    const std::string& folder = session.options().model;
+    const std::string& command = session.request.command;
+    LoadedModel loaded = load_model(folder);
+    session.model = std::move(loaded.model);
+    session.tokenizer = std::move(loaded.tokenizer);
+    session.based_on = std::move(loaded.lnfree);
+    const Sites& sites = session.model->sites;
+    if (command == "remove" && sites.all_removed())
+        throw BadInput(folder + ": this model has no LayerNorm left; use finetune to train it further");
+    if (command == "finetune" && !sites.none_removed() && !sites.all_linear_everywhere())
+        throw BadInput(
+            folder +
+            ": the removal of its LayerNorms is not finished, and finetune would leave it so; let `remove` go "
+            "to its end first");
+}
+
+Settings resolved(const Session& session) {
+    const Engine& model = *session.model;
+    return resolve_settings(session.options(), session.request.command == "remove", model.sites.L, model.config.n_ctx,
+                            model.parameters());
+}
+
+// Steps that this machine does in that time, about: measured on the second of two micro-batches (the first also touches
+// its memory for the first time), of which a tenth more for all that is not forward and backward.
+int64_t steps_within(Session& session, double seconds) {
+    configure_engine(session);
+    const Settings& s = session.settings();
+    session.model->prepare_training(s.batch, s.seq);
+    const std::vector<int32_t> tokens(static_cast<size_t>(s.batch * s.seq), 0);
+    double begin = 0;
+    for (int i = 0; i < 2; i++) {
+        begin = seconds_now();
+        session.model->forward_backward(tokens.data(), tokens.data(), s.batch, s.seq, s.aux(), s.grad_accum);
+    }
+    const double per_step = 1.1 * (seconds_now() - begin) * static_cast<double>(s.grad_accum);
+    return std::max<int64_t>(1, static_cast<int64_t>(std::min(seconds / per_step, 1e9)));
+}
+
+void resolve_start(Session& session) {
+    RunSettings& o = session.options();
+    Settings& s = session.state.settings;
+    s = resolved(session);
+    if (o.hours > 0) {
+        if (o.has("steps") || o.has("tokens"))
+            throw BadInput("--hours, --steps and --tokens all set the length of the run; give one");
+        o.values.steps = steps_within(session, 3600 * o.hours);
+        o.given.insert("steps");
+        s = resolved(session);
+    }
+    if (session.request.command == "pretrain")
+        s = pretraining_settings(s, o, session.model->sites.L, session.model->parameters());
+    if (o.eval_every == 0) o.eval_every = std::max<int64_t>(1, s.stop / 10);
+    if (o.val_tokens < 0) o.val_tokens = std::min<int64_t>(131'072, std::max<int64_t>(16'384, 8 * s.tokens_per_step()));
+}
+
+}  // namespace
+
+void load_start(Session& session) {
+    session.train = std::make_unique<TokenShards>(session.options().data);
+    session.val = std::make_unique<TokenShards>(session.options().val);
+    if (session.request.command == "pretrain") {
+        make_new_model(session);
+    } else {
+        load_given_model(session);
+    }
+    resolve_start(session);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A run that goes on
+
+void load_resume_point(Session& session) {
+    const std::string& out = session.options().out;
+    if (!list_checkpoints(out).empty()) session.lock = std::make_unique<FolderLock>(out);
+    load_checkpoint(session);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Both
+
+void check_data(const Session& session) {
+    const int64_t T = session.settings().seq;
+    for (const TokenShards* shards : {session.train.get(), session.val.get()}) {
+        const std::string which = shards == session.train.get() ? "--data" : "--val";
+        shards->check_vocabulary(static_cast<uint32_t>(session.model->config.V));
+        if (shards->sequences(static_cast<uint64_t>(T)) == 0)
+            throw BadInput(which + " " + shards->paths()[0] + ": fewer than seq + 1 = " + std::to_string(T + 1) +
+                           " tokens; use more text or a smaller --seq");
+        require_same_tokenizer(*shards, session.tokenizer.get(), which);
+    }
+}
+
+namespace {
+
+void require_free(const std::string& out, bool force) {
+    if (holds_files(out) && !force)
+        throw BadInput("--out " + out +
+                       ": already holds files; continue that run with --resume, replace it with --force, or name "
+                       "another folder");
+}
+
+}  // namespace
+
+void claim_output_folder(Session& session) {
+    const std::string& out = session.options().out;
+    const bool force = session.request.force;
+    if (fs::exists(out) && !fs::is_directory(out)) throw BadInput("--out " + out + ": is a file; name a folder");
+    require_other_folder(out, session.options().model);
+    require_free(out, force);
+    try {
+        fs::create_directories(out);
+        session.lock = std::make_unique<FolderLock>(out);
+        require_free(out, force);  // another run may have come and gone meanwhile
+        remove_leftovers(out);
+        prune_checkpoints(out, 0);
+        remove_model_files(out);
+        for (const char* name : {"log.jsonl", "loss.svg", "checkpoints"}) fs::remove_all(fs::path(out) / name);
+    } catch (const fs::filesystem_error& e) {
+        throw RunFailure("--out " + out + ": " + e.code().message());
+    }
+}
+
+}  // namespace lnfree

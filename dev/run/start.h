@@ -1,0 +1,25 @@
+// Everything that comes before a run's first step, in the order in which run() calls it. What fails here throws BadInput
+// before anything is written.
+#pragma once
+
+#include "dev/run/session.h"
+
+namespace lnfree {
+
+// The model to start from and the settings that the flags and its size make; for pretrain a new one.
+void load_start(Session& session);
+
+// Takes up the newest checkpoint in --out, whose lock it takes first: BadInput, naming the holder, if that run still goes on.
+void load_resume_point(Session& session);
+
+// Token ids within the vocabulary, the tokenizer that made the shards the model's own, enough of both splits.
+void check_data(const Session& session);
+
+// Precision and engine options of the run come into force. BadInput for what this machine cannot do.
+void configure_engine(const Session& session);
+
+// Makes --out and takes its lock. Refuses a folder that holds anything, unless --force; then only files of an earlier run
+// are replaced. RunFailure when the disk fails.
+void claim_output_folder(Session& session);
+
+}  // namespace lnfree

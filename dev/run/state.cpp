@@ -1,0 +1,100 @@
+#include "dev/run/state.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <type_traits>
+
+#include "dev/run/records.h"
+#include "dev/run/settings.h"
+
+namespace lnfree {
+
+using nlohmann::json;
+using nlohmann::ordered_json;
+
+RunState captured(const RunState& now, const Engine& model) {
+    RunState state = now;
+    state.sites = model.sites;
+    state.adam_updates = model.updates;
+    return state;
+}
+
+void restore_engine(Engine& model, const RunState& state) {
+    model.sites = state.sites;
+    model.updates = state.adam_updates;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// JSON
+
+ordered_json state_json(const RunState& state) {
+    ordered_json j;
+    j["step"] = state.step;
+    j["protocol"] = settings_json(state.settings);
+    j["sites"] = sites_json(state.sites);
+    j["events"] = events_json(state.events, state.sites);
+    j["results"]["val_loss_first"] = number_or_null(state.first_val_loss);
+    j["results"]["val_loss_last"] = number_or_null(state.last_val_loss);
+    j["resume"]["adam_updates"] = state.adam_updates;
+    if (!state.settings.adaptive()) return j;
+    AdaptiveState::visit(state.adaptive, [&](const char* key, const auto& value) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
+            j["resume"]["adaptive"][key] = number_or_null(value);
+        else
+            j["resume"]["adaptive"][key] = value;
+    });
+    return j;
+}
+
+RunState state_from_json(const json& record, int L, const std::string& path) {
+    RunState state;
+    record.at("step").get_to(state.step);
+    state.settings = settings_from_json(record.at("protocol"));
+    check_settings(state.settings, L);
+    state.sites = sites_from_json(record.at("sites"), L, path);
+    state.events = events_from_json(record.at("events"), state.sites);
+    state.first_val_loss = number_or_nan(record.at("results"), "val_loss_first");
+    state.last_val_loss = number_or_nan(record.at("results"), "val_loss_last");
+    const json& resume = record.at("resume");
+    resume.at("adam_updates").get_to(state.adam_updates);
+    if (!state.settings.adaptive()) return state;
+    const json& adaptive = resume.at("adaptive");
+    AdaptiveState::visit(state.adaptive, [&](const char* key, auto& value) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
+            value = number_or_nan(adaptive, key);
+        else
+            adaptive.at(key).get_to(value);
+    });
+    return state;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Snapshots
+
+namespace {
+
+void copy(Buffer& to, const Buffer& from) {
+    if (to.size() != from.size()) to.allocate(from.size());
+    std::copy(from.data(), from.data() + from.size(), to.data());
+}
+
+}  // namespace
+
+void Snapshot::take(const RunState& at, Engine& model) {
+    model.fetch_parameters();
+    model.fetch_moments();
+    state = at;
+    copy(params, model.params);
+    copy(m, model.m);
+    copy(v, model.v);
+}
+
+void Snapshot::put_back(Engine& model) const {
+    copy(model.params, params);
+    copy(model.m, m);
+    copy(model.v, v);
+    restore_engine(model, state);
+    model.resume(state.settings.seed);
+}
+
+}  // namespace lnfree

@@ -1,0 +1,51 @@
+// Everything that a run's next step depends on beyond weights and moments, in one struct: what checkpoints hold, what
+// --resume takes up, what the adaptive schedule goes back to.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "dev/engine.h"
+#include "dev/run/adaptive.h"
+
+namespace lnfree {
+
+struct RunState {
+    int64_t step = 0;          // the next to be taken
+    Settings settings;         // in force: the adaptive schedule changes some of them as it goes
+    Sites sites;               // while a run goes on these two are the engine's own,
+    int64_t adam_updates = 0;  // and captured() brings them here
+    std::vector<Event> events;
+    double first_val_loss = NAN, last_val_loss = NAN;  // before step 0, and the latest
+    AdaptiveState adaptive;
+};
+
+// The state at this moment, the engine's part included.
+RunState captured(const RunState& now, const Engine& model);
+
+// The engine's part of a state goes back to it; weights and moments are for the caller to bring (they differ in where
+// they come from), and Engine::resume afterwards.
+void restore_engine(Engine& model, const RunState& state);
+
+// The one way to and from JSON: the keys that lnfree.json has of a run, and under "resume" what only going on needs.
+nlohmann::ordered_json state_json(const RunState& state);
+// For a model of L layers; `path` names the file. Throws BadInput for sites or settings that cannot be,
+// json::exception if something lacks.
+RunState state_from_json(const nlohmann::json& record, int L, const std::string& path);
+
+// A state that a run can go back to, whole, in the host's memory: as much again as weights and moments take.
+struct Snapshot {
+    RunState state;
+    Buffer params, m, v;
+
+    bool taken() const { return params.size() > 0; }
+    // `at` is the state that the engine's weights and moments belong to.
+    void take(const RunState& at, Engine& model);
+    // Weights, moments and the engine's part of the state become what they were.
+    void put_back(Engine& model) const;
+};
+
+}  // namespace lnfree

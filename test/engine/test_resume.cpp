@@ -1,0 +1,465 @@
+// A run that is interrupted and goes on is the run that was never interrupted: its whole state, at every step, under every
+// kind of schedule. What a run holds on to and lets go of its folder for.
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <set>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "data/checkpoints.h"
+#include "data/error.h"
+#include "dev/engine.h"
+#include "dev/run/records.h"
+#include "dev/run/run.h"
+#include "dev/run/settings.h"
+#include "dev/run/signals.h"
+#include "dev/run/state.h"
+#include "test/file_helpers.h"
+#include "test/in_memory.h"
+#include "test/test_models.h"
+#include "test/tiny_task.h"
+#include "test/wrapped_engine.h"
+
+using namespace lnfree;
+using nlohmann::json;
+using nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+namespace {
+
+const GPT2Config kTrained = shape_of(3, 2, 22, 257, 50, 70);
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What is compared
+
+uint64_t hash_of(const void* data, size_t bytes) {
+    uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3u;
+    return hash;
+}
+
+uint64_t hash_of(const Buffer& buffer) {
+    return hash_of(buffer.data(), static_cast<size_t>(buffer.size()) * sizeof(real));
+}
+
+// What an engine is as it begins with a micro-batch, and that micro-batch.
+struct Moment {
+    uint64_t data, weights, m, v;
+    int64_t updates;
+    std::string sites, aux;
+};
+
+// Watches a run, and makes the loss of some micro-batches one that makes no sense. Which ones is told by what is in them:
+// a resumed run counts from elsewhere.
+class WatchedEngine : public WrappedEngine {
+  public:
+    static inline std::vector<Moment> moments;
+    static inline std::set<uint64_t> poisoned;
+    static inline double poison = 0;
+    using WrappedEngine::WrappedEngine;
+
+    BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
+                               const AuxSettings& aux, int64_t grad_accum) override {
+        const uint64_t data = hash_of(inputs, static_cast<size_t>(B * T) * sizeof *inputs);
+        const ordered_json settings = {aux.weight, aux.everywhere, aux.relative, aux.position0};
+        moments.push_back(
+            {data, hash_of(params), hash_of(m), hash_of(v), updates, sites_json(sites).dump(), settings.dump()});
+        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum);
+        if (poisoned.count(data) > 0) loss.loss += poison;
+        return loss;
+    }
+};
+
+// A file's text if it is one for people, else its bytes' hash.
+std::string contents(const fs::path& path) {
+    const std::string bytes = read_bytes(path);
+    return path.extension() == ".safetensors" ? hex(hash_of(bytes.data(), bytes.size())) : bytes;
+}
+
+using Listing = std::map<std::string, std::string>;
+
+Listing listing_of(const fs::path& folder) {
+    Listing listing;
+    for (const auto& entry : fs::recursive_directory_iterator(folder))
+        if (entry.is_regular_file()) listing[fs::relative(entry.path(), folder)] = contents(entry.path());
+    return listing;
+}
+
+// A finished run's files; the log without what depends on the clock.
+Listing result_of(const std::string& out) {
+    Listing listing;
+    for (const auto& entry : fs::directory_iterator(out))
+        if (entry.is_regular_file()) listing[entry.path().filename()] = contents(entry.path());
+    std::string log;
+    for (json line : log_of(out)) {
+        line.erase("tokens_per_s");
+        log += line.dump() + "\n";
+    }
+    listing["log.jsonl"] = log;
+    return listing;
+}
+
+void check_same(const Listing& got, const Listing& expected) {
+    CHECK(got.size() == expected.size());
+    for (const auto& entry : expected) {
+        CAPTURE(entry.first);
+        REQUIRE(got.count(entry.first) == 1);
+        CHECK(got.at(entry.first) == entry.second);
+    }
+}
+
+void check_same(const Moment& got, const Moment& expected) {
+    CHECK(got.data == expected.data);
+    CHECK(got.weights == expected.weights);
+    CHECK(got.m == expected.m);
+    CHECK(got.v == expected.v);
+    CHECK(got.updates == expected.updates);
+    CHECK(got.sites == expected.sites);
+    CHECK(got.aux == expected.aux);
+}
+
+// A run with every checkpoint that it wrote and every micro-batch that it took.
+struct Recorded {
+    std::string out;
+    std::map<std::string, Listing> checkpoints;  // by name
+    std::vector<Moment> moments;
+
+    void see_checkpoints() {
+        for (const fs::path& path : list_checkpoints(out)) {
+            Listing& known = checkpoints[path.filename()];
+            if (known.empty()) known = listing_of(path);
+        }
+    }
+};
+
+// Carries `request` out, stopped by SIGTERM at a step if that is not negative.
+Recorded record(const TinyTask& task, RunRequest request, int64_t stop_at = -1) {
+    Recorded r;
+    r.out = request.settings.out;
+    request.on_step = [&](int64_t step) {
+        r.see_checkpoints();
+        if (step == stop_at) raise(SIGTERM);
+    };
+    WatchedEngine::moments.clear();
+    if (stop_at < 0) {
+        task.run(request);
+    } else {
+        CHECK_THROWS_AS(task.run(request), Interrupted);
+        CHECK(g_signal == SIGTERM);
+        g_signal = 0;
+        CHECK_FALSE(fs::exists(r.out + "/config.json"));
+    }
+    r.see_checkpoints();
+    r.moments = std::move(WatchedEngine::moments);
+    return r;
+}
+
+RunRequest resumption_of(const RunRequest& request) {
+    RunRequest again;
+    again.command = request.command;
+    again.settings.out = request.settings.out;
+    again.resume = again.json_output = true;
+    return again;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kinds of run
+
+struct Kind {
+    std::string name;
+    RunRequest request;
+    std::vector<int64_t> stops;  // empty: every step
+};
+
+RunRequest with(RunRequest r, const std::vector<std::pair<const char*, const char*>>& values) {
+    for (const auto& [key, value] : values) set(r.settings, key, value);
+    return r;
+}
+
+std::vector<std::string> decisions_of(const std::string& run) {
+    return logged<std::string>(run, "decision");
+}
+
+int64_t times_back(const std::string& run) {
+    const std::vector<std::string> decisions = decisions_of(run);
+    return std::count(decisions.begin(), decisions.end(), "roll back");
+}
+
+void check_resumes_identically(const TinyTask& task, const Kind& kind) {
+    CAPTURE(kind.name);
+    RunRequest request = with(kind.request, {{"save_every", "1"}, {"keep_checkpoints", "1"}});
+    request.settings.out = task.scratch / "whole";
+    const Recorded whole = record(task, request);
+    const Listing result = result_of(whole.out);
+    const int64_t accum = request.settings.values.grad_accum,
+                  steps = static_cast<int64_t>(whole.moments.size()) / accum;
+    REQUIRE(steps > 5);
+    // Of every step but the first, and but those from which it went back.
+    CHECK(whole.checkpoints.size() == static_cast<size_t>(steps - 1 - times_back(whole.out)));
+
+    std::vector<int64_t> stops = kind.stops;
+    if (stops.empty()) {
+        stops.resize(static_cast<size_t>(steps));
+        std::iota(stops.begin(), stops.end(), 0);
+    }
+    for (const int64_t stop : stops) {
+        CAPTURE(stop);
+        RunRequest part = request;
+        part.settings.out = task.scratch / "part";
+        fs::remove_all(part.settings.out);
+        const Recorded before = record(task, part, stop);
+        const Recorded after = record(task, resumption_of(part));
+
+        // Every checkpoint holds the whole state before its step, what a run would go back to included.
+        CHECK(before.checkpoints.count(checkpoint_name(stop)) == 1);
+        for (const Recorded* part_of_it : {&before, &after})
+            for (const auto& checkpoint : part_of_it->checkpoints) {
+                CAPTURE(checkpoint.first);
+                const auto expected = whole.checkpoints.find(checkpoint.first);
+                if (expected != whole.checkpoints.end())
+                    check_same(checkpoint.second, expected->second);
+                else  // saved because of the signal
+                    CHECK(checkpoint.first == checkpoint_name(stop));
+            }
+        // And every micro-batch was taken in the same state, the one in which the run stopped twice.
+        REQUIRE(before.moments.size() >= static_cast<size_t>(stop * accum));
+        REQUIRE(after.moments.size() == whole.moments.size() - static_cast<size_t>(stop * accum));
+        for (size_t i = 0; i < before.moments.size(); i++) check_same(before.moments[i], whole.moments[i]);
+        for (size_t i = 0; i < after.moments.size(); i++)
+            check_same(after.moments[i], whole.moments[i + static_cast<size_t>(stop * accum)]);
+        check_same(result_of(after.out), result);
+    }
+    fs::remove_all(whole.out);
+}
+
+}  // namespace
+
+TEST_CASE("a run resumed from any step has the state, at every step, of one that was never stopped") {
+    const OtherBackend watching(
+        [](const GPT2Config& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
+    WatchedEngine::poisoned.clear();
+    const TinyTask task(kTrained);
+    const RunRequest paper = task.request, adaptive = task.adaptive();
+    SUBCASE("paper") {
+        check_resumes_identically(task, {"paper", with(paper, {{"preset", "paper"}}), {}});
+    }
+    SUBCASE("the paper's small and xl, shortened") {
+        check_resumes_identically(task, {"small", with(paper, {{"preset", "small"}}), {0, 1, 5, 11}});
+        check_resumes_identically(task, {"xl", with(paper, {{"preset", "xl"}}), {2, 9}});
+    }
+    SUBCASE("precursor") {
+        const RunRequest r = with(paper, {{"preset", "precursor"},
+                                          {"steps", "36"},
+                                          {"stop", "36"},
+                                          {"release_position0", "32"},
+                                          {"release_steps", "3"}});
+        // f goes before step 10, end-of-text 20 later
+        check_resumes_identically(task, {"precursor", r, {0, 1, 4, 10, 29, 30, 31, 33, 35}});
+    }
+    SUBCASE("own sigma of position 0, gradual removal, smoothed statistics without position 0") {
+        const RunRequest own =
+            with(paper, {{"own_position0", "true"}, {"release_position0", "14"}, {"gradual", "2"}, {"steps", "33"}});
+        check_resumes_identically(task, {"own position 0", own, {1, 3, 14, 30}});
+        const RunRequest gradual = with(paper, {{"gradual", "3"}, {"steps", "15"}, {"sigma_skips_position0", "true"}});
+        check_resumes_identically(task, {"gradual", gradual, {0, 1, 3, 6, 13}});
+    }
+    SUBCASE("auxiliary loss everywhere, position 0 comes down") {
+        const RunRequest r = with(paper, {{"aux_everywhere", "true"}, {"aux_relative", "true"}, {"shrink_steps", "6"}});
+        check_resumes_identically(task, {"shrink", r, {0, 2, 5, 6}});
+    }
+    SUBCASE("finetune, with a position 0 that is planted and grows; pretrain") {
+        RunRequest r = with(paper, {{"plant_position0", "3"}, {"plant_step", "5"}, {"grow_position0", "2"}});
+        r.command = "finetune";
+        check_resumes_identically(task, {"finetune", r, {0, 4, 5, 8}});
+        r = paper;
+        r.command = "pretrain";
+        r.settings.model.clear();
+        r.shape = [](int64_t V) { return shape_of(1, 2, 16, V, 20, 32); };
+        check_resumes_identically(task, {"pretrain", r, {0, 1, 7}});
+    }
+    SUBCASE("auto") {
+        CHECK(adaptive.settings.values.preset == "adaptive");
+        check_resumes_identically(task, {"adaptive", adaptive, {}});
+        RunRequest r = adaptive;
+        set(r.settings, "preset", "auto");
+        check_resumes_identically(task, {"auto", r, {1, 7}});
+    }
+    SUBCASE("auto, waiting for a position 0 that stands out") {
+        RunRequest r = with(adaptive, {{"batch", "16"}});
+        r.settings.model = task.with_long_position0("0", "8");
+        check_resumes_identically(task, {"waiting", r, {0, 1, 2, 5, 7, 9}});
+        CHECK(decisions_of(task.scratch / "part").at(0) == "position 0 stands out");
+    }
+    SUBCASE("auto, going back: after a spike and after losses that are not finite") {
+        for (const double poison : {9.0, static_cast<double>(NAN)}) {
+            WatchedEngine::poisoned.clear();
+            WatchedEngine::poison = poison;
+            const RunRequest r = with(adaptive, {{"steps", "20"}});
+            RunRequest clean = r;
+            clean.settings.out = task.scratch / "clean";
+            const Recorded moments = record(task, clean);
+            WatchedEngine::poisoned = {moments.moments[6].data, moments.moments[18].data};  // of steps 3 and 9
+            // A signal in a step whose loss is not finite waits for the next.
+            const std::vector<int64_t> at_jumps = {0, 1, 3, 4, 8, 9, 10, 15}, between = {2, 4, 8, 10, 15};
+            check_resumes_identically(task, {"going back", r, std::isnan(poison) ? between : at_jumps});
+            CHECK(times_back(task.scratch / "part") == 2);
+            fs::remove_all(clean.settings.out);
+        }
+        WatchedEngine::poisoned.clear();
+    }
+}
+
+TEST_CASE("the whole state goes through JSON and comes back the same") {
+    RunState state;
+    state.step = 17;
+    state.settings.preset = "adaptive";
+    state.settings.lr = 1.0 / 3;
+    state.settings.seed = 12345;
+    state.settings.experiment.shrink_steps = 5;
+    state.sites = Sites(2);
+    for (Site& site : state.sites.all) site.running = 0.1 * (&site - state.sites.all.data() + 3);
+    freeze(state.sites.mlp(1), 1.0 / 7);
+    state.sites.qk(0).a = 0.3;
+    state.sites.qk(0).sigma_bar = 2.0 / 7;
+    state.events = {{3, 1, "removed", 1.0 / 7}};
+    state.adam_updates = 15;
+    state.first_val_loss = 5.0 / 3;
+    state.last_val_loss = 4.0 / 3;
+    // Every number of the schedule's a different one, so that none can stand for another.
+    int64_t count = 0;
+    AdaptiveState::visit(state.adaptive, [&](const char*, auto& field) {
+        field = static_cast<std::decay_t<decltype(field)>>(++count + 0.25);
+    });
+    CHECK(count >= 12);
+    const ordered_json written = state_json(state);
+    const RunState read = state_from_json(json::parse(written.dump()), 2, "file");
+    CHECK(state_json(read) == written);
+    CHECK(read.step == state.step);
+    CHECK(read.adam_updates == state.adam_updates);
+    CHECK(read.settings.lr == state.settings.lr);
+    CHECK(read.settings.seed == state.settings.seed);
+    CHECK(read.settings.experiment.shrink_steps == 5);
+    CHECK(read.sites.mlp(1).sigma_bar == 1.0 / 7);
+    CHECK(read.sites.qk(0).a == doctest::Approx(0.3).epsilon(1e-15));
+    CHECK(read.sites.qk(0).running == state.sites.qk(0).running);
+    CHECK(read.events.at(0).sigma_bar == 1.0 / 7);
+    CHECK(read.first_val_loss == state.first_val_loss);
+    CHECK(read.last_val_loss == state.last_val_loss);
+    int64_t again = 0;
+    AdaptiveState::visit(read.adaptive, [&](const char* key, const auto& field) {
+        CAPTURE(key);
+        CHECK(field == static_cast<std::decay_t<decltype(field)>>(++again + 0.25));
+    });
+}
+
+TEST_CASE("a snapshot brings back weights, moments and the engine's part of the state") {
+    const std::unique_ptr<Engine> made = random_model(kTrained, 3);
+    Engine& model = *made;
+    model.prepare_training();
+    model.prepare_optimiser();
+    const std::vector<int32_t> tokens = random_tokens(41, 257);
+    const auto step = [&] {
+        model.zero_gradients();
+        model.forward_backward(tokens.data(), tokens.data() + 1, 2, 20, {0.1}, 1);
+        model.update({1e-3});
+    };
+    step();
+    freeze(model.sites.mlp(1), 0.7);
+    RunState state;
+    state.step = 1;
+    Snapshot snapshot;
+    CHECK_FALSE(snapshot.taken());
+    snapshot.take(captured(state, model), model);
+    const std::vector<uint64_t> expected = {hash_of(model.params), hash_of(model.m), hash_of(model.v)};
+    for (int i = 0; i < 3; i++) step();
+    freeze(model.sites.f(), 2);
+    model.sites.mlp(1).sigma_bar = 9;
+    CHECK(hash_of(model.params) != expected[0]);
+    snapshot.put_back(model);
+    CHECK(std::vector<uint64_t>{hash_of(model.params), hash_of(model.m), hash_of(model.v)} == expected);
+    CHECK(model.updates == 1);
+    CHECK(model.sites.mlp(1).sigma_bar == 0.7);
+    CHECK(model.sites.f().has_layer_norm());
+    CHECK(snapshot.state.step == 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checkpoints and the folder
+
+// The names of all checkpoints that were ever there at the beginning of a step.
+std::set<std::string> checkpoints_seen(const TinyTask& task, RunRequest r, const std::string& name) {
+    std::set<std::string> seen;
+    r.settings.out = task.scratch / name;
+    r.on_step = [&](int64_t) {
+        if (!fs::exists(r.settings.out + "/checkpoints")) return;
+        for (const auto& entry : fs::directory_iterator(r.settings.out + "/checkpoints"))
+            seen.insert(entry.path().filename());
+    };
+    task.run(r);
+    return seen;
+}
+
+TEST_CASE("--save-every says how often a run saves, and 0 that it never does, whatever the schedule") {
+    const OtherBackend watching(
+        [](const GPT2Config& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
+    WatchedEngine::poisoned.clear();
+    const TinyTask task(kTrained);
+    for (const bool adapts : {true, false}) {
+        CAPTURE(adapts);
+        const RunRequest r = adapts ? task.adaptive() : task.request;
+        const std::string name = adapts ? "adaptive" : "paper";
+        CHECK(checkpoints_seen(task, with(r, {{"save_every", "0"}}), name + "0").empty());
+        const std::set<std::string> every4 = {"step_000004", "step_000008"};
+        CHECK(checkpoints_seen(task, with(r, {{"save_every", "4"}}), name + "4") == every4);
+        CHECK_FALSE(fs::exists(task.scratch / (name + "4/checkpoints")));
+    }
+    // Nor where it goes back.
+    RunRequest r = with(task.adaptive(), {{"save_every", "0"}, {"steps", "20"}});
+    r.settings.out = task.scratch / "clean";
+    WatchedEngine::poison = 9;
+    WatchedEngine::poisoned = {record(task, r).moments[6].data};
+    CHECK(checkpoints_seen(task, r, "back").empty());
+    CHECK(times_back(task.scratch / "back") == 1);
+    WatchedEngine::poisoned.clear();
+}
+
+TEST_CASE("while a run goes on, no other may begin, resume or replace it in its folder") {
+    const TinyTask task(kTrained);
+    for (const bool adapts : {true, false}) {
+        CAPTURE(adapts);
+        RunRequest r = with(adapts ? task.adaptive() : task.request, {{"save_every", "2"}});
+        r.settings.out = task.scratch / (adapts ? "adaptive" : "paper");
+        RunRequest first = r;
+        int refused = 0;
+        first.on_step = [&](int64_t step) {
+            if (step != 5) return;
+            const Listing before = listing_of(r.settings.out);
+            RunRequest replacing = r;
+            replacing.force = true;
+            for (const RunRequest& second : {r, resumption_of(r), replacing}) {
+                const std::string why = message_of<BadInput>([&] { lnfree::run(second); });
+                CAPTURE(why);
+                CHECK(contains(why, r.settings.out));
+                if (second.resume || second.force) CHECK(contains(why, std::to_string(::getpid())));  // who holds it
+                refused += why.empty() ? 0 : 1;
+            }
+            CHECK(listing_of(r.settings.out) == before);
+        };
+        CHECK(task.run(first)["layernorm_free"] == true);
+        CHECK(refused == 3);
+        const std::string undisturbed = task.run_into(adapts ? "adaptive2" : "paper2", r);
+        CHECK(TinyTask::weights(r.settings.out) == TinyTask::weights(undisturbed));
+    }
+}
