@@ -52,7 +52,7 @@ endif
 
 # From the most widely supported to the fastest. No -march=native: the program runs on every processor of its kind and
 # uses what the one at hand has (dev/cpu/dispatch.cpp). Compilers halve AVX-512's vectors unless told not to; GELU takes
-# 1.6 times as long with halves. Only the operations (sections 2 and 4 of train_gpt2_lnfree.cpp) are compiled for each.
+# 1.6 times as long with halves. Only the operations (section 2 of train_gpt2_lnfree.cpp) are compiled for each.
 ifneq ($(filter x86,$(FOUND)),)
     FLAGS_portable := -march=x86-64
     FLAGS_avx2     := -march=haswell
@@ -186,7 +186,7 @@ CUDNN_FLAG := $(if $(CUDNN),-DLNFREE_CUDNN)
 CUDNN_PLACES := $(or $(CUDNN_FRONTEND),$(CUDA_ROOT)/include /usr/local/include /usr/include)
 CUDNN_INCLUDE := $(if $(CUDNN),$(firstword $(patsubst %/cudnn_frontend.h,%,$(wildcard $(CUDNN_PLACES:%=%/cudnn_frontend.h)))))
 ifneq ($(and $(CUDNN),$(FOUND),$(if $(CUDNN_INCLUDE),,missing)),)
-    $(error USE_CUDNN=1: there is no cudnn_frontend.h in $(CUDNN_PLACES); give CUDNN_FRONTEND=DIR (README.md, On a GPU))
+    $(error USE_CUDNN=1: there is no cudnn_frontend.h in $(CUDNN_PLACES); give CUDNN_FRONTEND=DIR (dev/cuda/README.md))
 endif
 # (nvcc's -O is about the code for this processor; that for the GPU is always fully optimised.)
 NVCCFLAGS := -std=c++17 --threads 0 -I. \

@@ -1,4 +1,4 @@
-// The operations of train_gpt2_lnfree.cpp (sections 2 and 4: explained there, beside the code) as one table of plain
+// The operations of train_gpt2_lnfree.cpp (section 2: explained there, beside the code) as one table of plain
 // functions. A program may hold them compiled for several instruction sets; dev/cpu/dispatch.cpp then takes the best
 // that the processor runs. All matrices are row-major; "adds" means to what is there.
 #pragma once
