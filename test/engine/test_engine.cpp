@@ -428,8 +428,8 @@ class PoisonedEngine : public WrappedEngine {
     static inline double poison = 0;  // on top of the loss
     using WrappedEngine::WrappedEngine;
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
-        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum);
+                               const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
+        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
         if (poisoned.count(calls++) > 0) loss.loss += poison;
         return loss;
     }

@@ -71,12 +71,12 @@ class WatchedEngine : public WrappedEngine {
     using WrappedEngine::WrappedEngine;
 
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
+                               const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
         const uint64_t data = hash_of(inputs, static_cast<size_t>(B * T) * sizeof *inputs);
         const ordered_json settings = {aux.weight, aux.everywhere, aux.relative, aux.position0};
         moments.push_back(
             {data, hash_of(params), hash_of(m), hash_of(v), updates, sites_json(sites).dump(), settings.dump()});
-        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum);
+        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
         if (poisoned.count(data) > 0) loss.loss += poison;
         return loss;
     }
