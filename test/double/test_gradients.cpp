@@ -415,13 +415,13 @@ TEST_CASE("the whole model at every stage of removal, with and without auxiliary
          }},
     };
     for (const Stage& stage : stages) {
-        for (const auto& [lambda, distillation] : losses) {
+        for (const auto& trained : losses) {
             CAPTURE(stage.first);
-            CAPTURE(lambda);
-            CAPTURE(distillation.share);
+            CAPTURE(trained.first);
+            CAPTURE(trained.second.share);
             const auto model = small_model(ModelForm::hugging_face);
             stage.second(model->sites);
-            check_model(*model, {lambda}, distillation);
+            check_model(*model, {trained.first}, trained.second);
         }
     }
 }
