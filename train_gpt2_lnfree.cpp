@@ -590,27 +590,32 @@ void softmax_cross_entropy(real* losses, real* logits, const int32_t* targets, d
 // losses (rows): -log p[y]; kls (rows): KL(p_o || p). logits (rows,V) are overwritten by the gradient times `scale`, unless
 // that is 0; what is left in the teacher's (rows,V) has no meaning. Equal logits have KL 0 and, for w = 1, gradient 0 to the
 // bit: both rows go through the same arithmetic, and `ratio` is then exactly 1.
+constexpr int64_t kLogitsPerSum = 1024;  // KL is a small difference: longer sums of floats would show in it
+
 void softmax_distillation(real* losses, real* kls, real* logits, real* teacher_logits, const int32_t* targets,
                           double share, double scale, int64_t rows, int64_t V) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < rows; n++) {
         real *z = logits + n * V, *o = teacher_logits + n * V;
         const real largest = largest_of(z, V), largest_o = largest_of(o, V), target = z[targets[n]];
-        real sum = 0, sum_o = 0, apart = 0;
-#pragma omp simd reduction(+ : sum, sum_o, apart)
-        for (int64_t i = 0; i < V; i++) {
-            const real below = z[i] - largest, below_o = o[i] - largest_o;
-            z[i] = fast_exp(below);
-            o[i] = fast_exp(below_o);
-            sum += z[i];
-            sum_o += o[i];
-            apart += o[i] * (below_o - below);
+        double sum = 0, sum_o = 0, apart = 0;
+        for (int64_t i0 = 0; i0 < V; i0 += kLogitsPerSum) {
+            real s = 0, s_o = 0, d = 0;
+#pragma omp simd reduction(+ : s, s_o, d)
+            for (int64_t i = i0; i < std::min(V, i0 + kLogitsPerSum); i++) {
+                const real below = z[i] - largest, below_o = o[i] - largest_o;
+                z[i] = fast_exp(below);
+                o[i] = fast_exp(below_o);
+                s += z[i];
+                s_o += o[i];
+                d += o[i] * (below_o - below);
+            }
+            sum += double(s), sum_o += double(s_o), apart += double(d);
         }
-        const real log_sum = std::log(sum);
-        losses[n] = log_sum + largest - target;
-        kls[n] = apart / sum_o + (log_sum - std::log(sum_o));
+        losses[n] = real(std::log(sum)) + largest - target;
+        kls[n] = real(apart / sum_o + std::log(sum / sum_o));
         if (scale == 0) continue;
-        const real factor = real(scale) / sum, ratio = real(share) * sum / sum_o;
+        const real factor = real(scale / sum), ratio = real(share * sum / sum_o);
 #pragma omp simd
         for (int64_t i = 0; i < V; i++) z[i] = factor * (z[i] - ratio * o[i]);
         z[targets[n]] -= real(scale * (1 - share));
