@@ -99,6 +99,8 @@ Settings resolved(const Session& session) {
 // of a run that goes on unless it is the one that the run began with.
 void load_teacher(Session& session) {
     const Settings& s = session.settings();
+    if (s.distill == 0 && session.options().has("teacher"))
+        throw BadInput("--teacher " + session.options().teacher + ": this run has none (--distill 0)");
     if (s.distill == 0) return;
     if (!backend().has_teacher)
         throw BadInput("--distill " + format_general(s.distill) +
