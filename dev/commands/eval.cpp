@@ -108,12 +108,12 @@ void require_sequences(const TokenShards& shards, int64_t T, bool paper_windows)
                    " tokens; use more text or a smaller --seq");
 }
 
-// A model with what was measured of it.
+// A model, and what others are held against.
 struct Evaluated {
+    std::string folder;
     LoadedModel loaded;
     int64_t T = 0;
     std::vector<double> losses;  // mean of every sequence
-    ordered_json json;
 };
 
 // Why two models' predictions cannot be held against each other, in words; empty: they can.
@@ -161,7 +161,7 @@ ordered_json faithfulness_json(const Distance& distance, const std::vector<doubl
 void add_faithfulness(ordered_json& j, const Evaluated& model, const Evaluated* baseline, const Distance& distance) {
     if (baseline == nullptr) return;
     const std::string why_not = why_not_comparable(model, *baseline);
-    j["baseline"] = baseline->json["model"];
+    j["baseline"] = baseline->folder;
     j["faithfulness"] = why_not.empty() ? faithfulness_json(distance, model.losses, baseline->losses) : ordered_json();
     if (!why_not.empty()) j["not_compared"] = why_not;
 }
@@ -174,10 +174,10 @@ TokenShards shards_for(const Evaluated& e, const EvalOptions& o) {
     return shards;
 }
 
-// One pass over the data, of both models where there is a baseline to hold this one against.
-Evaluated evaluate(const std::string& folder, const EvalOptions& o, const Evaluated* baseline) {
+// Measures a model in one pass over the data, of both models where there is a baseline to hold this one against.
+ordered_json evaluate(Evaluated& e, const std::string& folder, const EvalOptions& o, const Evaluated* baseline) {
     const double begin = seconds_now();
-    Evaluated e;
+    e.folder = folder;
     e.loaded = load_model(folder);
     Engine& model = *e.loaded.model;
     const int64_t T = e.T = sequence_length(o.seq, model.config, folder);
@@ -209,7 +209,7 @@ Evaluated evaluate(const std::string& folder, const EvalOptions& o, const Evalua
         throw RunFailure(folder + ": its loss is not finite; the model has diverged, take an earlier one");
     if (!o.logits.empty()) write_logits(o.logits, model, shards, T, paper_windows);
 
-    ordered_json& j = e.json;
+    ordered_json j;
     j["model"] = folder;
     j["loss"] = mean;
     j["perplexity"] = std::exp(mean);
@@ -222,7 +222,7 @@ Evaluated evaluate(const std::string& folder, const EvalOptions& o, const Evalua
     j["layernorm_free"] = model.sites.all_linear_everywhere();
     add_faithfulness(j, e, baseline, distance);
     j["seconds"] = seconds_now() - begin;
-    return e;
+    return j;
 }
 
 // Index of --baseline among the models. BadInput if it is none of them.
@@ -235,12 +235,15 @@ size_t baseline_index(const EvalOptions& o) {
 
 // What was measured of each, in the order of --model; a given baseline first, because the others are held against it.
 ordered_json evaluate_all(const EvalOptions& o) {
+    const size_t first = baseline_index(o);
     std::vector<ordered_json> all(o.models.size());
     Evaluated baseline;
-    const size_t at = baseline_index(o);
-    if (!o.baseline.empty()) all[at] = (baseline = evaluate(o.models[at], o, nullptr)).json;
-    for (size_t i = 0; i < all.size(); i++)
-        if (all[i].is_null()) all[i] = evaluate(o.models[i], o, o.baseline.empty() ? nullptr : &baseline).json;
+    if (!o.baseline.empty()) all[first] = evaluate(baseline, o.models[first], o, nullptr);
+    for (size_t i = 0; i < all.size(); i++) {
+        if (!all[i].is_null()) continue;
+        Evaluated model;
+        all[i] = evaluate(model, o.models[i], o, o.baseline.empty() ? nullptr : &baseline);
+    }
     return all;
 }
 
