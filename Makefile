@@ -85,10 +85,13 @@ LANGUAGE := -std=c++17 -fno-math-errno -fno-trapping-math -Wall -Wextra $(if $(W
             $(if $(filter openmp,$(FOUND)),-fopenmp,-Wno-unknown-pragmas) $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
 LIBS := -lpcre2-8 -lz -ldl
 ifdef SAN
-    LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g
+    LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
+    # The operations at -O1; all else as it is, which takes half of the compiler's time.
     CXXFLAGS ?= -O1
+    COLDFLAGS ?= -O0
 endif
 CXXFLAGS ?= -O2
+COLDFLAGS ?= $(CXXFLAGS)
 # Tests spend their time in what they link, so their own code is compiled quickly.
 TESTFLAGS ?= -O0
 
@@ -121,8 +124,8 @@ ready: | detect
 # Rewritten only when it changes: other flags rebuild everything.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(LANGUAGE) $(CXXFLAGS) $(TESTFLAGS) $(VARIANTS)' | cmp -s - $@ || \
-	    echo '$(LANGUAGE) $(CXXFLAGS) $(TESTFLAGS) $(VARIANTS)' > $@
+	@echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS)' | cmp -s - $@ || \
+	    echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS)' > $@
 
 # Every room is compiled once, file by file, into an archive; a program takes what it needs.
 objects_of = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard $(1:%=%/*.cpp)))
@@ -130,15 +133,15 @@ NOT_LINKED := dev/cpu/matmul.cpp dev/cpu/dispatch.cpp dev/cuda/cudnn_attention.c
 $(BUILD)/%.o: %.cpp $(BUILD)/flags | ready
 	@mkdir -p $(@D)
 	@echo "compile  $<"
-	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CXX) $(LANGUAGE) $(COLDFLAGS) -MMD -MP -c $< -o $@
 
 # The operations, once per instruction set. No function of theirs may be one that the linker shares with other units: it
-# would keep the first copy that it meets, compiled for AVX-512 perhaps, and run it on every processor. (The one weak name
-# left is a pointer to the C++ library's exception handling.)
+# would keep the first copy that it meets, compiled for AVX-512 perhaps, and run it on every processor. (The weak names left
+# are the compilers' ways into exception handling: nothing is computed there.)
 $(BUILD)/operations_%.o: train_gpt2_lnfree.cpp $(BUILD)/flags | ready
 	@echo "compile  $< (operations, $*)"
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_$*) -DLNFREE_OPERATIONS=$* -MMD -MP -c $< -o $@
-	$(if $(SAN)$(filter-out -O2 -O3,$(CXXFLAGS)),,@shared=$$($(NM) -C --defined-only $@ | grep ' [WVu] ' | grep -v 'DW.ref.__gxx_personality'); \
+	$(if $(SAN)$(filter-out -O2 -O3,$(CXXFLAGS)),,@shared=$$($(NM) -C --defined-only $@ | grep ' [WVu] ' | grep -v -e DW.ref.__gxx_personality -e __clang_call_terminate); \
 	    test -z "$$shared" || { echo "$@ shares these names with other units:" "$$shared" >&2; rm $@; exit 1; })
 
 # All else of that file: for programs that have their own main(), and with the program's.
@@ -399,7 +402,7 @@ lint: lint-format $(LINTED:%=build/lint/%.ok) $(ALONE:%=build/lint/%.alone)
 
 build/lint/%.alone: % $(HEADERS)
 	@mkdir -p $(@D)
-	$(Q)$(CXX) -std=c++17 -I. -fopenmp -Wall -Wextra -Wno-pragma-once-outside-header -Wno-unknown-pragmas -fsyntax-only -x c++ $< || \
+	$(Q)echo '#include "$<"' | $(CXX) -std=c++17 -I. -fopenmp -Wall -Wextra -Wno-unknown-pragmas -fsyntax-only -x c++ - || \
 	    { echo "$<: does not compile by itself" >&2; exit 1; }
 	@touch $@
 

@@ -4,6 +4,7 @@
 #
 #   scripts/mutants.sh                  each mutant's likeliest tests first, then every other; the first failure decides
 #   scripts/mutants.sh --all            every test for every mutant: the whole matrix, hours
+#   scripts/mutants.sh --likeliest      only the likeliest tests: what these do not see is named and not recorded
 #   scripts/mutants.sh --only TEXT      only mutants whose name contains TEXT
 #   scripts/mutants.sh --limit MINUTES  begins no other mutant after that time; the next call goes on
 #   scripts/mutants.sh --readme         also writes the table into test/README.md (of finished mutants, with --limit 0)
@@ -11,8 +12,8 @@
 #   scripts/mutants.sh --check          only whether every mutant's text is there, exactly once, and its tests are
 #
 # The copies are build/mutants/clean, built and tested as it is, and build/mutants/tree, made anew from it for every mutant,
-# so that only what the fault touches is compiled. Results are kept in build/mutants/results.tsv for as long as the mutant,
-# its file and the tests stay what they are. A mutant that does not compile, or whose text is gone, is an error, not killed.
+# so that only what the fault touches is compiled. Results are kept in build/mutants/results.tsv for as long as the mutant and
+# its file stay what they are, and a survivor's only until a test changes. A mutant that does not compile, or whose text is gone, is an error, not killed.
 # Variables: TEST_TIMEOUT, seconds until a test counts as hanging, which kills a mutant (600); CXX; ISA, as for make.
 # Exit status: 0; 1 if a mutant survived without a reason in the list, or for an error; 2 for bad use.
 set -uf
@@ -199,16 +200,17 @@ baseline() { # TEST
 
 # ---- results ---------------------------------------------------------------------------------------------------------
 
-# Lines of: key, name, killed or survived, by whom, seconds. The key says what the result holds for.
+# Lines of: key, name, killed or survived, by whom, seconds, tests. The key says what the result holds for, and "tests" with
+# which tests a mutant survived: more of them may kill it.
 results=$work/results.tsv
 tests_hash=
 key_of() { # N
-    printf '%s\0' "$all" "$tests_hash" "${files[$1]}" "${olds[$1]}" "${news[$1]}" | cat - "${files[$1]}" 2>/dev/null |
+    printf '%s\0' "${all#likeliest}" "${files[$1]}" "${olds[$1]}" "${news[$1]}" | cat - "${files[$1]}" 2>/dev/null |
         sha256sum | cut -c 1-16
 }
 result_of() { # N FIELD
-    awk -F '\t' -v key="$(key_of "$1")" -v field="$2" '$1 == key { value = $field } END { print value }' \
-        "$results" 2>/dev/null
+    awk -F '\t' -v key="$(key_of "$1")" -v field="$2" -v tests="$tests_hash" \
+        '$1 == key && ($3 == "killed" || $6 == tests) { value = $field } END { print value }' "$results" 2>/dev/null
 }
 
 try_mutant() { # N
@@ -217,6 +219,7 @@ try_mutant() { # N
     log=$work/logs/$key.log
     candidates="${tests[n]} everything"
     [ "$all" = all ] && candidates=everything
+    [ "$all" = likeliest ] && candidates=${tests[n]}
     for test in $candidates; do
         [ "$test" = everything ] || is_test "$test" || continue
         if ! grep -qxF -- "$test" "$work/baseline" 2>/dev/null; then
@@ -237,8 +240,10 @@ try_mutant() { # N
         by=$(killers "$log")
         break
     done
+    if [ "$all" = likeliest ] && [ "$verdict" = survived ]; then verdict=unseen; fi
     printf '%-8s %5d s  %s%s\n' "$verdict" $((SECONDS - began)) "${names[n]}" "${by:+ <- $by}"
-    printf '%s\t%s\t%s\t%s\t%s\n' "$key" "${names[n]}" "$verdict" "$by" $((SECONDS - began)) >>"$results"
+    [ "$verdict" = unseen ] && return
+    printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$key" "${names[n]}" "$verdict" "$by" $((SECONDS - began)) "$tests_hash" >>"$results"
 }
 
 # Survivors first.
@@ -276,6 +281,7 @@ all='' only='' limit='' readme='' what=run
 while [ $# -gt 0 ]; do
     case $1 in
         --all) all=all ;;
+        --likeliest) all=likeliest ;;
         --only | --limit)
             [ -n "${2:-}" ] || die 2 "$1 needs a value"
             if [ "$1" = --only ]; then only=$2; else limit=$2; fi
@@ -309,7 +315,7 @@ mkdir -p "$work"
 exec 9>"$work/lock"
 flock -n 9 || die 1 "another run is at work in $work; wait for it"
 update_copy
-tests_hash=$(grep '^test/' "$work/files" | grep -vxF -e test/README.md -e "$list" | xargs sha256sum | sha256sum)
+tests_hash=$(grep '^test/' "$work/files" | grep -vxF -e test/README.md -e "$list" | xargs sha256sum | sha256sum | cut -c 1-16)
 errors=0 left=0
 to_try=()
 for n in "${chosen[@]}"; do
@@ -326,7 +332,7 @@ over() { [ -n "$limit" ] && [ "$SECONDS" -ge $((limit * 60)) ]; }
 for n in ${to_try[@]+"${to_try[@]}"}; do
     over && break
     for test in ${tests[n]}; do
-        if [ -z "$all" ] && is_test "$test"; then baseline "$test"; fi
+        if [ "$all" != all ] && is_test "$test"; then baseline "$test"; fi
     done
 done 9>&-
 for n in ${to_try[@]+"${to_try[@]}"}; do

@@ -155,7 +155,7 @@ ordered_json measure(const Measurement& m, const Options& o) {
         throw BadInput("--out " + result_file(m, o) + ": already exists; name another folder or give --force");
     Subjects subjects = load_subjects(o);
     prepare(subjects, m.on, o);
-    const ordered_json j = run_measurement(m, o, subjects);
+    ordered_json j = run_measurement(m, o, subjects);
     if (!o.out.empty()) save_result(j, m, o);
     if (o.json_output) return j;
     for (const Table& table : m.tables(j)) {
