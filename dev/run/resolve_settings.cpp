@@ -53,7 +53,7 @@ bool schedule_given(const RunSettings& given) {
 // `auto` is the schedule that adapts (adaptive.h), unless flags say when sites go: then it is the paper's, fitted, which
 // they override. Throws BadInput for flags that would be ignored.
 std::string resolved_preset(const RunSettings& given, bool removes) {
-    const std::string preset = given.has("preset") ? given.values.preset : "auto";
+    std::string preset = given.has("preset") ? given.values.preset : "auto";
     if (preset == "adaptive" && schedule_given(given))
         throw BadInput(
             "--preset adaptive chooses when and how sites go; leave out --start-*, --gap-*, --gradual, "

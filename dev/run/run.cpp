@@ -81,7 +81,7 @@ ordered_json run(const RunRequest& request) {
     } catch (const RunFailure& e) {
         throw RunFailure(e.what() + where_to_go_on(session.options().out));
     }
-    const ordered_json summary = summary_of(session);
+    ordered_json summary = summary_of(session);
     print_summary(session, summary);
     return summary;
 }
