@@ -63,6 +63,11 @@ namespace lnfree {
 //     L_aux = lambda * mean over all positions of (sigma - sigma_hat)^2
 //
 // sigma_hat is the mean over the positions other than t = 0 and end-of-text; no gradient flows through it.
+//
+// Cross-entropy alone trains the model further on whatever text it is given. With a teacher (ours, protocol.md 11; the papers
+// have none: w = 0) it is also to stay what it was: p_o is what the original, LayerNorms and all, predicts, y the target,
+//
+//     L = (1 - w) * -log p[y] + w * KL(p_o || p)              KL(p_o || p) = sum p_o * (log p_o - log p)
 
 // sigma of one step, averaged over all of its positions, folded into the running value: m = 0 keeps this step's own value,
 // as for GPT-2 Small and Medium; Large and XL smooth it (paper, Sec. 3).
@@ -578,16 +583,63 @@ void softmax_cross_entropy(real* losses, real* logits, const int32_t* targets, d
     }
 }
 
-// Whether each row's target is what greedy decoding would take: the largest logit, the first of equals. logits (rows,V)
-void is_likeliest(uint8_t* likeliest, const real* logits, const int32_t* targets, int64_t rows, int64_t V) {
+// ---------------------------------------------------------------------------------------------------------------------
+// Distillation (section 1), forward and backward in one. With p and p_o the softmax of a row of logits and of the teacher's,
+// y its target and w the teacher's share:
+//     d loss / d logits = p - (1 - w) * one-hot(y) - w * p_o
+// losses (rows): -log p[y]; kls (rows): KL(p_o || p). logits (rows,V) are overwritten by the gradient times `scale`, unless
+// that is 0; what is left in the teacher's (rows,V) has no meaning. Equal logits have KL 0 and, for w = 1, gradient 0 to the
+// bit: both rows go through the same arithmetic, and `ratio` is then exactly 1.
+constexpr int64_t kLogitsPerSum = 1024;  // KL is a small difference: longer sums of floats would show in it
+
+void softmax_distillation(real* losses, real* kls, real* logits, real* teacher_logits, const int32_t* targets,
+                          double share, double scale, int64_t rows, int64_t V) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < rows; n++) {
-        const real* z = logits + n * V;
-        int64_t best = 0;
-        for (int64_t i = 1; i < V; i++)
-            if (z[i] > z[best]) best = i;
-        likeliest[n] = best == targets[n];
+        real *z = logits + n * V, *o = teacher_logits + n * V;
+        const real largest = largest_of(z, V), largest_o = largest_of(o, V), target = z[targets[n]];
+        double sum = 0, sum_o = 0, apart = 0;
+        for (int64_t i0 = 0; i0 < V; i0 += kLogitsPerSum) {
+            real s = 0, s_o = 0, d = 0;
+#pragma omp simd reduction(+ : s, s_o, d)
+            for (int64_t i = i0; i < std::min(V, i0 + kLogitsPerSum); i++) {
+                const real below = z[i] - largest, below_o = o[i] - largest_o;
+                z[i] = fast_exp(below);
+                o[i] = fast_exp(below_o);
+                s += z[i];
+                s_o += o[i];
+                d += o[i] * (below_o - below);
+            }
+            sum += double(s), sum_o += double(s_o), apart += double(d);
+        }
+        losses[n] = real(std::log(sum)) + largest - target;
+        kls[n] = real(apart / sum_o + std::log(sum / sum_o));
+        if (scale == 0) continue;
+        const real factor = real(scale / sum), ratio = real(share * sum / sum_o);
+#pragma omp simd
+        for (int64_t i = 0; i < V; i++) z[i] = factor * (z[i] - ratio * o[i]);
+        z[targets[n]] -= real(scale * (1 - share));
     }
+}
+
+// What greedy decoding would take: the largest logit, the first of equals.
+int64_t likeliest_of(const real* z, int64_t V) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < V; i++)
+        if (z[i] > z[best]) best = i;
+    return best;
+}
+
+// Whether each row's target is the likeliest token. logits (rows,V)
+void is_likeliest(uint8_t* likeliest, const real* logits, const int32_t* targets, int64_t rows, int64_t V) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; n++) likeliest[n] = likeliest_of(logits + n * V, V) == targets[n];
+}
+
+// Whether two models find the same token likeliest, row by row. a, b (rows,V)
+void same_likeliest(uint8_t* same, const real* a, const real* b, int64_t rows, int64_t V) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < rows; n++) same[n] = likeliest_of(a + n * V, V) == likeliest_of(b + n * V, V);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -655,7 +707,9 @@ const Operations LNFREE_TABLE(LNFREE_OPERATIONS) = {
     .gelu_backward = gelu_backward,
     .residual_forward = residual_forward,
     .softmax_cross_entropy = softmax_cross_entropy,
+    .softmax_distillation = softmax_distillation,
     .is_likeliest = is_likeliest,
+    .same_likeliest = same_likeliest,
     .sum_squares = sum_squares,
     .adamw = adamw,
     .zero = zero,
@@ -735,10 +789,11 @@ struct Activations {
     std::vector<Layer> layers;
     real *final_residual, *meanf, *sigmaf;  // (B,T,C), (B,T), (B,T)
     // scratch
-    real *normed, *branch;   // (B,T,C)
-    real* hidden;            // (B,T,H) after GELU
-    real *divisor, *losses;  // (B,T)
-    real* logits;            // (rows_per_chunk,V): logits of the whole batch are never stored
+    real *normed, *branch;  // (B,T,C)
+    real* hidden;           // (B,T,H) after GELU
+    real* divisor;          // (B,T)
+    real *losses, *kls;     // (B,T) of every prediction; kls only with a teacher
+    real* logits;           // (rows_per_chunk,V): logits of the whole batch are never stored
     int64_t rows_per_chunk = 0;
     // gradients, reused by every layer
     real *dresidual, *dbranch;  // (B,T,C)
@@ -773,7 +828,7 @@ struct Activations {
             y.fc = take(NH);
         }
         final_residual = training ? take(NC) : layers[0].residual;
-        for (real** p : {&meanf, &sigmaf, &divisor, &losses}) *p = take(N);
+        for (real** p : {&meanf, &sigmaf, &divisor, &losses, &kls}) *p = take(N);
         normed = take(NC);
         branch = take(NC);
         hidden = take(NH);
@@ -849,27 +904,42 @@ class GPT2 : public Engine {
         op.moments_forward(act.meanf, act.sigmaf, act.final_residual, config.epsilon, N, C);
     }
 
-    // Final norm, unembedding and cross-entropy, some rows of logits at a time. With gradient_scale != 0 also the gradients
-    // of the unembedding, and in dbranch those of ln_f's output. Returns the mean loss; act.losses has each.
-    double classify(const int32_t* tokens, const int32_t* targets, double gradient_scale) {
+    // Final norm, unembedding and the main loss, some rows of logits at a time. With gradient_scale != 0 also the gradients
+    // of the unembedding, and in dbranch those of ln_f's output. Returns the mean losses; act.losses and act.kls have each.
+    BatchLoss classify(const int32_t* tokens, const int32_t* targets, double gradient_scale,
+                       const Distillation& distillation = {}) {
         const int64_t N = act.B * act.T, C = config.C, V = config.V;
-        const bool with_gradient = gradient_scale != 0;
         real* logits = act.logits;
+        if (distillation.teacher != nullptr) distillation.teacher->trace(tokens, act.B, act.T, {});
         final_norm(tokens);
         for (int64_t n = 0; n < N; n += act.rows_per_chunk) {
             const int64_t rows = std::min(act.rows_per_chunk, N - n);
             const real* normed = act.normed + n * C;
             unembed(logits, normed, rows);
-            op.softmax_cross_entropy(act.losses + n, logits, targets + n, gradient_scale, with_gradient, rows, V);
-            if (!with_gradient) continue;
+            if (distillation.teacher == nullptr)
+                op.softmax_cross_entropy(act.losses + n, logits, targets + n, gradient_scale, gradient_scale != 0, rows,
+                                         V);
+            else
+                distil(n, rows, targets, gradient_scale, distillation);
+            if (gradient_scale == 0) continue;
             op.matmul(Transpose::No, Transpose::No, rows, C, V, logits, V, w.head, C, act.dbranch + n * C, C, false,
                       nullptr);
             op.matmul(Transpose::Yes, Transpose::No, V, C, rows, logits, V, normed, C, d.head, C, true, nullptr);
             if (d.head_bias != nullptr) op.bias_backward(d.head_bias, logits, rows, V, V);
         }
-        double sum = 0;
-        for (int64_t n = 0; n < N; n++) sum += static_cast<double>(act.losses[n]);
-        return sum / static_cast<double>(N);
+        return {mean_of(act.losses), 0, distillation.teacher == nullptr ? 0 : mean_of(act.kls)};
+    }
+
+    // Some rows' losses and gradients from their logits and those that the teacher's last pass gives them.
+    void distil(int64_t n, int64_t rows, const int32_t* targets, double gradient_scale,
+                const Distillation& distillation) {
+        if (teacher_logits.size() < act.rows_per_chunk * config.V)
+            teacher_logits.allocate(act.rows_per_chunk * config.V);
+        distillation.teacher->final_logits(teacher_logits.data(), n, rows);
+        if (gradient_scale == 0)
+            op.same_likeliest(agreements.data() + n, act.logits, teacher_logits.data(), rows, config.V);
+        op.softmax_distillation(act.losses + n, act.kls + n, act.logits, teacher_logits.data(), targets + n,
+                                distillation.share, gradient_scale, rows, config.V);
     }
 
     // The auxiliary loss at f; for experiments at every norm, of which it is the mean (qk and v share one).
@@ -942,13 +1012,13 @@ class GPT2 : public Engine {
     void zero_gradients() override { op.zero(grads.data(), grads.size()); }
 
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux_settings, int64_t grad_accum) override {
+                               const AuxSettings& aux_settings, int64_t grad_accum,
+                               const Distillation& distillation) override {
         act.reserve(B, T, true, config);
         forward(inputs);
         collect_sigmas();
-        BatchLoss result;
+        BatchLoss result = classify(inputs, targets, 1.0 / static_cast<double>(B * T * grad_accum), distillation);
         result.aux = auxiliary_losses(inputs, aux_settings);
-        result.loss = classify(inputs, targets, 1.0 / static_cast<double>(B * T * grad_accum));
         backward(inputs, 1.0 / static_cast<double>(grad_accum));
         return result;
     }
@@ -979,6 +1049,13 @@ class GPT2 : public Engine {
         forward(inputs);
         classify(inputs, targets, 0);
         return act.losses;
+    }
+    Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
+        act.reserve(B, T, false, config);
+        agreements.resize(B * T);
+        forward(inputs);
+        classify(inputs, targets, 0, {1, &original});
+        return {act.losses, act.kls, agreements.data()};
     }
     void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
         act.reserve(B, T, false, config);
@@ -1054,7 +1131,9 @@ class GPT2 : public Engine {
     const Operations& op = operations();
     Weights w, d;  // parameters and their gradients
     Activations act;
-    std::vector<AuxLoss> aux;  // of the pass in progress, one per site; empty: there is none
+    std::vector<AuxLoss> aux;         // of the pass in progress, one per site; empty: there is none
+    Buffer teacher_logits;            // (rows_per_chunk,V)
+    std::vector<uint8_t> agreements;  // (B,T) of compare
 
     // The stream in front of layer 0..L-1, or in front of ln_f.
     real* stream_at(int64_t layer) { return layer < config.L ? act.layers[layer].residual : act.final_residual; }
@@ -1100,6 +1179,13 @@ class GPT2 : public Engine {
     void unembed(real* out, const real* normed, int64_t n) {
         const int64_t C = config.C, V = config.V;
         op.matmul(Transpose::No, Transpose::Yes, n, V, C, normed, C, w.head, C, out, V, false, w.head_bias);
+    }
+
+    double mean_of(const real* values) const {  // (B,T)
+        const int64_t N = act.B * act.T;
+        double sum = 0;
+        for (int64_t n = 0; n < N; n++) sum += static_cast<double>(values[n]);
+        return sum / static_cast<double>(N);
     }
 
     // Of the last pass, which must have kept every layer's.
@@ -1213,7 +1299,8 @@ static std::vector<Event> remove_due_sites(Engine& model, const Settings& s, con
     return events;
 }
 
-void train(Engine& model, const Settings& s, const std::vector<Removal>& schedule, Seams& seams, int64_t first) {
+void train(Engine& model, const Settings& s, const std::vector<Removal>& schedule, Seams& seams, int64_t first,
+           Engine* teacher) {
     StepBatches batches;
     for (int64_t step = first; step < s.stop; step++) {
         seams.read_batches(step, batches);
@@ -1228,9 +1315,10 @@ void train(Engine& model, const Settings& s, const std::vector<Removal>& schedul
         model.zero_gradients();
         for (int64_t a = 0; a < s.grad_accum; a++) {
             const BatchLoss l = model.forward_backward(batches.inputs[a].data(), batches.targets[a].data(), s.batch,
-                                                       s.seq, s.aux(), s.grad_accum);
+                                                       s.seq, s.aux(), s.grad_accum, {s.distill, teacher});
             report.loss.loss += l.loss / static_cast<double>(s.grad_accum);
             report.loss.aux += l.aux / static_cast<double>(s.grad_accum);
+            report.loss.kl += l.kl / static_cast<double>(s.grad_accum);
             seams.after_micro_batch(step, report.loss);
         }
         report.gradient_norm = model.gradient_norm();

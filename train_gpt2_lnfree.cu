@@ -3595,7 +3595,8 @@ class CudaEngine : public Engine {
     }
     void zero_gradients() override { device().zero_gradients(); }
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
+                               const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
+        if (distillation.teacher != nullptr) throw RunFailure("internal error: this engine takes no teacher");
         return device().forward_backward(inputs, targets, B, T, aux, grad_accum);
     }
     double gradient_norm() override { return device().gradient_norm(); }
@@ -3643,6 +3644,9 @@ class CudaEngine : public Engine {
     // ----- for analyses: the reference's work
 
     const Weights& weights() const override { return weights_; }
+    Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
+        return reference().compare(original, inputs, targets, B, T);
+    }
     void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) override {
         reference().trace(inputs, B, T, probe, keep);
     }
@@ -3725,6 +3729,7 @@ std::vector<float> gradients_of(Engine& model) {
 void use_cuda_engine() {
     Backend& b = backend();
     b.training_precision = "bf16";
+    b.has_teacher = false;
     b.make = make_engine;
     b.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
     b.use_options = [](const EngineOptions& o) {

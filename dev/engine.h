@@ -159,6 +159,7 @@ struct Settings {
     int64_t warmup = 0;
     double weight_decay = 0.01, beta1 = 0.9, beta2 = 0.999, adam_eps = 1e-8, clip = 1.0;
     double aux_weight = 0.1;  // lambda
+    double distill = 0;       // w: the teacher's share of the main loss; 0: there is none, as in the papers
     double sigma_ema = 0.0;   // m: share of the running sigma that survives a step
     bool removes = true;      // false for pretrain and for the vanilla control
     double start_mlp = 0, start_qk = 0, start_v = 0, start_f = 0;
@@ -183,9 +184,27 @@ struct StepBatches {
     std::vector<std::vector<int32_t>> inputs, targets;  // (grad_accum)(B,T)
 };
 
+// What is trained is (1 - w) loss + w kl + aux.
 struct BatchLoss {
-    double loss = 0;  // mean cross-entropy, nats per predicted token
+    double loss = 0;  // mean cross-entropy with the targets, nats per predicted token
     double aux = 0;   // auxiliary loss, lambda included
+    double kl = 0;    // mean KL(teacher || model), nats per predicted token; 0 without a teacher
+};
+
+class Engine;
+
+// Who a model learns from beside the text: another one of the same vocabulary, which is only read, and its share w of the
+// main loss (train_gpt2_lnfree.cpp, section 1).
+struct Distillation {
+    double share = 0;
+    Engine* teacher = nullptr;  // null: the text alone
+};
+
+// A model beside the one that it was made from, prediction by prediction, (B,T) each.
+struct Comparison {
+    const real* losses;    // cross-entropy of the model
+    const real* kls;       // KL(original || model)
+    const uint8_t* agree;  // whether both find the same token likeliest (the first of equals)
 };
 
 // sigma summed over positions for one site, position 0 apart (the precursor needs the two means separately)
@@ -328,10 +347,11 @@ class Engine {
     // AdamW's moments become 0, as before its first update.
     virtual void prepare_optimiser() = 0;
     virtual void zero_gradients() = 0;
-    // Adds the gradients of (cross-entropy + auxiliary loss) / grad_accum to the gradients and this micro-batch's sigmas
-    // to sigma_sums.
+    // Adds the gradients of (main loss + auxiliary loss) / grad_accum to the gradients and this micro-batch's sigmas to
+    // sigma_sums. The main loss is cross-entropy, or with a teacher partly the distance from its predictions.
     virtual BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                                       const AuxSettings& aux, int64_t grad_accum) = 0;
+                                       const AuxSettings& aux, int64_t grad_accum,
+                                       const Distillation& distillation = {}) = 0;
     // Euclidean norm of the whole gradient.
     virtual double gradient_norm() = 0;
     // One update; what is left in the gradients is of no use.
@@ -350,6 +370,9 @@ class Engine {
     virtual void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) = 0;
     // Cross-entropy of every prediction, (B,T), valid until the next call.
     virtual const real* token_losses(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) = 0;
+    // The same beside another model of the same vocabulary, valid until the next call.
+    virtual Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B,
+                               int64_t T) = 0;
     // Logits of positions t >= from, out (B, T - from, V).
     virtual void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from = 0) = 0;
 
@@ -408,6 +431,7 @@ int64_t reference_activation_bytes(const GPT2Config& c, int64_t B, int64_t T, bo
 
 struct Backend {
     const char* training_precision = "fp32";  // unless --precision says otherwise
+    bool has_teacher = true;                  // forward_backward takes one, and compare() is not the reference's work
     std::unique_ptr<Engine> (*make)(const GPT2Config&) = make_reference;
     void (*use_precision)(const std::string&) = use_reference_precision;
     void (*use_options)(const EngineOptions&) = nullptr;  // null: the engine has no such choices

@@ -70,8 +70,10 @@ class Seams {
     virtual void after_step(const StepReport& report) { (void)report; }
 };
 
-// Runs steps first .. s.stop - 1. `s` is read anew at every step: a seam may shorten the run or lower its rate.
-void train(Engine& model, const Settings& s, const std::vector<Removal>& schedule, Seams& seams, int64_t first);
+// Runs steps first .. s.stop - 1. `s` is read anew at every step: a seam may shorten the run or lower its rate. The teacher
+// is there if s.distill asks for one.
+void train(Engine& model, const Settings& s, const std::vector<Removal>& schedule, Seams& seams, int64_t first,
+           Engine* teacher = nullptr);
 
 // One forward pass over a step's micro-batches before anything is trained: running becomes this batch's average, position
 // 0 left out if asked. sigma_sums hold the parts afterwards.

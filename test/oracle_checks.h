@@ -121,8 +121,12 @@ inline void check_static_cases(const OracleTolerance& tolerance) {
         const auto inputs = Oracle::tokens(oracle.statics, batch + ".inputs"),
                    targets = Oracle::tokens(oracle.statics, batch + ".targets");
 
-        const BatchLoss loss =
-            model.forward_backward(inputs.data(), targets.data(), B, T, {test_case["aux_weight"]}, 1);
+        const double share = test_case["distill"];
+        const std::unique_ptr<Engine> teacher = share > 0 ? oracle.model() : nullptr;
+        const BatchLoss loss = model.forward_backward(inputs.data(), targets.data(), B, T, {test_case["aux_weight"]}, 1,
+                                                      {share, teacher.get()});
+        if (share > 0)
+            CHECK(loss.kl == doctest::Approx(test_case["kl"].get<double>()).epsilon(tolerance.forward_and_gradients));
         CHECK(loss.loss == doctest::Approx(test_case["loss"].get<double>()).epsilon(tolerance.forward_and_gradients));
         CHECK(loss.aux ==
               doctest::Approx(test_case["aux_loss"].get<double>()).epsilon(tolerance.forward_and_gradients));
@@ -142,7 +146,7 @@ inline void check_static_cases(const OracleTolerance& tolerance) {
         CHECK(relative_error(logits.data(), expected, 0, expected.size()) <= tolerance.forward_and_gradients);
         cases++;
     }
-    CHECK(cases == 27);
+    CHECK(cases == 35);
 }
 
 inline Settings settings_of_run(const nlohmann::json& recorded, int64_t B, int64_t T) {
@@ -161,6 +165,7 @@ inline Settings settings_of_run(const nlohmann::json& recorded, int64_t B, int64
     s.adam_eps = recorded["adam_eps"];
     s.clip = recorded["clip"];
     s.aux_weight = recorded["aux_weight"];
+    s.distill = recorded["distill"];
     s.sigma_ema = recorded["sigma_ema"];
     s.removes = !recorded["start"].is_null();
     s.experiment.own_position0 = recorded["precursor"];
@@ -233,6 +238,7 @@ class FollowOracle : public Seams {
         events_.insert(events_.end(), report.removed.begin(), report.removed.end());
         check_events(events_, expected["events"], model_.sites, epsilon_);
         CHECK(report.loss.loss == doctest::Approx(expected["loss"].get<double>()).epsilon(epsilon_));
+        if (s_.distill > 0) CHECK(report.loss.kl == doctest::Approx(expected["kl"].get<double>()).epsilon(epsilon_));
         CHECK(report.loss.aux == doctest::Approx(expected["aux_loss"].get<double>()).epsilon(epsilon_));
         CHECK(report.gradient_norm == doctest::Approx(expected["grad_norm"].get<double>()).epsilon(epsilon_));
         CHECK(report.lr == doctest::Approx(expected["lr"].get<double>()).epsilon(1e-12));
@@ -264,7 +270,9 @@ inline void check_trajectories(const OracleTolerance& tolerance) {
         FollowOracle seams(*model, s, run, oracle, tolerance.trajectory_losses);
         const bool by_the_loop = loop_removes(s, model->sites);
         CHECK(by_the_loop == (s.removes && !s.experiment.own_position0));
-        train(*model, s, by_the_loop ? removal_schedule(s, model->sites.L) : std::vector<Removal>(), seams, 0);
+        const std::unique_ptr<Engine> teacher = s.distill > 0 ? oracle.model() : nullptr;
+        train(*model, s, by_the_loop ? removal_schedule(s, model->sites.L) : std::vector<Removal>(), seams, 0,
+              teacher.get());
         CHECK(seams.steps_taken == s.steps);
         for (Site& site : model->sites.all) {
             const double running = run["final_running"][site_name(site)];

@@ -429,6 +429,9 @@ TEST_CASE("numbers must be numbers, finite and within bounds" * quick) {
     refused("--min-lr", "1", "min-lr <= lr");
     refused("--sigma-ema", "1", "below 1");
     refused("--aux-weight", "-1", "negative");
+    refused("--distill", "1.5", "not within 0 to 1");
+    refused("--distill", "-0.5", "not within 0 to 1");
+    refused("--distill", "nan", "finite");
     refused("--aux-weight", "1e999", "finite");
     refused("--start-mlp", "nan", "finite");
     refused("--gap-v", "-1", "negative");
@@ -460,6 +463,8 @@ TEST_CASE("schedules that cannot work are refused before anything is read or wri
     check_refused(w.removal(nowhere(), {"--tokens", "100"}), {"--steps", "--tokens", "give one"});
     check_refused(w.removal(nowhere(), {"--preset", "precursor", "--warmup", "5"}), {"last removal", "--steps"});
     check_refused(w.removal(nowhere(), {"--seq", "17"}), {"--seq 17", "16", "n_ctx"});
+    check_refused(w.removal(nowhere(), {"--teacher", w.folder / "free"}), {"--teacher", "free", "--distill"});
+    check_refused(w.removal(nowhere(), {"--distill", "1", "--teacher", nowhere()}), {nowhere()});
     check_refused(w.training("finetune", w.folder / "base", nowhere(), {"--seq", "17"}), {"--seq 17", "n_ctx"});
     check_refused(w.training("finetune", w.folder / "base", nowhere(), {"--aux-weight", "0.1"}), {"--aux-weight"});
     check_refused(w.training("remove", w.folder / "free", nowhere(), {}),
@@ -1228,6 +1233,7 @@ const std::set<std::string> protocol_keys = {"preset",
                                              "beta2",
                                              "adam_eps",
                                              "clip",
+                                             "distill",
                                              "aux_weight",
                                              "removes",
                                              "weight_decay",
@@ -1273,6 +1279,23 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
                          "--n-ctx", "16", "--steps", "2"}),
             run_keys);
 
+    std::set<std::string> with_teacher = run_keys;
+    with_teacher.insert({"val_kl", "val_agreement"});
+    const json distilled = json_of(w.removal(out / "distilled", {"--distill", "1"}), with_teacher);
+    CHECK(distilled["val_kl"] > 0);
+    CHECK(distilled["val_agreement"] <= 1);
+    for (const json& line : log_of(out / "distilled")) {
+        if (line.contains("val_loss"))
+            check_keys(line, {"step", "val_loss", "val_kl", "val_agreement"}, "log.jsonl");
+        else
+            check_keys(line, {"step", "loss", "kl", "aux_loss", "grad_norm", "lr", "tokens_per_s", "removed"},
+                       "log.jsonl");
+    }
+    const json record = json_file(out / "distilled/lnfree.json");
+    check_keys(record["teacher"], {"folder", "fingerprint"}, "lnfree.json");
+    check_keys(record["results"], {"val_loss_first", "val_loss_last", "val_kl", "val_agreement", "val_tokens"},
+               "lnfree.json");
+
     const json eval = json_of(w.evaluation(w.folder / "free", {"--worst", "3"}),
                               {"version", "model", "loss", "perplexity", "tokens", "seq", "windows", "precision",
                                "percentiles", "worst", "layernorm_free", "seconds"});
@@ -1284,6 +1307,25 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     CHECK(eval["worst"][0]["loss"] >= eval["worst"][1]["loss"]);
     check_keys(eval["worst"][0], {"loss", "sequence", "position", "token", "text", "context"}, "JSON outputs");
     check_keys(eval["percentiles"], {"p0.05", "p2.5", "p25", "p50", "p75", "p97.5", "p99.95"}, "JSON outputs");
+
+    const std::string base = w.folder / "base";
+    const json compared = json_of(w.evaluation(base, {w.folder / "free", "--baseline", base}), {"version", "models"});
+    CHECK_FALSE(compared["models"][0].contains("baseline"));
+    const json& beside = compared["models"][1];
+    CHECK(beside["baseline"] == base);
+    CHECK(beside["loss"].get<double>() == doctest::Approx(eval["loss"].get<double>()).epsilon(1e-6));
+    check_keys(
+        beside["faithfulness"],
+        {"kl", "kl_interval", "agreement", "agreement_interval", "loss_minus_baseline", "loss_minus_baseline_interval"},
+        "JSON outputs");
+    for (const char* key : {"kl", "agreement", "loss_minus_baseline"}) {
+        const json &value = beside["faithfulness"][key],
+                   &interval = beside["faithfulness"][key + std::string("_interval")];
+        CHECK(interval[0] <= value);
+        CHECK(value <= interval[1]);
+    }
+    const std::string table = succeed(w.evaluation(base, {w.folder / "free", "--baseline", base})).out;
+    for (const char* word : {"KL (nats)", "same likeliest token", "95 % intervals"}) CHECK(contains(table, word));
 
     const json exported = json_of({"export", "--model", w.folder / "free", "--form", "folded", "--out", out / "folded"},
                                   {"version", "out", "form", "dtype", "layernorm_free"});

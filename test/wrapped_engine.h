@@ -24,8 +24,8 @@ class WrappedEngine : public Engine {
     void prepare_optimiser() override { lent()->prepare_optimiser(); }
     void zero_gradients() override { lent()->zero_gradients(); }
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
-        return lent()->forward_backward(inputs, targets, B, T, aux, grad_accum);
+                               const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
+        return lent()->forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
     }
     double gradient_norm() override { return lent()->gradient_norm(); }
     void update(const AdamWStep& step) override { lent()->update(step); }
@@ -37,6 +37,9 @@ class WrappedEngine : public Engine {
     void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) override { lent()->measure_sigmas(inputs, B, T); }
     const real* token_losses(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
         return lent()->token_losses(inputs, targets, B, T);
+    }
+    Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
+        return lent()->compare(original, inputs, targets, B, T);
     }
     void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
         lent()->logits(out, inputs, B, T, from);

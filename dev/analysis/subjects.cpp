@@ -1,16 +1,15 @@
 #include "dev/analysis/subjects.h"
 
 #include <algorithm>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "data/error.h"
 #include "data/json.h"
-#include "data/parallel.h"
 #include "data/shards.h"
 #include "data/story_world.h"
 #include "data/tokenizer.h"
 #include "dev/run/evaluate.h"
+#include "dev/run/models.h"
 #include "dev/run/signals.h"
 
 namespace lnfree {
@@ -23,39 +22,8 @@ using nlohmann::json;
 
 namespace {
 
-// Blocks of 1 MiB, on all cores.
-void add_bytes(Hash64& hash, const void* bytes, uint64_t n) {
-    constexpr uint64_t block = 1 << 20;
-    const auto* first = static_cast<const unsigned char*>(bytes);
-    std::vector<uint64_t> hashes((n + block - 1) / block);
-    parallel_for(hashes.size(), [&](uint64_t b) {
-        Hash64 of_block;
-        of_block.add(first + b * block, std::min(block, n - b * block));
-        hashes[b] = of_block.value();
-    });
-    hash.add(n);
-    for (const uint64_t of_block : hashes) hash.add(of_block);
-}
-
 void add_text(Hash64& hash, const std::string& text) {
     add_bytes(hash, text.data(), text.size());
-}
-
-void add_number(Hash64& hash, double x) {
-    uint64_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    hash.add(bits);
-}
-
-void add_config(Hash64& hash, const GPT2Config& c) {
-    for (const int64_t size : {c.L, c.NH, c.C, c.V, c.n_ctx, c.n_inner, static_cast<int64_t>(c.end_of_text)})
-        hash.add(static_cast<uint64_t>(size));
-    add_number(hash, c.epsilon);
-}
-
-void add_site(Hash64& hash, const Site& site) {
-    for (const bool is : {site.folded, site.own_position0, site.own_end_of_text}) hash.add(is);
-    for (const double x : {site.a, site.sigma_bar, site.sigma_bar_0}) add_number(hash, x);
 }
 
 void add_tokens(Hash64& hash, const std::vector<int32_t>& tokens) {
@@ -76,11 +44,8 @@ uint64_t fingerprint_of(const std::vector<PromptSet>& sets) {
 }  // namespace
 
 uint64_t fingerprint_of(const LoadedModel& loaded) {
-    const Engine& model = *loaded.model;
     Hash64 hash;
-    add_config(hash, model.config);
-    for (const Site& site : model.sites.all) add_site(hash, site);
-    add_bytes(hash, model.params.data(), static_cast<uint64_t>(model.params.size()) * sizeof(real));
+    add_model(hash, *loaded.model);
     add_text(hash, loaded.tokenizer ? loaded.tokenizer->fingerprint() : "");
     add_text(hash, loaded.lnfree);
     return hash.value();

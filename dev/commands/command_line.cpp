@@ -186,7 +186,8 @@ void add_eval(CommandLine& line) {
                  "shifted: T predictions per sequence; paper: windows of T tokens, T - 1 predictions")
         ->capture_default_str();
     add_precision_flag(c, o->precision);
-    c.add_option("--baseline", o->baseline, "model that the others' losses are compared with [the first]");
+    c.add_option("--baseline", o->baseline,
+                 "model that the others are held against: losses [the first]; if given, KL and likeliest tokens too");
     c.add_flag("--markdown", o->markdown, "print the table as Markdown");
     c.add_option("--worst", o->worst, "how many of the worst tokens to list")
         ->capture_default_str()

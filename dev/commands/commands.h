@@ -26,12 +26,12 @@ int run_program(int argc, char** argv);
 // pretrain, remove, finetune
 int run_command(const RunRequest& request);
 
-// eval: mean cross-entropy of one model, or of several side by side
+// eval: mean cross-entropy of one model, or of several side by side, and how faithful they are to a baseline
 struct EvalOptions {
     std::vector<std::string> models, data;
     int64_t seq = 0, batch = 8, max_tokens = 0, worst = 10;
     std::string windows = "shifted", precision = "fp32";
-    std::string baseline;  // one of `models`: what the others' losses are compared with; empty: the first
+    std::string baseline;  // one of `models`: what the others are held against; empty: the first, and losses alone
     std::string logits;    // file for the first sequence's logits; empty: none
     bool markdown = false, json_output = false, force = false;
 };

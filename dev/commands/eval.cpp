@@ -11,6 +11,7 @@
 #include "data/error.h"
 #include "data/safetensors.h"
 #include "data/shards.h"
+#include "dev/analysis/sample.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
 #include "dev/cpu/machine.h"
@@ -107,25 +108,103 @@ void require_sequences(const TokenShards& shards, int64_t T, bool paper_windows)
                    " tokens; use more text or a smaller --seq");
 }
 
-ordered_json evaluate(const std::string& folder, const EvalOptions& o) {
+// A model, and what others are held against.
+struct Evaluated {
+    std::string folder;
+    LoadedModel loaded;
+    int64_t T = 0;
+    std::vector<double> losses;  // mean of every sequence
+};
+
+// Why two models' predictions cannot be held against each other, in words; empty: they can.
+std::string why_not_comparable(const Evaluated& a, const Evaluated& b) {
+    const Tokenizer *one = a.loaded.tokenizer.get(), *other = b.loaded.tokenizer.get();
+    const bool same_tokenizer = one == nullptr || other == nullptr || one->fingerprint() == other->fingerprint();
+    if (a.loaded.model->config.V != b.loaded.model->config.V || !same_tokenizer) return "another vocabulary";
+    if (a.T != b.T) return "another length of sequences: give --seq";
+    return backend().has_teacher ? "" : "this engine does not compare predictions";
+}
+
+double mean_of_sequence(const real* values, int64_t P) {
+    double sum = 0;
+    for (int64_t t = 0; t < P; t++) sum += static_cast<double>(values[t]);
+    return sum / static_cast<double>(P);
+}
+
+// How far a model is from the baseline, sequence by sequence (protocol.md 11).
+struct Distance {
+    std::vector<double> kl, agreement;
+
+    void add(const Comparison& c, int64_t P) {
+        kl.push_back(mean_of_sequence(c.kls, P));
+        agreement.push_back(static_cast<double>(std::count(c.agree, c.agree + P, 1)) / static_cast<double>(P));
+    }
+};
+
+// Means with their intervals; sequences are what is resampled, and the two models' stay paired.
+ordered_json faithfulness_json(const Distance& distance, const std::vector<double>& losses,
+                               const std::vector<double>& baseline) {
+    constexpr uint64_t kSeed = 1;  // of the resampling
+    std::vector<double> minus(losses.size());
+    for (size_t i = 0; i < minus.size(); i++) minus[i] = losses[i] - baseline[i];
+    ordered_json j;
+    for (const auto& [key, values] : {std::pair{"kl", &distance.kl},
+                                      {"agreement", &distance.agreement},
+                                      {"loss_minus_baseline", &std::as_const(minus)}}) {
+        j[key] = analysis::mean_of(*values);
+        j[std::string(key) + "_interval"] = analysis::interval_of_mean(*values, kSeed);
+    }
+    return j;
+}
+
+// What is beside a given baseline, if there is one.
+void add_faithfulness(ordered_json& j, const Evaluated& model, const Evaluated* baseline, const Distance& distance) {
+    if (baseline == nullptr) return;
+    const std::string why_not = why_not_comparable(model, *baseline);
+    j["baseline"] = baseline->folder;
+    j["faithfulness"] = why_not.empty() ? faithfulness_json(distance, model.losses, baseline->losses) : ordered_json();
+    if (!why_not.empty()) j["not_compared"] = why_not;
+}
+
+TokenShards shards_for(const Evaluated& e, const EvalOptions& o) {
+    TokenShards shards(o.data);
+    shards.check_vocabulary(static_cast<uint32_t>(e.loaded.model->config.V));
+    require_same_tokenizer(shards, e.loaded.tokenizer.get(), "--data");
+    require_sequences(shards, e.T, o.windows == "paper");
+    return shards;
+}
+
+// Measures a model in one pass over the data, of both models where there is a baseline to hold this one against.
+ordered_json evaluate(Evaluated& e, const std::string& folder, const EvalOptions& o, const Evaluated* baseline) {
     const double begin = seconds_now();
-    const LoadedModel loaded = load_model(folder);
-    Engine& model = *loaded.model;
-    const int64_t T = sequence_length(o.seq, model.config, folder);
+    e.folder = folder;
+    e.loaded = load_model(folder);
+    Engine& model = *e.loaded.model;
+    const int64_t T = e.T = sequence_length(o.seq, model.config, folder);
     const bool paper_windows = o.windows == "paper";
-    const TokenShards shards(o.data);
-    shards.check_vocabulary(static_cast<uint32_t>(model.config.V));
-    require_same_tokenizer(shards, loaded.tokenizer.get(), "--data");
-    require_sequences(shards, T, paper_windows);
+    const TokenShards shards = shards_for(e, o);
 
     LossCollector seen(o.worst);
+    Distance distance;
+    const auto add = [&](uint64_t sequence, const real* losses, const int32_t* inputs, const int32_t* targets,
+                         int64_t P) {
+        seen.add(sequence, losses, inputs, targets, P);
+        e.losses.push_back(mean_of_sequence(losses, P));
+    };
     const int64_t batch =
         std::min(o.batch, static_cast<int64_t>(shards.sequences(static_cast<uint64_t>(T), paper_windows)));
-    const double mean =
-        mean_loss(model, shards, T, batch, static_cast<uint64_t>(o.max_tokens), paper_windows, "eval",
-                  [&](uint64_t sequence, const real* losses, const int32_t* inputs, const int32_t* targets, int64_t P) {
-                      seen.add(sequence, losses, inputs, targets, P);
-                  });
+    const auto tokens = static_cast<uint64_t>(o.max_tokens);
+    double mean = 0;
+    if (baseline != nullptr && why_not_comparable(e, *baseline).empty())
+        mean = mean_faithfulness(model, *baseline->loaded.model, shards, T, batch, tokens, paper_windows, "eval",
+                                 [&](uint64_t sequence, const Comparison& c, const int32_t* inputs,
+                                     const int32_t* targets, int64_t P) {
+                                     add(sequence, c.losses, inputs, targets, P);
+                                     distance.add(c, P);
+                                 })
+                   .loss;
+    else
+        mean = mean_loss(model, shards, T, batch, tokens, paper_windows, "eval", add);
     if (!std::isfinite(mean))
         throw RunFailure(folder + ": its loss is not finite; the model has diverged, take an earlier one");
     if (!o.logits.empty()) write_logits(o.logits, model, shards, T, paper_windows);
@@ -139,8 +218,9 @@ ordered_json evaluate(const std::string& folder, const EvalOptions& o) {
     j["windows"] = o.windows;
     j["precision"] = o.precision;
     j["percentiles"] = percentiles_json(seen.losses);
-    j["worst"] = worst_json(seen.worst, loaded.tokenizer.get());
+    j["worst"] = worst_json(seen.worst, e.loaded.tokenizer.get());
     j["layernorm_free"] = model.sites.all_linear_everywhere();
+    add_faithfulness(j, e, baseline, distance);
     j["seconds"] = seconds_now() - begin;
     return j;
 }
@@ -151,6 +231,20 @@ size_t baseline_index(const EvalOptions& o) {
     const auto found = std::find(o.models.begin(), o.models.end(), o.baseline);
     if (found == o.models.end()) throw BadInput("--baseline " + o.baseline + ": is none of the --model folders");
     return static_cast<size_t>(found - o.models.begin());
+}
+
+// What was measured of each, in the order of --model; a given baseline first, because the others are held against it.
+ordered_json evaluate_all(const EvalOptions& o) {
+    const size_t first = baseline_index(o);
+    std::vector<ordered_json> all(o.models.size());
+    Evaluated baseline;
+    if (!o.baseline.empty()) all[first] = evaluate(baseline, o.models[first], o, nullptr);
+    for (size_t i = 0; i < all.size(); i++) {
+        if (!all[i].is_null()) continue;
+        Evaluated model;
+        all[i] = evaluate(model, o.models[i], o, o.baseline.empty() ? nullptr : &baseline);
+    }
+    return all;
 }
 
 void check_options(const EvalOptions& o) {
@@ -165,18 +259,46 @@ void check_options(const EvalOptions& o) {
         throw BadInput("--logits " + o.logits + ": already exists; name another file or give --force");
 }
 
+// "0.0162 [0.0150, 0.0174]"; empty where nothing was compared.
+std::string with_interval(const ordered_json& model, const std::string& key, double unit, int digits) {
+    if (!model.contains("faithfulness") || model["faithfulness"].is_null()) return "";
+    const ordered_json &f = model["faithfulness"], &ends = f[key + "_interval"];
+    const auto fixed = [&](const ordered_json& x) { return format_fixed(unit * x.get<double>(), digits); };
+    return fixed(f[key]) + " [" + fixed(ends[0]) + ", " + fixed(ends[1]) + "]";
+}
+
 // A row for each model.
-Table comparison(const ordered_json& models, size_t baseline) {
+Table comparison(const ordered_json& models, size_t baseline, bool faithfulness) {
     const double reference = models[baseline]["loss"].get<double>();
-    Table table({"model", "loss (nats)", "minus " + models[baseline]["model"].get<std::string>(), "perplexity",
-                 "median loss", "tokens", "LayerNorm"});
-    for (const ordered_json& j : models)
-        table.add_row({j["model"].get<std::string>(), format_fixed(j["loss"].get<double>(), 4),
-                       format_fixed(j["loss"].get<double>() - reference, 4),
-                       format_fixed(j["perplexity"].get<double>(), 3),
-                       format_fixed(j["percentiles"]["p50"].get<double>(), 4),
-                       format_count(j["tokens"].get<uint64_t>()), j["layernorm_free"].get<bool>() ? "none" : "yes"});
+    std::vector<std::string> columns = {
+        "model",  "loss (nats)", "minus " + models[baseline]["model"].get<std::string>(), "perplexity", "median loss",
+        "tokens", "LayerNorm"};
+    if (faithfulness) columns.insert(columns.end(), {"KL (nats)", "same likeliest token (%)", "loss minus baseline"});
+    Table table(columns);
+    for (const ordered_json& j : models) {
+        std::vector<std::string> cells = {j["model"].get<std::string>(),
+                                          format_fixed(j["loss"].get<double>(), 4),
+                                          format_fixed(j["loss"].get<double>() - reference, 4),
+                                          format_fixed(j["perplexity"].get<double>(), 3),
+                                          format_fixed(j["percentiles"]["p50"].get<double>(), 4),
+                                          format_count(j["tokens"].get<uint64_t>()),
+                                          j["layernorm_free"].get<bool>() ? "none" : "yes"};
+        if (faithfulness)
+            cells.insert(cells.end(), {with_interval(j, "kl", 1, 4), with_interval(j, "agreement", 100, 1),
+                                       with_interval(j, "loss_minus_baseline", 1, 4)});
+        table.add_row(cells);
+    }
     return table;
+}
+
+// Below the table: what its columns are, and which cells are empty for what reason.
+std::string notes(const ordered_json& models, const std::string& baseline) {
+    std::string text = "\nKL(" + baseline + " || model) per token; 95 % intervals by the bootstrap over sequences.\n";
+    for (const ordered_json& j : models)
+        if (j.contains("not_compared"))
+            text += j["model"].get<std::string>() + " was not compared with " + baseline + ": " +
+                    j["not_compared"].get<std::string>() + ".\n";
+    return text;
 }
 
 Table worst_table(const ordered_json& worst) {
@@ -194,14 +316,15 @@ Table worst_table(const ordered_json& worst) {
 int eval_command(const EvalOptions& o) {
     check_options(o);
     backend().use_precision(o.precision);
-    ordered_json all = ordered_json::array();
-    for (const std::string& folder : o.models) all.push_back(evaluate(folder, o));
+    const ordered_json all = evaluate_all(o);
     if (o.json_output) {
         print_json(true, all.size() == 1 ? all[0] : ordered_json{{"models", all}});
         return 0;
     }
-    const Table table = comparison(all, baseline_index(o));
+    const bool faithfulness = !o.baseline.empty() && all.size() > 1;
+    const Table table = comparison(all, baseline_index(o), faithfulness);
     std::printf("%s", o.markdown ? table.markdown().c_str() : table.text().c_str());
+    if (faithfulness) std::printf("%s", notes(all, o.baseline).c_str());
     if (all.size() == 1 && !o.markdown) std::printf("\n%s", worst_table(all[0]["worst"]).text().c_str());
     return 0;
 }

@@ -80,8 +80,14 @@ struct Operations {
     // losses (rows), logits (rows,V), which become their gradients times scale if asked, targets (rows)
     void (*softmax_cross_entropy)(real* losses, real* logits, const int32_t* targets, double scale, bool with_gradient,
                                   int64_t rows, int64_t V);
+    // losses, kls (rows), logits (rows,V), which become their gradients times scale unless that is 0, teacher_logits (rows,V),
+    // which are used up, targets (rows), share of the teacher
+    void (*softmax_distillation)(real* losses, real* kls, real* logits, real* teacher_logits, const int32_t* targets,
+                                 double share, double scale, int64_t rows, int64_t V);
     // likeliest (rows), logits (rows,V), targets (rows)
     void (*is_likeliest)(uint8_t* likeliest, const real* logits, const int32_t* targets, int64_t rows, int64_t V);
+    // same (rows), a, b (rows,V)
+    void (*same_likeliest)(uint8_t* same, const real* a, const real* b, int64_t rows, int64_t V);
 
     // partial (ceil(n / kNormBlock)): sums of squares of blocks of the gradient
     void (*sum_squares)(double* partial, const real* grads, int64_t n);

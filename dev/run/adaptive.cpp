@@ -189,6 +189,8 @@ RunState after_going_back(const RunState& snapshot, const RunState& now) {
     next.step = now.step;
     next.first_val_loss = now.first_val_loss;
     next.last_val_loss = now.last_val_loss;
+    next.last_val_kl = now.last_val_kl;
+    next.last_val_agreement = now.last_val_agreement;
     a.chosen_at = now.adaptive.chosen_at;
     a.roll_backs = now.adaptive.roll_backs + 1;
 

@@ -38,6 +38,12 @@ ordered_json tokenizer_json(const Tokenizer* tokenizer) {
             {"vocab_size", tokenizer->vocab_size()}};
 }
 
+// Its last part, whether or not a slash follows.
+std::string folder_name(const std::string& path) {
+    const fs::path absolute = fs::absolute(path).lexically_normal();
+    return (absolute.has_filename() ? absolute : absolute.parent_path()).filename().string();
+}
+
 const char* form_name(ModelForm form) {
     return form == ModelForm::checkpoint ? "checkpoint" : form == ModelForm::folded ? "folded" : "hf";
 }
@@ -57,6 +63,9 @@ ordered_json model_record(const Session& session, const RunState& state, ModelFo
     j["data"]["train"] = shards_json(*session.train);
     j["data"]["val"] = shards_json(*session.val);
     j["tokenizer"] = tokenizer_json(session.tokenizer.get());
+    if (session.teacher)
+        j["teacher"] = {{"folder", folder_name(session.options().teacher)},
+                        {"fingerprint", session.teacher_fingerprint}};
     j["based_on"] = session.based_on.empty() ? ordered_json() : ordered_json::parse(session.based_on);
     return j;
 }
@@ -88,6 +97,7 @@ void add_options(ordered_json& resume, const Session& session) {
     resume["stochastic_rounding"] = o.engine.stochastic_rounding;
     resume["attention"] = o.engine.attention;
     resume["data_fingerprint"] = hex(session.train->fingerprint());
+    if (session.teacher) resume["teacher"] = fs::absolute(o.teacher).string();
 }
 
 void write_buffer(const std::string& path, const std::vector<Tensor>& table, const Buffer& buffer) {
@@ -167,6 +177,7 @@ void take_options(RunSettings& o, const json& resume) {
     if (!o.has("keep_checkpoints")) resume.at("keep_checkpoints").get_to(o.keep_checkpoints);
     resume.at("stochastic_rounding").get_to(o.engine.stochastic_rounding);
     resume.at("attention").get_to(o.engine.attention);
+    if (!o.has("teacher") && resume.contains("teacher")) resume["teacher"].get_to(o.teacher);
 }
 
 void require_command(const json& record, const Session& session) {
@@ -217,6 +228,7 @@ void load_checkpoint(Session& session) {
         const json& resume = record.at("resume");
         session.state = state_from_json(record, loaded.model->sites.L, path);
         take_options(session.options(), resume);
+        if (session.settings().distill > 0) record.at("teacher").at("fingerprint").get_to(session.teacher_fingerprint);
         if (record.at("based_on").is_object()) session.based_on = record["based_on"].dump();
         take_model(session, loaded, folder);
         require_usable(session, path);

@@ -18,31 +18,82 @@ using nlohmann::json;
 // ---------------------------------------------------------------------------------------------------------------------
 // Losses
 
-double mean_loss(Engine& model, const TokenShards& shards, int64_t T, int64_t batch, uint64_t max_tokens,
-                 bool paper_windows, const std::string& label, const SequenceVisitor& each) {
-    const int64_t P = paper_windows ? T - 1 : T;  // predictions per sequence
-    uint64_t sequences = shards.sequences(static_cast<uint64_t>(T), paper_windows);
-    if (max_tokens > 0)
-        sequences = std::min<uint64_t>(sequences, std::max<uint64_t>(1, max_tokens / static_cast<uint64_t>(P)));
-    std::vector<int32_t> inputs(static_cast<size_t>(batch * P)), targets(inputs.size());
-    double sum = 0;
-    ProgressBar progress(label, sequences);
-    for (uint64_t first = 0; first < sequences; first += static_cast<uint64_t>(batch)) {
-        // The last batch is filled up with its last sequence, so that every batch has one shape; the filling is not counted.
-        for (int64_t b = 0; b < batch; b++)
-            shards.read(std::min(first + static_cast<uint64_t>(b), sequences - 1), static_cast<uint64_t>(T),
-                        inputs.data() + b * P, targets.data() + b * P, paper_windows);
-        const real* losses = model.token_losses(inputs.data(), targets.data(), batch, P);
-        for (int64_t b = 0; b < batch && first + static_cast<uint64_t>(b) < sequences; b++) {
-            for (int64_t t = 0; t < P; t++) sum += static_cast<double>(losses[b * P + t]);
-            if (each)
-                each(first + static_cast<uint64_t>(b), losses + b * P, inputs.data() + b * P, targets.data() + b * P,
-                     P);
-        }
-        progress.update(std::min(first + static_cast<uint64_t>(batch), sequences));
+namespace {
+
+// Which sequences mean_loss takes, and how many at a time.
+struct Sequences {
+    int64_t T, batch;
+    uint64_t max_tokens;
+    bool paper_windows;
+    const std::string& label;
+};
+
+// Some sequences as an engine takes them; those that fill up a last batch are not counted.
+struct Batch {
+    uint64_t first;
+    int64_t counted, P;               // P predictions each
+    const int32_t *inputs, *targets;  // (batch,P)
+};
+
+// Calls `pass` with batch after batch. Returns how many predictions were counted.
+double for_each_batch(const TokenShards& shards, const Sequences& q, const std::function<void(const Batch&)>& pass) {
+    const int64_t P = q.paper_windows ? q.T - 1 : q.T;
+    const auto T = static_cast<uint64_t>(q.T), batch = static_cast<uint64_t>(q.batch);
+    uint64_t sequences = shards.sequences(T, q.paper_windows);
+    if (q.max_tokens > 0)
+        sequences = std::min<uint64_t>(sequences, std::max<uint64_t>(1, q.max_tokens / static_cast<uint64_t>(P)));
+    std::vector<int32_t> inputs(static_cast<size_t>(q.batch * P)), targets(inputs.size());
+    ProgressBar progress(q.label, sequences);
+    for (uint64_t first = 0; first < sequences; first += batch) {
+        // The last batch is filled up with its last sequence, so that every batch has one shape.
+        for (int64_t b = 0; b < q.batch; b++)
+            shards.read(std::min(first + static_cast<uint64_t>(b), sequences - 1), T, inputs.data() + b * P,
+                        targets.data() + b * P, q.paper_windows);
+        const auto counted = static_cast<int64_t>(std::min(batch, sequences - first));
+        pass({first, counted, P, inputs.data(), targets.data()});
+        progress.update(std::min(first + batch, sequences));
     }
     progress.hide();
-    return sum / (static_cast<double>(sequences) * static_cast<double>(P));
+    return static_cast<double>(sequences) * static_cast<double>(P);
+}
+
+}  // namespace
+
+double mean_loss(Engine& model, const TokenShards& shards, int64_t T, int64_t batch, uint64_t max_tokens,
+                 bool paper_windows, const std::string& label, const SequenceVisitor& each) {
+    double sum = 0;
+    const auto add = [&](const Batch& now) {
+        const real* losses = model.token_losses(now.inputs, now.targets, batch, now.P);
+        for (int64_t n = 0; n < now.counted * now.P; n++) sum += static_cast<double>(losses[n]);
+        if (!each) return;
+        for (int64_t b = 0; b < now.counted; b++)
+            each(now.first + static_cast<uint64_t>(b), losses + b * now.P, now.inputs + b * now.P,
+                 now.targets + b * now.P, now.P);
+    };
+    const double predictions = for_each_batch(shards, {T, batch, max_tokens, paper_windows, label}, add);
+    return sum / predictions;
+}
+
+Faithfulness mean_faithfulness(Engine& model, Engine& original, const TokenShards& shards, int64_t T, int64_t batch,
+                               uint64_t max_tokens, bool paper_windows, const std::string& label,
+                               const ComparisonVisitor& each) {
+    Faithfulness sum;
+    const auto add = [&](const Batch& now) {
+        const Comparison c = model.compare(original, now.inputs, now.targets, batch, now.P);
+        for (int64_t n = 0; n < now.counted * now.P; n++) {
+            sum.loss += static_cast<double>(c.losses[n]);
+            sum.kl += static_cast<double>(c.kls[n]);
+            sum.agreement += static_cast<double>(c.agree[n]);
+        }
+        if (!each) return;
+        for (int64_t b = 0; b < now.counted; b++) {
+            const int64_t at = b * now.P;
+            each(now.first + static_cast<uint64_t>(b), {c.losses + at, c.kls + at, c.agree + at}, now.inputs + at,
+                 now.targets + at, now.P);
+        }
+    };
+    const double predictions = for_each_batch(shards, {T, batch, max_tokens, paper_windows, label}, add);
+    return {sum.loss / predictions, sum.kl / predictions, sum.agreement / predictions};
 }
 
 namespace {

@@ -21,6 +21,19 @@ using SequenceVisitor = std::function<void(uint64_t, const real*, const int32_t*
 double mean_loss(Engine& model, const TokenShards& shards, int64_t T, int64_t batch, uint64_t max_tokens,
                  bool paper_windows, const std::string& label, const SequenceVisitor& each = nullptr);
 
+// Means over predictions of a model beside the one that it was made from: cross-entropy, KL(original || model), both in
+// nats, and the share of predictions whose likeliest token is the same (protocol.md 11). Both must have one vocabulary.
+struct Faithfulness {
+    double loss = 0, kl = 0, agreement = 0;
+};
+
+// As SequenceVisitor.
+using ComparisonVisitor = std::function<void(uint64_t, const Comparison&, const int32_t*, const int32_t*, int64_t)>;
+
+Faithfulness mean_faithfulness(Engine& model, Engine& original, const TokenShards& shards, int64_t T, int64_t batch,
+                               uint64_t max_tokens, bool paper_windows, const std::string& label,
+                               const ComparisonVisitor& each = nullptr);
+
 // The tokenizer that made a shard, as its PREFIX.json describes it; null if there is none. BadInput if it is damaged.
 nlohmann::json tokenizer_of_shard(const std::string& shard);
 

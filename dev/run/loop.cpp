@@ -20,7 +20,7 @@ void carry_out(Session& session) {
     session.first_step = session.state.step;
     Loop loop(session);
     do {
-        train(*session.model, session.state.settings, loop.schedule(), loop, session.state.step);
+        train(*session.model, session.state.settings, loop.schedule(), loop, session.state.step, session.teacher.get());
     } while (!loop.finish());
 }
 
@@ -81,7 +81,7 @@ AdaptiveTools Loop::tools(const StepBatches& batches) {
 
 // A loss that is not finite is for after_loss, which knows what was removed in this step.
 void Loop::after_micro_batch(int64_t, const BatchLoss& so_far) {
-    if (g_signal != 0 && std::isfinite(so_far.loss + so_far.aux)) stop_for_signal();
+    if (g_signal != 0 && std::isfinite(so_far.loss + so_far.aux + so_far.kl)) stop_for_signal();
 }
 
 // The state before the step is saved once its loss and gradient have turned out finite: a checkpoint of weights that are
@@ -89,7 +89,7 @@ void Loop::after_micro_batch(int64_t, const BatchLoss& so_far) {
 bool Loop::after_loss(const StepReport& report) {
     happened(report.removed);
     const double loss = report.loss.loss;
-    if (!std::isfinite(loss + report.loss.aux)) {
+    if (!std::isfinite(loss + report.loss.aux + report.loss.kl)) {
         recover("loss");
         return false;
     }
@@ -131,23 +131,34 @@ bool Loop::finish() {
 // Validation
 
 void Loop::validate() {
-    state_.last_val_loss = validation_loss();
+    measure_validation();
     if (!std::isfinite(state_.last_val_loss)) {
         recover("validation loss");
-        state_.last_val_loss = validation_loss();
+        measure_validation();
         if (!std::isfinite(state_.last_val_loss)) stop_for_divergence("validation loss");
     }
     if (state_.step == 0) state_.first_val_loss = state_.last_val_loss;
     report_validation(session_);
 }
 
-double Loop::validation_loss() {
-    const auto notice_signal = [](uint64_t, const real*, const int32_t*, const int32_t*, int64_t) {
+// With a teacher, what is left of its predictions as well.
+void Loop::measure_validation() {
+    const auto notice_signal = [](uint64_t, const auto&, const int32_t*, const int32_t*, int64_t) {
         if (g_signal != 0) throw Interrupted{g_signal};
     };
+    const Settings& s = state_.settings;
+    const auto tokens = static_cast<uint64_t>(session_.options().val_tokens);
     try {
-        return mean_loss(model_, *session_.val, state_.settings.seq, state_.settings.batch,
-                         static_cast<uint64_t>(session_.options().val_tokens), false, "validation", notice_signal);
+        if (session_.teacher == nullptr) {
+            state_.last_val_loss =
+                mean_loss(model_, *session_.val, s.seq, s.batch, tokens, false, "validation", notice_signal);
+            return;
+        }
+        const Faithfulness f = mean_faithfulness(model_, *session_.teacher, *session_.val, s.seq, s.batch, tokens,
+                                                 false, "validation", notice_signal);
+        state_.last_val_loss = f.loss;
+        state_.last_val_kl = f.kl;
+        state_.last_val_agreement = f.agreement;
     } catch (const Interrupted&) {
         stop_for_signal();
     }

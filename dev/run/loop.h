@@ -42,7 +42,7 @@ class Loop final : public Seams {
     AdaptiveTools tools(const StepBatches& batches);
 
     void validate();
-    double validation_loss();
+    void measure_validation();
     bool checkpoint_is_due(int64_t step) const;
 
     void recover(const std::string& what);

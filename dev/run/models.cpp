@@ -1,10 +1,13 @@
 #include "dev/run/models.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "data/error.h"
 #include "data/model_folder.h"
+#include "data/parallel.h"
 #include "data/random.h"
 #include "dev/run/records.h"
 
@@ -79,6 +82,52 @@ void write_model(const std::string& folder, const GPT2Config& config, const std:
     for (const TensorRecipe& r : recipes) tensors.push_back({r.name, r.shape, r.fill});
     write_model_folder<real>(folder, config, tensors, stored_as(type), lnfree, tokenizer, card);
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Fingerprints
+
+// Blocks of 1 MiB.
+void add_bytes(Hash64& hash, const void* bytes, uint64_t n) {
+    constexpr uint64_t block = 1 << 20;
+    const auto* first = static_cast<const unsigned char*>(bytes);
+    std::vector<uint64_t> hashes((n + block - 1) / block);
+    parallel_for(hashes.size(), [&](uint64_t b) {
+        Hash64 of_block;
+        of_block.add(first + b * block, std::min(block, n - b * block));
+        hashes[b] = of_block.value();
+    });
+    hash.add(n);
+    for (const uint64_t of_block : hashes) hash.add(of_block);
+}
+
+namespace {
+
+void add_number(Hash64& hash, double x) {
+    uint64_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    hash.add(bits);
+}
+
+void add_config(Hash64& hash, const GPT2Config& c) {
+    for (const int64_t size : {c.L, c.NH, c.C, c.V, c.n_ctx, c.n_inner, static_cast<int64_t>(c.end_of_text)})
+        hash.add(static_cast<uint64_t>(size));
+    add_number(hash, c.epsilon);
+}
+
+void add_site(Hash64& hash, const Site& site) {
+    for (const bool is : {site.folded, site.own_position0, site.own_end_of_text}) hash.add(is);
+    for (const double x : {site.a, site.sigma_bar, site.sigma_bar_0}) add_number(hash, x);
+}
+
+}  // namespace
+
+void add_model(Hash64& hash, const Engine& model) {
+    add_config(hash, model.config);
+    for (const Site& site : model.sites.all) add_site(hash, site);
+    add_bytes(hash, model.params.data(), static_cast<uint64_t>(model.params.size()) * sizeof(real));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 
 void initialise(Engine& model, uint64_t seed) {
     SplitMix64 random(seed);

@@ -1,10 +1,12 @@
 // Model folders as engines: reading any GPT-2 folder into one, writing one out.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "data/shards.h"
 #include "data/tokenizer.h"
 #include "dev/engine.h"
 #include "dev/method.h"
@@ -29,6 +31,10 @@ enum class WeightType { f32, bf16, f16, of_real };
 void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
                  WeightType type, const nlohmann::ordered_json& lnfree, const Tokenizer* tokenizer,
                  const std::string& card);
+
+// What a model computes goes into a fingerprint: shape, sites, weights. And any bytes, on all cores.
+void add_model(Hash64& hash, const Engine& model);
+void add_bytes(Hash64& hash, const void* bytes, uint64_t n);
 
 // GPT-2's initialisation: normal(0, 0.02), projections onto the residual stream smaller by sqrt(2L), gammas 1, biases 0.
 void initialise(Engine& model, uint64_t seed);

@@ -170,8 +170,10 @@ ordered_json settings_json(const Settings& s) {
 
 Settings settings_from_json(const json& j) {
     RunSettings all;
+    const auto came_later = [&](const std::string& key) { return key == "distill" && !j.contains(key); };
     for (const Setting& row : setting_table())
-        if (row.recorded) std::visit([&](auto field) { j.at(row.key).get_to(field(all)); }, row.field);
+        if (row.recorded && !came_later(row.key))
+            std::visit([&](auto field) { j.at(row.key).get_to(field(all)); }, row.field);
     return all.values;
 }
 

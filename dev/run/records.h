@@ -34,6 +34,7 @@ std::vector<Event> events_from_json(const nlohmann::json& list, const Sites& sit
 
 // Every row of the table of settings (dev/run/settings.h) that is a field of Settings, in the table's order.
 nlohmann::ordered_json settings_json(const Settings& s);
-Settings settings_from_json(const nlohmann::json& j);  // throws json::exception if a key lacks
+// Throws json::exception if a key lacks; but runs from before --distill had no teacher.
+Settings settings_from_json(const nlohmann::json& j);
 
 }  // namespace lnfree

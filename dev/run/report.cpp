@@ -35,6 +35,10 @@ std::string in_words(const std::vector<Event>& events, const Sites& sites) {
     return "  " + events[0].action + names;
 }
 
+std::string in_percent(double share) {
+    return format_fixed(100 * share, 1) + " %";
+}
+
 }  // namespace
 
 void report_step(Session& session, const StepReport& r, const std::vector<Event>& events, double tokens_per_s) {
@@ -42,6 +46,7 @@ void report_step(Session& session, const StepReport& r, const std::vector<Event>
     ordered_json line;
     line["step"] = r.step;
     line["loss"] = r.loss.loss;
+    if (session.teacher) line["kl"] = r.loss.kl;
     line["aux_loss"] = r.loss.aux;
     line["grad_norm"] = r.gradient_norm;
     line["lr"] = r.lr;
@@ -53,20 +58,30 @@ void report_step(Session& session, const StepReport& r, const std::vector<Event>
     session.log.write(line);
 
     const int64_t stop = session.settings().stop;
+    const std::string kl = session.teacher ? "  kl " + format_fixed(r.loss.kl, 4) : "";
     const double per_step = (seconds_now() - session.started) / static_cast<double>(r.step - session.first_step + 1);
     std::fprintf(
-        session.screen, "step %*lld/%lld  loss %.4f  aux %.5f  grad %7.3f  lr %.2e  %s tok/s  ETA %s%s\n",
+        session.screen, "step %*lld/%lld  loss %.4f%s  aux %.5f  grad %7.3f  lr %.2e  %s tok/s  ETA %s%s\n",
         static_cast<int>(std::to_string(stop).size()), static_cast<long long>(r.step), static_cast<long long>(stop),
-        r.loss.loss, r.loss.aux, r.gradient_norm, r.lr, format_rate(tokens_per_s).c_str(),
+        r.loss.loss, kl.c_str(), r.loss.aux, r.gradient_norm, r.lr, format_rate(tokens_per_s).c_str(),
         format_duration(per_step * static_cast<double>(stop - r.step - 1)).c_str(), in_words(events, sites).c_str());
     std::fflush(session.screen);
 }
 
 void report_validation(Session& session) {
     const RunState& state = session.state;
-    session.log.write({{"step", state.step}, {"val_loss", state.last_val_loss}});
-    std::fprintf(session.screen, "step %lld  validation loss %.4f\n", static_cast<long long>(state.step),
-                 state.last_val_loss);
+    ordered_json line{{"step", state.step}, {"val_loss", state.last_val_loss}};
+    if (session.teacher) {
+        line["val_kl"] = number_or_null(state.last_val_kl);
+        line["val_agreement"] = state.last_val_agreement;
+    }
+    session.log.write(line);
+    std::string kept;
+    if (session.teacher)
+        kept = "  KL to the teacher " + format_fixed(state.last_val_kl, 4) + "  same likeliest token " +
+               in_percent(state.last_val_agreement);
+    std::fprintf(session.screen, "step %lld  validation loss %.4f%s\n", static_cast<long long>(state.step),
+                 state.last_val_loss, kept.c_str());
     std::fflush(session.screen);
 }
 
@@ -170,9 +185,13 @@ std::string model_card(const Session& session, ModelForm form) {
         card +=
             "Every LayerNorm of this model has been replaced by a fixed linear map while it was fine-tuned (arXiv "
             "2409.13710, 2507.02559).\n\n";
-    Table results({"", "validation loss (nats)"});
-    results.add_row({"before this run", format_fixed(session.state.first_val_loss, 4)});
-    results.add_row({"after this run", format_fixed(session.state.last_val_loss, 4)});
+    Table results({"", "on held-out text"});
+    results.add_row({"loss before this run, nats per token", format_fixed(session.state.first_val_loss, 4)});
+    results.add_row({"loss after this run", format_fixed(session.state.last_val_loss, 4)});
+    if (session.teacher) {
+        results.add_row({"KL(teacher, this model), nats per token", format_fixed(session.state.last_val_kl, 4)});
+        results.add_row({"same likeliest token as the teacher", in_percent(session.state.last_val_agreement)});
+    }
     card += results.markdown() + "\n";
     if (free) card += loading_section(form) + "\n";
     card += "## Protocol\n\n";
@@ -196,6 +215,10 @@ ordered_json summary_of(const Session& session) {
     j["tokens"] = state.step * state.settings.tokens_per_step();
     j["val_loss_first"] = number_or_null(state.first_val_loss);
     j["val_loss_last"] = number_or_null(state.last_val_loss);
+    if (session.teacher) {
+        j["val_kl"] = number_or_null(state.last_val_kl);
+        j["val_agreement"] = number_or_null(state.last_val_agreement);
+    }
     j["sites"] = sites.size();
     j["sites_removed"] = sites.removed();
     j["layernorm_free"] = sites.all_linear_everywhere();
@@ -214,6 +237,10 @@ void print_summary(const Session& session, const ordered_json& s) {
     table.add_row({"validation loss, first", format_fixed(state.first_val_loss, 4)});
     table.add_row({"validation loss, last", format_fixed(state.last_val_loss, 4)});
     table.add_row({"difference", format_fixed(state.last_val_loss - state.first_val_loss, 4)});
+    if (session.teacher) {
+        table.add_row({"KL to the teacher, nats per token", format_fixed(state.last_val_kl, 4)});
+        table.add_row({"same likeliest token as the teacher", in_percent(state.last_val_agreement)});
+    }
     table.add_row({"LayerNorm sites removed", s["sites_removed"].dump() + " of " + s["sites"].dump()});
     std::fprintf(session.screen, "\n%s", table.text().c_str());
 }
@@ -222,6 +249,15 @@ void print_summary(const Session& session, const ordered_json& s) {
 // Instead of a run
 
 namespace {
+
+// Its weights, the activations of passes that train nothing, and its logits beside the model's.
+int64_t teacher_bytes(const Session& session) {
+    if (session.teacher == nullptr) return 0;
+    const Settings& s = session.settings();
+    const GPT2Config& c = session.teacher->config;
+    const int64_t values = session.teacher->parameters() + classifier_rows(s.batch * s.seq, c.V) * c.V;
+    return values * static_cast<int64_t>(sizeof(real)) + reference_activation_bytes(c, s.batch, s.seq, false);
+}
 
 // Weights, gradients and two moments, activations; where the schedule adapts, weights and moments once more, to go back to.
 int64_t training_bytes(const Session& session) {
@@ -232,14 +268,18 @@ int64_t training_bytes(const Session& session) {
                                       static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute)));
     const int64_t copies = s.adaptive() ? 7 : 4;
     return copies * session.model->parameters() * static_cast<int64_t>(sizeof(real)) +
-           reference_activation_bytes(c, s.batch, s.seq, true);
+           reference_activation_bytes(c, s.batch, s.seq, true) + teacher_bytes(session);
 }
 
 // Products of matrices are most of a step, not all of it, and not all are as fast as the one measured: whole steps of GPT-2
 // Small reached 0.79 (T = 64) and 0.88 (T = 1024) of it on two cores with AVX-512.
 double estimated_seconds(const Session& session, double tokens) {
     const GPT2Config& c = session.model->config;
-    const double flops = training_flops_per_token(c, session.model->parameters(), session.settings().seq);
+    double flops = training_flops_per_token(c, session.model->parameters(), session.settings().seq);
+    if (session.teacher)  // forward alone
+        flops +=
+            training_flops_per_token(session.teacher->config, session.teacher->parameters(), session.settings().seq) /
+            3;
     return flops * tokens / (0.8 * measure_flops(c));
 }
 

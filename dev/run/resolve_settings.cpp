@@ -113,6 +113,8 @@ void derive_growth(Settings& s, const RunSettings& given) {
 }  // namespace
 
 Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t n_ctx, int64_t parameters) {
+    if (given.has("teacher") && !(given.values.distill > 0))
+        throw BadInput("--teacher " + given.teacher + ": nothing would be learned from it; give --distill as well");
     Settings s;
     s.preset = resolved_preset(given, removes);
     s.removes = removes;
@@ -230,6 +232,8 @@ void check_settings(const Settings& s, int L) {
                        ": need lr > 0 and 0 <= min-lr <= lr");
     if (!(s.sigma_ema >= 0 && s.sigma_ema < 1))
         throw BadInput("--sigma-ema " + format_general(s.sigma_ema) + ": must be at least 0 and below 1");
+    if (!(s.distill >= 0 && s.distill <= 1))
+        throw BadInput("--distill " + format_general(s.distill) + ": must lie between 0 and 1");
     require_not_negative(s);
     if (s.removes && !s.adaptive()) require_schedule_within_run(s, L);
 }

@@ -22,6 +22,8 @@ struct Session {
     FILE* screen;                      // progress: standard error if standard output is for JSON
     std::unique_ptr<FolderLock> lock;  // on --out, from before the first thing is written there
     std::unique_ptr<Engine> model;
+    std::unique_ptr<Engine> teacher;       // null unless --distill asks for one
+    std::string teacher_fingerprint;       // 16 hexadecimal digits; of a run that goes on, as it was
     std::unique_ptr<Tokenizer> tokenizer;  // null if the model has none
     std::unique_ptr<TokenShards> train, val;
     RunState state;

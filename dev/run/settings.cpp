@@ -90,6 +90,15 @@ std::vector<Setting> make_table() {
         {"clip", nullptr, [](RunSettings& s) -> double& { return s.values.clip; }, 0, kHighest, kAnyRun, kTrajectory,
          kRecorded, "", "norm to which the whole gradient is clipped"},
 
+        // ----- the teacher
+        {"distill", "--distill", [](RunSettings& s) -> double& { return s.values.distill; }, 0, 1, kFromModel,
+         kTrajectory, kRecorded, "",
+         "the teacher's share w of the loss: (1 - w) cross-entropy + w KL(teacher || model); 1: stay what it was, 0: "
+         "the papers'"},
+        {"teacher", "--teacher", [](RunSettings& s) -> std::string& { return s.teacher; }, 0, 0, kFromModel, kFree,
+         kAside, "--model, as it is when the run begins",
+         "model folder whose predictions are to be kept; with --resume: where that folder lies now"},
+
         // ----- the auxiliary loss and sigma
         {"aux_weight", "--aux-weight", [](RunSettings& s) -> double& { return s.values.aux_weight; }, 0, kHighest,
          kRemove, kTrajectory, kRecorded, "auto: 0.1; 0.03; 0.01", "weight lambda of the auxiliary loss"},

@@ -16,6 +16,7 @@ namespace lnfree {
 struct RunSettings {
     Settings values;
     std::string model, out, tokenizer;
+    std::string teacher;  // empty: `model`, as it was before the run
     std::vector<std::string> data, val;
     int64_t tokens = 0;            // 0: not given; --steps follow from it
     double hours = 0;              // 0: no such budget

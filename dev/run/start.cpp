@@ -4,13 +4,16 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "data/console.h"
 #include "data/error.h"
+#include "data/files.h"
 #include "data/model_config.h"
 #include "data/model_folder.h"
 #include "dev/cpu/machine.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/models.h"
+#include "dev/run/records.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
@@ -69,10 +72,52 @@ void load_given_model(Session& session) {
             "to its end first");
 }
 
+// The same tokens, and as many of them at a time.
+void require_teacher_of(const Session& session, const LoadedModel& teacher) {
+    const GPT2Config &theirs = teacher.model->config, &ours = session.model->config;
+    const RunSettings& o = session.options();
+    const std::string names = "--teacher " + o.teacher + " and --model " + o.model;
+    if (theirs.V != ours.V)
+        throw BadInput(names + " have vocabularies of " + std::to_string(theirs.V) + " and " + std::to_string(ours.V) +
+                       " tokens; a teacher must have the model's own");
+    const Tokenizer *one = teacher.tokenizer.get(), *other = session.tokenizer.get();
+    if (one != nullptr && other != nullptr && one->fingerprint() != other->fingerprint())
+        throw BadInput(names + " have different tokenizers; a teacher must have the model's own");
+    if (theirs.n_ctx < session.settings().seq)
+        throw BadInput("--teacher " + o.teacher + " reads at most " + std::to_string(theirs.n_ctx) +
+                       " positions (n_ctx), and --seq is " + std::to_string(session.settings().seq) +
+                       "; choose --seq within that");
+}
+
 Settings resolved(const Session& session) {
     const Engine& model = *session.model;
     return resolve_settings(session.options(), session.request.command == "remove", model.sites.L, model.config.n_ctx,
                             model.parameters());
+}
+
+// --teacher, or the model as it is in its folder. BadInput unless it can say something about every token of the run, and
+// of a run that goes on unless it is the one that the run began with.
+void load_teacher(Session& session) {
+    const Settings& s = session.settings();
+    if (s.distill == 0 && session.options().has("teacher"))
+        throw BadInput("--teacher " + session.options().teacher + ": this run has none (--distill 0)");
+    if (s.distill == 0) return;
+    if (!backend().has_teacher)
+        throw BadInput("--distill " + format_general(s.distill) +
+                       ": only the CPU engine learns from a teacher so far; use train_gpt2_lnfree, or leave it out");
+    RunSettings& o = session.options();
+    if (o.teacher.empty()) o.teacher = o.model;
+    LoadedModel loaded = load_model(o.teacher);
+    require_teacher_of(session, loaded);
+    Hash64 hash;
+    add_model(hash, *loaded.model);
+    std::string& recorded = session.teacher_fingerprint;
+    if (!recorded.empty() && recorded != hex(hash.value()))
+        throw BadInput("--teacher " + o.teacher + ": is no longer the model that this run began with (fingerprint " +
+                       hex(hash.value()) + ", then " + quoted_name(recorded) +
+                       "); name the folder that has it, or begin anew");
+    recorded = hex(hash.value());
+    session.teacher = std::move(loaded.model);
 }
 
 // Steps that this machine does in that time, about: measured on the second of two micro-batches (the first also touches
@@ -85,7 +130,8 @@ int64_t steps_within(Session& session, double seconds) {
     double begin = 0;
     for (int i = 0; i < 2; i++) {
         begin = seconds_now();
-        session.model->forward_backward(tokens.data(), tokens.data(), s.batch, s.seq, s.aux(), s.grad_accum);
+        session.model->forward_backward(tokens.data(), tokens.data(), s.batch, s.seq, s.aux(), s.grad_accum,
+                                        {s.distill, session.teacher.get()});
     }
     const double per_step = 1.1 * (seconds_now() - begin) * static_cast<double>(s.grad_accum);
     return std::max<int64_t>(1, static_cast<int64_t>(std::min(seconds / per_step, 1e9)));
@@ -95,6 +141,7 @@ void resolve_start(Session& session) {
     RunSettings& o = session.options();
     Settings& s = session.state.settings;
     s = resolved(session);
+    load_teacher(session);
     if (o.hours > 0) {
         if (o.has("steps") || o.has("tokens"))
             throw BadInput("--hours, --steps and --tokens all set the length of the run; give one");
@@ -128,6 +175,7 @@ void load_resume_point(Session& session) {
     const std::string& out = session.options().out;
     if (!list_checkpoints(out).empty()) session.lock = std::make_unique<FolderLock>(out);
     load_checkpoint(session);
+    load_teacher(session);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -161,6 +209,7 @@ void claim_output_folder(Session& session) {
     const bool force = session.request.force;
     if (fs::exists(out) && !fs::is_directory(out)) throw BadInput("--out " + out + ": is a file; name a folder");
     require_other_folder(out, session.options().model);
+    require_other_folder(out, session.options().teacher);
     require_free(out, force);
     try {
         fs::create_directories(out);

@@ -35,6 +35,10 @@ ordered_json state_json(const RunState& state) {
     j["events"] = events_json(state.events, state.sites);
     j["results"]["val_loss_first"] = number_or_null(state.first_val_loss);
     j["results"]["val_loss_last"] = number_or_null(state.last_val_loss);
+    if (state.settings.distill > 0) {
+        j["results"]["val_kl"] = number_or_null(state.last_val_kl);
+        j["results"]["val_agreement"] = number_or_null(state.last_val_agreement);
+    }
     j["resume"]["adam_updates"] = state.adam_updates;
     if (!state.settings.adaptive()) return j;
     AdaptiveState::visit(state.adaptive, [&](const char* key, const auto& value) {
@@ -55,6 +59,8 @@ RunState state_from_json(const json& record, int L, const std::string& path) {
     state.events = events_from_json(record.at("events"), state.sites);
     state.first_val_loss = number_or_nan(record.at("results"), "val_loss_first");
     state.last_val_loss = number_or_nan(record.at("results"), "val_loss_last");
+    state.last_val_kl = number_or_nan(record["results"], "val_kl");
+    state.last_val_agreement = number_or_nan(record["results"], "val_agreement");
     const json& resume = record.at("resume");
     resume.at("adam_updates").get_to(state.adam_updates);
     if (!state.settings.adaptive()) return state;

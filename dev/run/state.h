@@ -19,7 +19,8 @@ struct RunState {
     Sites sites;               // while a run goes on these two are the engine's own,
     int64_t adam_updates = 0;  // and captured() brings them here
     std::vector<Event> events;
-    double first_val_loss = NAN, last_val_loss = NAN;  // before step 0, and the latest
+    double first_val_loss = NAN, last_val_loss = NAN;    // before step 0, and the latest
+    double last_val_kl = NAN, last_val_agreement = NAN;  // with the teacher, at the latest; NaN without one
     AdaptiveState adaptive;
 };
 

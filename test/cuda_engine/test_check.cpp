@@ -43,8 +43,8 @@ class WrongGradient : public WrappedEngine {
   public:
     using WrappedEngine::WrappedEngine;
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
-        const BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum);
+                               const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
+        const BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
         grads.data()[parameters() - 1] += static_cast<real>(0.1 * gradient_norm());
         return loss;
     }
@@ -55,8 +55,8 @@ class NoAuxiliaryLoss : public WrappedEngine {
   public:
     using WrappedEngine::WrappedEngine;
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T, const AuxSettings&,
-                               int64_t grad_accum) override {
-        return WrappedEngine::forward_backward(inputs, targets, B, T, {}, grad_accum);
+                               int64_t grad_accum, const Distillation& distillation) override {
+        return WrappedEngine::forward_backward(inputs, targets, B, T, {}, grad_accum, distillation);
     }
 };
 

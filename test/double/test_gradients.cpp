@@ -261,6 +261,57 @@ TEST_CASE("softmax and cross-entropy") {
     CHECK(gradient_error(z.data(), gradient, loss) < kTolerance);
 }
 
+// Two rows of probabilities, by the definition.
+static std::vector<double> softmax_of(const real* z, int64_t V) {
+    std::vector<double> p(z, z + V);
+    double sum = 0;
+    for (double& x : p) sum += x = std::exp(x);
+    for (double& x : p) x /= sum;
+    return p;
+}
+
+TEST_CASE("distillation: cross-entropy, divergence from the teacher, and the gradient of what w makes of them") {
+    const int64_t rows = 3, V = 19;
+    auto z = random_values(rows * V, 20, 3);
+    const auto teacher = random_values(rows * V, 21, 3);
+    const std::vector<int32_t> targets = {0, 18, 4};
+    std::vector<real> losses(rows), kls(rows);
+    for (const double w : {0.0, 0.3, 1.0}) {
+        CAPTURE(w);
+        const auto pass = [&](double scale) {
+            std::vector<real> logits = z, used_up = teacher;
+            op.softmax_distillation(losses.data(), kls.data(), logits.data(), used_up.data(), targets.data(), w, scale,
+                                    rows, V);
+            return logits;
+        };
+        const std::vector<real> gradient = pass(0.25);
+        for (int64_t n = 0; n < rows; n++) {
+            const std::vector<double> p = softmax_of(z.data() + n * V, V), p_o = softmax_of(teacher.data() + n * V, V);
+            double kl = 0;
+            for (size_t i = 0; i < p.size(); i++) kl += p_o[i] * std::log(p_o[i] / p[i]);
+            CHECK(losses[n] == doctest::Approx(-std::log(p[targets[n]])).epsilon(1e-12));
+            CHECK(kls[n] == doctest::Approx(kl).epsilon(1e-12));
+        }
+        const auto loss = [&] {
+            pass(0);
+            double sum = 0;
+            for (int64_t n = 0; n < rows; n++) sum += (1 - w) * losses[n] + w * kls[n];
+            return 0.25 * sum;
+        };
+        CHECK(gradient_error(z.data(), gradient, loss) < kTolerance);
+    }
+}
+
+TEST_CASE("a teacher with no share leaves the gradient of cross-entropy") {
+    const int64_t rows = 2, V = 37;
+    const auto z = random_values(rows * V, 22, 3);
+    const std::vector<int32_t> targets = {5, 36};
+    std::vector<real> losses(rows), kls(rows), expected = z, got = z, teacher = random_values(rows * V, 23, 3);
+    op.softmax_cross_entropy(losses.data(), expected.data(), targets.data(), 0.5, true, rows, V);
+    op.softmax_distillation(losses.data(), kls.data(), got.data(), teacher.data(), targets.data(), 0, 0.5, rows, V);
+    for (size_t i = 0; i < got.size(); i++) CHECK(got[i] == doctest::Approx(expected[i]).epsilon(1e-14));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 
 static std::unique_ptr<Engine> small_model(ModelForm form) {
@@ -273,10 +324,10 @@ static std::unique_ptr<Engine> small_model(ModelForm form) {
 
 // Finite differences of every 7th parameter of the whole model. The targets of the auxiliary loss carry no gradient, so
 // the difference quotient holds them fixed: the loss is recomputed around their values at the start.
-static void check_model(Engine& model, const AuxSettings& aux) {
+static void check_model(Engine& model, const AuxSettings& aux, const Distillation& distillation = {}) {
     const int64_t B = 2, T = 5;
     const std::vector<int32_t> inputs = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2}, targets = {5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
-    const auto run = [&] { return model.forward_backward(inputs.data(), targets.data(), B, T, aux, 1); };
+    const auto run = [&] { return model.forward_backward(inputs.data(), targets.data(), B, T, aux, 1, distillation); };
     model.grads.zero();
     run();
     std::vector<Site> sites;
@@ -287,7 +338,8 @@ static void check_model(Engine& model, const AuxSettings& aux) {
         fixed.push_back(op.aux_loss_forward(model.sigmas_at(site), inputs.data(), 12, {1.0}, B, T).sigma_hat);
     const std::vector<real> gradient(model.grads.data(), model.grads.data() + model.grads.size());
     const auto loss = [&] {
-        double total = run().loss;
+        const BatchLoss now = run();
+        double total = (1 - distillation.share) * now.loss + distillation.share * now.kl;
         for (size_t i = 0; i < sites.size(); i++) {
             const double unit = aux.relative ? fixed[i] : 1;
             for (int64_t n = 0; n < B * T; n++) {
@@ -301,7 +353,16 @@ static void check_model(Engine& model, const AuxSettings& aux) {
     CHECK(gradient_error(model.params.data(), gradient, loss, 7) < 1e-6);
 }
 
-TEST_CASE("the whole model at every stage of removal, with and without auxiliary loss") {
+// A teacher of another depth and width, that has its own way with some sites.
+static std::unique_ptr<Engine> teacher_model() {
+    std::unique_ptr<Engine> teacher = random_model(shape_of(1, 2, 8, 13, 7, 11), 24, 0.4);
+    freeze(teacher->sites.v(0), 1.2);
+    return teacher;
+}
+
+TEST_CASE("the whole model at every stage of removal, with and without auxiliary loss, with and without a teacher") {
+    const std::unique_ptr<Engine> teacher = teacher_model();
+    const std::vector<std::pair<double, Distillation>> losses = {{0, {}}, {0.1, {}}, {0.1, {0.3, teacher.get()}}};
     using Stage = std::pair<const char*, std::function<void(Sites&)>>;
     const auto all_mlp = [](Sites& s) {
         freeze(s.mlp(0), 0.9);
@@ -354,12 +415,13 @@ TEST_CASE("the whole model at every stage of removal, with and without auxiliary
          }},
     };
     for (const Stage& stage : stages) {
-        for (const double lambda : {0.0, 0.1}) {
+        for (const auto& trained : losses) {
             CAPTURE(stage.first);
-            CAPTURE(lambda);
+            CAPTURE(trained.first);
+            CAPTURE(trained.second.share);
             const auto model = small_model(ModelForm::hugging_face);
             stage.second(model->sites);
-            check_model(*model, {lambda});
+            check_model(*model, {trained.first}, trained.second);
         }
     }
 }
@@ -378,4 +440,6 @@ TEST_CASE("the auxiliary loss at every norm, and relative to its target") {
 TEST_CASE("the folded form, with its own unembedding and bias, trains as well") {
     const auto model = small_model(ModelForm::folded);
     check_model(*model, {});
+    const std::unique_ptr<Engine> teacher = teacher_model();
+    check_model(*model, {}, {1, teacher.get()});
 }

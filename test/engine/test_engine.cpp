@@ -170,7 +170,7 @@ TEST_CASE("every number that a flag gives reaches the settings, with every prese
             set(given, "preset", preset);
             set(given, "steps", "1900");
             set(given, "stop", "1800");
-            const bool small = key == "sigma_ema" || key == "lr" || key == "min_lr";
+            const bool small = key == "sigma_ema" || key == "lr" || key == "min_lr" || key == "distill";
             const std::string value = key == "steps" || key == "stop" ? "1899" : small ? "0.0001" : "7";
             set(given, key, value);
             if (key == "release_position0") set(given, key, "1700");
@@ -283,6 +283,16 @@ TEST_CASE("an unfinished model has no exported form, and a folded one no hf form
 
 // ---------------------------------------------------------------------------------------------------------------------
 // the training run
+
+static RunRequest with_values(RunRequest r, const std::vector<std::pair<const char*, const char*>>& values) {
+    for (const auto& [key, value] : values) set(r.settings, key, value);
+    return r;
+}
+
+static RunRequest as_command(RunRequest r, const char* command) {
+    r.command = command;
+    return r;
+}
 
 TEST_CASE("remove ends LayerNorm-free, whatever the number of threads with the same bits") {
     const TinyTask task(kTrained);
@@ -428,8 +438,8 @@ class PoisonedEngine : public WrappedEngine {
     static inline double poison = 0;  // on top of the loss
     using WrappedEngine::WrappedEngine;
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
-        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum);
+                               const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
+        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
         if (poisoned.count(calls++) > 0) loss.loss += poison;
         return loss;
     }
@@ -506,6 +516,116 @@ TEST_CASE("the control sees the same data, removes nothing and has no auxiliary 
     CHECK(first_losses[0] == first_losses[1]);
     CHECK(aux_losses[0] == 0);
     CHECK(aux_losses[1] > 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// --distill
+
+TEST_CASE("a run with a teacher has the same bits for any number of threads, and one without a share is one without") {
+    const TinyTask task(kTrained);
+    RunRequest r = task.request;
+    const std::string plain = task.run_into("plain", r);
+    set(r.settings, "distill", "0");
+    CHECK(TinyTask::weights(task.run_into("no share", r)) == TinyTask::weights(plain));
+    CHECK(logged(plain, "kl").empty());
+    CHECK(logged(plain, "val_kl").empty());
+    set(r.settings, "distill", "0.6");
+    std::string expected;
+    for (const int threads : {1, 2, 3}) {
+#ifdef _OPENMP
+        omp_set_num_threads(threads);
+#endif
+        const std::string out = task.run_into("threads" + std::to_string(threads), r);
+        if (expected.empty()) expected = TinyTask::weights(out);
+        CHECK(TinyTask::weights(out) == expected);
+    }
+    CHECK(expected != TinyTask::weights(plain));
+}
+
+TEST_CASE("with nothing removed, no decay and all of the loss the teacher's, training leaves every weight as it is") {
+    const TinyTask task(kTrained);
+    RunRequest r = task.request;
+    r.command = "finetune";
+    set(r.settings, "distill", "1");
+    set(r.settings, "weight_decay", "0");
+    const std::string out = task.run_into("still", r);
+    CHECK(TinyTask::weights(out) == TinyTask::weights(r.settings.model));
+    for (const char* key : {"kl", "val_kl"})
+        for (const double kl : logged(out, key)) CHECK(kl == 0);
+    for (const double share : logged(out, "val_agreement")) CHECK(share == 1);
+}
+
+TEST_CASE("a removal with a teacher says how far it is from it, and ends nearer than one without") {
+    const TinyTask task(kTrained);
+    RunRequest r = with_values(task.request, {{"steps", "60"}, {"lr", "2e-3"}});
+    r.settings.model = task.run_into("trained", with_values(as_command(r, "finetune"), {{"steps", "80"}}));
+    const LoadedModel original = load_model(r.settings.model), without = load_model(task.run_into("without", r));
+    set(r.settings, "distill", "1");
+    r.settings.out = task.scratch / "with";
+    const ordered_json summary = task.run(r);
+    const LoadedModel with = load_model(r.settings.out);
+    const TokenShards shards(r.settings.val);
+    const auto apart = [&](const LoadedModel& model) {
+        return mean_faithfulness(*model.model, *original.model, shards, 17, 3, 200, false, "");
+    };
+    CHECK(logged(r.settings.out, "val_kl").front() == 0);
+    CHECK(logged(r.settings.out, "kl").front() == 0);
+    CHECK(summary["val_kl"] == logged(r.settings.out, "val_kl").back());
+    CHECK(summary["val_agreement"] == logged(r.settings.out, "val_agreement").back());
+    CHECK(summary["val_kl"].get<double>() == doctest::Approx(apart(with).kl).epsilon(1e-4));
+    CHECK(apart(with).kl < apart(without).kl);
+    const json record = read_lnfree_json(r.settings.out);
+    CHECK(record["protocol"]["distill"] == 1);
+    CHECK(record["teacher"]["folder"] == "trained");
+    CHECK(record["results"]["val_kl"] == summary["val_kl"]);
+    CHECK(contains(read_bytes(r.settings.out + "/README.md"), "same likeliest token as the teacher"));
+}
+
+TEST_CASE("a teacher that cannot speak to every token of the run is refused, and one that would not be asked") {
+    const TinyTask task(kTrained);
+    const auto refused = [&](const std::string& teacher, const char* share) {
+        RunRequest r = task.request;
+        r.settings.out = task.scratch / "out";
+        set(r.settings, "distill", share);
+        if (!teacher.empty()) set(r.settings, "teacher", teacher);
+        const std::string why = message_of<BadInput>([&] { task.run(r); });
+        CHECK_FALSE(fs::exists(r.settings.out));
+        return why;
+    };
+    const auto folder = [&](const char* name, const GPT2Config& c) {
+        GPT2Config config;
+        write_model(task.scratch / name, c, hugging_face_recipes(*random_model(c, 5), config), WeightType::f32,
+                    {{"version", kFormatVersion}}, nullptr, "");
+        return task.scratch / name;
+    };
+    const std::string other = refused(folder("other", shape_of(1, 2, 8, 300, 50, 8)), "0.5");
+    for (const char* word : {"--teacher", "other", "300", "--model", "base", "257"}) CHECK(contains(other, word));
+    const std::string shorter = refused(folder("short", shape_of(1, 2, 8, 257, 16, 8)), "0.5");
+    for (const char* word : {"--teacher", "short", "16", "--seq is 17"}) CHECK(contains(shorter, word));
+    CHECK(contains(refused(task.request.settings.model, "0"), "--distill as well"));
+    CHECK(contains(refused("/nowhere", "0.5"), "/nowhere"));
+    backend().has_teacher = false;
+    CHECK(contains(refused("", "0.5"), "only the CPU engine"));
+    backend().has_teacher = true;
+    RunSettings settings;
+    CHECK(contains(message_of<BadInput>([&] { set(settings, "distill", "1.5"); }), "0 to 1"));
+}
+
+TEST_CASE("a dry run and a budget in hours count the teacher") {
+    const TinyTask task(kTrained);
+    RunRequest r = task.request;
+    r.settings.out = task.scratch / "dry";
+    r.dry_run = true;
+    const ordered_json without = task.run(r);
+    set(r.settings, "distill", "1");
+    const ordered_json with = task.run(r);
+    const int64_t weights = with["parameters"].get<int64_t>() * static_cast<int64_t>(sizeof(real));
+    CHECK(with["memory_bytes"].get<int64_t>() > without["memory_bytes"].get<int64_t>() + weights);
+    CHECK(with["protocol"]["distill"] == 1);
+    r.settings.given.erase("steps");
+    set(r.settings, "hours", "0.002");
+    CHECK(task.run(r)["tokens"] > 0);
+    CHECK_FALSE(fs::exists(r.settings.out));
 }
 
 TEST_CASE("a run that diverges stops, says where, and keeps its last good checkpoint") {

@@ -3,11 +3,13 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -15,9 +17,12 @@
 #include "data/error.h"
 #include "data/json.h"
 #include "data/model_card.h"
+#include "data/model_folder.h"
+#include "data/random.h"
 #include "data/safetensors.h"
 #include "dev/commands/commands.h"
 #include "dev/engine.h"
+#include "dev/method.h"
 #include "dev/run/models.h"
 #include "test/file_helpers.h"
 #include "test/quiet.h"
@@ -176,15 +181,19 @@ TEST_CASE("half-precision exports stay close to the model and the impossible one
     CHECK_FALSE(fs::exists(scratch / "f16"));
 }
 
+static void write_shard(const std::string& path, const std::vector<int32_t>& tokens) {
+    std::string bytes(1024, '\0');
+    const int32_t header[3] = {20240520, 1, static_cast<int32_t>(tokens.size())};
+    std::memcpy(bytes.data(), header, sizeof header);
+    for (const int32_t token : tokens) bytes += {static_cast<char>(token), '\0'};
+    write_bytes(path, bytes);
+}
+
 TEST_CASE("eval --logits writes the first sequence's logits") {
     const TemporaryFolder scratch;
     const Recorded recorded("f32");
     const std::string shard = scratch / "tokens.bin";
-    std::string bytes(1024, '\0');
-    const int32_t header[3] = {20240520, 1, static_cast<int32_t>(recorded.tokens.size())};
-    std::memcpy(bytes.data(), header, sizeof header);
-    for (const int32_t token : recorded.tokens) bytes += {static_cast<char>(token), '\0'};
-    write_bytes(shard, bytes);
+    write_shard(shard, recorded.tokens);
     EvalOptions o;
     o.models = {hf_fixtures + "f32"};
     o.data = {shard};
@@ -208,4 +217,80 @@ TEST_CASE("eval --logits writes the first sequence's logits") {
     CHECK(contains(message_of<BadInput>([&] { eval_command(o); }), "already exists"));
     o.models.push_back(o.models[0]);
     CHECK(contains(message_of<BadInput>([&] { eval_command(o); }), "--logits"));
+}
+
+TEST_CASE(
+    "eval --baseline: divergence and agreement are those of the two models' --logits, losses stay what they were") {
+    const TemporaryFolder scratch;
+    const std::vector<int32_t> tokens = Recorded("f32").tokens;
+    write_shard(scratch / "tokens.bin", tokens);
+    EvalOptions o;
+    o.data = {scratch / "tokens.bin"};
+    o.seq = static_cast<int64_t>(tokens.size()) - 1;
+    o.json_output = true;
+    // The fixture, and the same with other weights.
+    const LoadedModel original = load_model(hf_fixtures + "f32");
+    const int64_t V = original.model->config.V;
+    const std::unique_ptr<Engine> changed = make_reference(original.model->config);
+    SplitMix64 random(3);
+    for (int64_t i = 0; i < changed->parameters(); i++)
+        changed->params.data()[i] = original.model->params.data()[i] + static_cast<real>(0.05 * random.normal());
+    GPT2Config config;
+    const std::vector<TensorRecipe> recipes = hugging_face_recipes(*changed, config);
+    write_model(scratch / "changed", config, recipes, WeightType::f32, {{"version", kFormatVersion}}, nullptr, "");
+
+    std::vector<std::vector<real>> logits;
+    std::vector<double> losses;
+    for (const std::string& folder : {hf_fixtures + "f32", scratch / "changed"}) {
+        o.models = {folder};
+        o.logits = scratch / ("logits" + std::to_string(logits.size()));
+        losses.push_back(printed_by([&] { return eval_command(o); })["loss"]);
+        logits.push_back(values_of(SafetensorsFile(o.logits), "logits"));
+    }
+    double kl = 0, agreement = 0;
+    for (int64_t t = 0; t < o.seq; t++) {
+        const real *a = logits[0].data() + t * V, *b = logits[1].data() + t * V;
+        double sum_a = 0, sum_b = 0;
+        for (int64_t v = 0; v < V; v++) {
+            sum_a += std::exp(static_cast<double>(a[v]));
+            sum_b += std::exp(static_cast<double>(b[v]));
+        }
+        for (int64_t v = 0; v < V; v++)
+            kl += std::exp(static_cast<double>(a[v])) / sum_a *
+                  (static_cast<double>(a[v]) - static_cast<double>(b[v]) - std::log(sum_a) + std::log(sum_b));
+        agreement += std::max_element(a, a + V) - a == std::max_element(b, b + V) - b ? 1 : 0;
+    }
+    kl /= static_cast<double>(o.seq);
+    agreement /= static_cast<double>(o.seq);
+    CHECK(kl > 0.001);
+
+    // The baseline may stand anywhere, the interval of one sequence has no width.
+    o.logits.clear();
+    o.baseline = hf_fixtures + "f32";
+    o.models = {scratch / "changed", o.baseline};
+    json result = printed_by([&] { return eval_command(o); })["models"];
+    const json& f = result[0]["faithfulness"];
+    CHECK(f["kl"].get<double>() == doctest::Approx(kl).epsilon(1e-4));
+    CHECK(f["kl_interval"] == json{f["kl"], f["kl"]});
+    CHECK(f["agreement"].get<double>() == doctest::Approx(agreement).epsilon(1e-12));
+    CHECK(f["loss_minus_baseline"].get<double>() == doctest::Approx(losses[1] - losses[0]).epsilon(1e-4));
+    CHECK(result[0]["loss"].get<double>() == doctest::Approx(losses[1]).epsilon(1e-6));
+    CHECK(result[0]["baseline"] == o.baseline);
+    CHECK_FALSE(result[1].contains("faithfulness"));
+    CHECK(result[1]["loss"] == losses[0]);
+
+    // What cannot be compared says why, and is evaluated all the same.
+    o.models.push_back(hf_fixtures + "no_prefix");
+    result = printed_by([&] { return eval_command(o); })["models"];
+    CHECK(result[2]["faithfulness"].is_null());
+    CHECK(result[2]["not_compared"] == "another vocabulary");
+    CHECK(result[2]["loss"] > 0);
+    backend().has_teacher = false;
+    result = printed_by([&] { return eval_command(o); })["models"];
+    backend().has_teacher = true;
+    CHECK(result[0]["faithfulness"].is_null());
+    CHECK(contains(result[0]["not_compared"].get<std::string>(), "this engine"));
+    o.json_output = false;
+    const Quiet quiet(1);
+    CHECK(eval_command(o) == 0);
 }

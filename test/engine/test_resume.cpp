@@ -71,12 +71,12 @@ class WatchedEngine : public WrappedEngine {
     using WrappedEngine::WrappedEngine;
 
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
+                               const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
         const uint64_t data = hash_of(inputs, static_cast<size_t>(B * T) * sizeof *inputs);
         const ordered_json settings = {aux.weight, aux.everywhere, aux.relative, aux.position0};
         moments.push_back(
             {data, hash_of(params), hash_of(m), hash_of(v), updates, sites_json(sites).dump(), settings.dump()});
-        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum);
+        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
         if (poisoned.count(data) > 0) loss.loss += poison;
         return loss;
     }
@@ -279,6 +279,14 @@ TEST_CASE("a run resumed from any step has the state, at every step, of one that
         const RunRequest r = with(paper, {{"aux_everywhere", "true"}, {"aux_relative", "true"}, {"shrink_steps", "6"}});
         check_resumes_identically(task, {"shrink", r, {0, 2, 5, 6}});
     }
+    SUBCASE("with a teacher: the model as it was, another") {
+        check_resumes_identically(task, {"own teacher", with(paper, {{"distill", "0.7"}}), {0, 1, 6, 11}});
+        RunRequest r = with(paper, {{"distill", "1"}, {"preset", "paper"}});
+        set(r.settings, "teacher", task.run_into("teacher", r));  // which has no LayerNorm left
+        check_resumes_identically(task, {"another teacher", r, {2, 9}});
+        r.command = "finetune";
+        check_resumes_identically(task, {"finetune", r, {0, 8}});
+    }
     SUBCASE("finetune, with a position 0 that is planted and grows; pretrain") {
         RunRequest r = with(paper, {{"plant_position0", "3"}, {"plant_step", "5"}, {"grow_position0", "2"}});
         r.command = "finetune";
@@ -321,6 +329,30 @@ TEST_CASE("a run resumed from any step has the state, at every step, of one that
     }
 }
 
+TEST_CASE("a run goes on with the teacher that it began with, wherever that lies now, and with no other") {
+    const TinyTask task(kTrained);
+    RunRequest r = with(task.request, {{"distill", "0.5"}, {"save_every", "1"}});
+    const std::string teacher = task.scratch / "teacher", moved = task.scratch / "moved";
+    fs::copy(r.settings.model, teacher);
+    set(r.settings, "teacher", teacher);
+    const std::string whole = task.run_into("whole", r);
+    r.settings.out = task.scratch / "part";
+    record(task, r, 6);
+
+    RunRequest again = resumption_of(r);
+    fs::rename(teacher, moved);
+    CHECK(contains(message_of<BadInput>([&] { task.run(again); }), teacher));
+    fs::copy(task.run_into("other", task.request), teacher);
+    const Listing before = listing_of(r.settings.out);
+    const std::string why = message_of<BadInput>([&] { task.run(again); });
+    for (const char* words : {"--teacher", "no longer the model", "fingerprint"}) CHECK(contains(why, words));
+    CHECK(contains(why, teacher));
+    CHECK(listing_of(r.settings.out) == before);
+    set(again.settings, "teacher", moved);
+    task.run(again);
+    CHECK(TinyTask::weights(r.settings.out) == TinyTask::weights(whole));
+}
+
 TEST_CASE("the whole state goes through JSON and comes back the same") {
     RunState state;
     state.step = 17;
@@ -328,6 +360,7 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     state.settings.lr = 1.0 / 3;
     state.settings.seed = 12345;
     state.settings.experiment.shrink_steps = 5;
+    state.settings.distill = 0.3;
     state.sites = Sites(2);
     for (Site& site : state.sites.all) site.running = 0.1 * (&site - state.sites.all.data() + 3);
     freeze(state.sites.mlp(1), 1.0 / 7);
@@ -336,6 +369,8 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     state.events = {{3, 1, "removed", 1.0 / 7}};
     state.adam_updates = 15;
     state.first_val_loss = 5.0 / 3;
+    state.last_val_kl = 1.0 / 9;
+    state.last_val_agreement = 8.0 / 9;
     state.last_val_loss = 4.0 / 3;
     // Every number of the schedule's a different one, so that none can stand for another.
     int64_t count = 0;
@@ -357,11 +392,20 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     CHECK(read.events.at(0).sigma_bar == 1.0 / 7);
     CHECK(read.first_val_loss == state.first_val_loss);
     CHECK(read.last_val_loss == state.last_val_loss);
+    CHECK(read.last_val_kl == state.last_val_kl);
+    CHECK(read.last_val_agreement == state.last_val_agreement);
     int64_t again = 0;
     AdaptiveState::visit(read.adaptive, [&](const char* key, const auto& field) {
         CAPTURE(key);
         CHECK(field == static_cast<std::decay_t<decltype(field)>>(++again + 0.25));
     });
+
+    // Runs from before --distill had no teacher.
+    json older = json::parse(written.dump());
+    older["protocol"].erase("distill");
+    CHECK(state_from_json(older, 2, "file").settings.distill == 0);
+    older["protocol"].erase("lr");
+    CHECK_THROWS_AS(state_from_json(older, 2, "file"), json::exception);
 }
 
 TEST_CASE("a snapshot brings back weights, moments and the engine's part of the state") {

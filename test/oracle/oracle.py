@@ -13,7 +13,7 @@ oracle_parameters.safetensors    the initial parameters of everything below
 oracle_static.safetensors        one forward and backward pass per case; CASE is the case's "name" in oracle.json
     BATCH.inputs, BATCH.targets   (B, T)     token ids; the case's "batch" names BATCH
     CASE.logits                   (B, T, V)
-    CASE.grad.PARAMETER           like PARAMETER: gradient of loss + aux_loss
+    CASE.grad.PARAMETER           like PARAMETER: gradient of (1 - distill) loss + distill kl + aux_loss
 oracle_trajectories.safetensors  training runs; RUN is the run's "name" in oracle.json
     RUN.inputs, RUN.targets       (steps, accum, B, T)    cut from one stream of tokens, sequences T apart, so that
                                   flattened inputs and the very last target are that stream
@@ -23,13 +23,13 @@ oracle_trajectories.safetensors  training runs; RUN is the run's "name" in oracl
 oracle.json
     version, model {n_layer, n_head, n_embd, vocab_size, n_ctx, end_of_text, layer_norm_epsilon},
     sites [names in removal order]
-    static [{name, batch, aux_weight,
+    static [{name, batch, aux_weight, distill (share w of the teacher, which is the model before any removal),
              removed {site: {sigma_bar, sigma_bar_0 (null: there is none)}},
              position_0, end_of_text (are these special cases active?),
-             loss, aux_loss (lambda included), sigma_avg {site: mean of sigma at its input, removed or not}}]
+             loss, kl (of the teacher's predictions and the model's), aux_loss (lambda included), sigma_avg {site: mean of sigma at its input, removed or not}}]
     precursor_statistics {batch, sites {site: {sigma_bar, sigma_bar_0}}}   of the unmodified model
     trajectories [{name, settings {every setting, starts resolved}, final_running {site: running sigma},
-                   steps [{step, loss, aux_loss, grad_norm (before clipping), lr, events [EVENT]}]}]
+                   steps [{step, loss, kl, aux_loss, grad_norm (before clipping), lr, events [EVENT]}]}]
     EVENT, taking effect before the step's forward pass, one of
         {"kind": "removed", "site", "sigma_bar", "sigma_bar_0" (null: there is none)}
         {"kind": "released", "special": "end_of_text" | "position_0"}
@@ -136,6 +136,18 @@ def losses(p, inputs, targets, removal, aux_weight):
     return logits, main, aux_loss(sigmas["f"], inputs, aux_weight), sigmas
 
 
+def divergence(logits, teacher_logits):
+    """KL(teacher || model) of the predictions, mean over (b,t)."""
+    log_p, log_p_o = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    return (log_p_o.exp() * (log_p_o - log_p)).sum(-1).mean()
+
+
+def predictions(p, inputs):
+    """logits (B, T, V) of the unmodified model, as a constant."""
+    with torch.no_grad():
+        return forward(p, inputs, Removal())[0]
+
+
 def initial_sigmas(p, inputs):
     """Per site, sigma (sequences, T) of the unmodified model."""
     with torch.no_grad():
@@ -210,12 +222,15 @@ def train(s, initial_parameters, inputs, targets):
 
     for step in range(s["steps"]):
         events = due_events(s, step, removal, running, initial)
-        main_sum, aux_sum, sigma_sum = 0.0, 0.0, dict.fromkeys(SITES, 0.0)
+        main_sum, kl_sum, aux_sum, sigma_sum = 0.0, 0.0, 0.0, dict.fromkeys(SITES, 0.0)
         total = torch.zeros(())
         for micro in range(s["accum"]):
-            _, main, aux, sigmas = losses(p, inputs[step, micro], targets[step, micro], removal, s["aux_weight"])
-            total = total + (main + aux) / s["accum"]
+            logits, main, aux, sigmas = losses(p, inputs[step, micro], targets[step, micro], removal, s["aux_weight"])
+            kl = divergence(logits, predictions(initial_parameters, inputs[step, micro]))
+            w = s["distill"]
+            total = total + ((1 - w) * main + w * kl + aux) / s["accum"]
             main_sum += main.item()
+            kl_sum += kl.item()
             aux_sum += aux.item()
             for site in SITES:
                 sigma_sum[site] += sigmas[site].mean().item()
@@ -232,7 +247,7 @@ def train(s, initial_parameters, inputs, targets):
             m = s["sigma_ema"] if site in running else 0.0
             running[site] = m * running.get(site, 0.0) + (1 - m) * value
         sigma_table.append(list(sigma_avg.values()))
-        records.append({"step": step, "loss": main_sum / s["accum"], "aux_loss": aux_sum / s["accum"],
+        records.append({"step": step, "loss": main_sum / s["accum"], "kl": kl_sum / s["accum"], "aux_loss": aux_sum / s["accum"],
                         "grad_norm": grad_norm, "lr": lr, "events": events})
     return {name: value.detach() for name, value in p.items()}, torch.tensor(sigma_table), running, records
 
@@ -309,7 +324,7 @@ def static_cases(rng):
 
 def trajectory_settings():
     base = {"steps": 40, "accum": 1, "lr": 3e-3, "min_lr": 1e-3, "warmup": 4, "weight_decay": 0.01, "beta1": 0.9,
-            "beta2": 0.999, "adam_eps": 1e-8, "clip": 1.0, "aux_weight": 0.1, "sigma_ema": 0.0, "precursor": False,
+            "beta2": 0.999, "adam_eps": 1e-8, "clip": 1.0, "aux_weight": 0.1, "sigma_ema": 0.0, "precursor": False, "distill": 0.0,
             "gap": {"mlp": 2, "qk": 2, "v": 3}, "start": derived_starts(4, 2, 2, 3)}
     at_0 = {"gap": {"mlp": 0, "qk": 2, "v": 3}, "start": derived_starts(0, 0, 2, 3)}
     all_at_0 = {"gap": {"mlp": 0, "qk": 0, "v": 0}, "start": derived_starts(0, 0, 0, 0)}
@@ -323,6 +338,7 @@ def trajectory_settings():
         "vanilla": base | {"start": None, "gap": None, "aux_weight": 0.0, "accum": 3, "lr": 2e-2, "min_lr": 4e-3},
         "precursor": base | {"precursor": True, "accum": 2, "beta2": 0.95, "weight_decay": 0.1, "aux_weight": 0.0,
                              "min_lr": 3e-4, "release_end_of_text": last + 3, "release_position_0": last + 8},
+        "distilled": base | {"distill": 0.6, "accum": 2},
     }
 
 
@@ -346,15 +362,16 @@ def static_batches(rng):
     return {"batch": (inputs, targets), "single": (inputs[:, :1], targets[:, :1])}
 
 
-def run_static(name, batch_name, batch, parameters, removal, aux_weight):
+def run_static(name, batch_name, batch, parameters, removal, aux_weight, share):
     """One case: its JSON record and its tensors."""
     p = {key: value.clone().requires_grad_() for key, value in parameters.items()}
     logits, main, aux, sigmas = losses(p, *batch, removal, aux_weight)
-    grads = torch.autograd.grad(main + aux, list(p.values()))
-    record = {"name": name, "batch": batch_name, "aux_weight": aux_weight,
+    kl = divergence(logits, predictions(parameters, batch[0]))
+    grads = torch.autograd.grad((1 - share) * main + share * kl + aux, list(p.values()))
+    record = {"name": name, "batch": batch_name, "aux_weight": aux_weight, "distill": share,
               "removed": {site: vars(frozen) for site, frozen in removal.frozen.items()},
               "position_0": removal.position_0, "end_of_text": removal.end_of_text,
-              "loss": main.item(), "aux_loss": aux.item(),
+              "loss": main.item(), "kl": kl.item(), "aux_loss": aux.item(),
               "sigma_avg": {site: sigmas[site].mean().item() for site in SITES}}
     tensors = {f"{name}.grad.{key}": g for key, g in zip(p, grads)}
     return record, tensors | {f"{name}.logits": logits.detach()}
@@ -370,11 +387,15 @@ def compute():
     for name, (inputs, targets) in batches.items():
         static_tensors |= {f"{name}.inputs": inputs, f"{name}.targets": targets}
     static_records = []
-    cases = [(f"{name}_{label}", "batch", removal, weight) for name, removal in static_cases(rng)
+    removals = static_cases(rng)
+    cases = [(f"{name}_{label}", "batch", removal, weight, 0.0) for name, removal in removals
              for label, weight in (("main", 0.0), ("aux", 0.1))]
-    cases.append(("no_aux_target", "single", Removal(), 0.1))
-    for name, batch_name, removal, weight in cases:
-        record, tensors = run_static(name, batch_name, batches[batch_name], parameters, removal, weight)
+    cases.append(("no_aux_target", "single", Removal(), 0.1, 0.0))
+    cases += [(f"{name}_{label}", "batch", removal, 0.1, share) for name, removal in removals
+              if name in ("mlp0", "mlp_qk_v0", "all", "precursor")
+              for label, share in (("distilled_in_part", 0.3), ("distilled", 1.0))]
+    for name, batch_name, removal, weight, share in cases:
+        record, tensors = run_static(name, batch_name, batches[batch_name], parameters, removal, weight, share)
         static_records.append(record)
         static_tensors |= tensors
 

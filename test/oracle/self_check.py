@@ -124,24 +124,31 @@ class PatchedModel:
             block.ln_2 = PatchedNorm(block.ln_2, f"mlp[{l}]", self.sites)
         body.ln_f = PatchedNorm(body.ln_f, "f", self.sites)
 
-    def run(self, inputs, targets, share=1.0):
-        """Adds share * gradient of (loss + aux) to .grad; returns logits and loss."""
+    def run(self, inputs, targets, share=1.0, distill=0.0, teacher=None):
+        """Adds share * gradient of ((1 - distill) loss + distill KL + aux) to .grad; returns logits, loss and KL."""
         self.sites.inputs, self.sites.aux_share = inputs.tolist(), share
         logits = self.model(input_ids=inputs, use_cache=False).logits
         log_p = logits.log_softmax(-1)
         positions = [(b, t) for b in range(inputs.shape[0]) for t in range(inputs.shape[1])]
         loss = -sum(log_p[b, t, targets[b, t]] for b, t in positions) / len(positions)
-        (share * loss).backward()
-        return logits.detach(), loss.item()
+        kl = torch.zeros(())
+        if teacher is not None:
+            log_p_o = teacher(input_ids=inputs, use_cache=False).logits.detach().log_softmax(-1)
+            kl = nn.functional.kl_div(log_p, log_p_o, reduction="sum", log_target=True) / len(positions)
+        (share * ((1 - distill) * loss + distill * kl)).backward()
+        return logits.detach(), loss.item(), kl.item()
 
 
 def check_static(worst, description, files):
     tensors = files["static"]
+    teacher = stock_model(files["parameters"])
     for case in description["static"]:
         patched = PatchedModel(files["parameters"])
         patched.sites.removed, patched.sites.aux_weight = case["removed"], case["aux_weight"]
         patched.sites.special = {special: case[special] for special in SPECIAL_CASES}
-        logits, loss = patched.run(tensors[case["batch"] + ".inputs"], tensors[case["batch"] + ".targets"])
+        logits, loss, kl = patched.run(tensors[case["batch"] + ".inputs"], tensors[case["batch"] + ".targets"],
+                                       distill=case["distill"], teacher=teacher)
+        worst.add("static KL", kl, case["kl"])
         worst.add("static logits", logits, tensors[case["name"] + ".logits"])
         worst.add("static loss", loss, case["loss"])
         worst.add("static aux loss", patched.sites.aux_value, case["aux_loss"])
@@ -190,7 +197,7 @@ def clip_to_one(parameters):
 def check_trajectory(worst, run, files):
     """Trains the patched model with torch's optimiser and transformers' learning rate, given the run's events."""
     s, tensors = run["settings"], files["trajectories"]
-    patched = PatchedModel(files["parameters"])
+    patched, teacher = PatchedModel(files["parameters"]), stock_model(files["parameters"])
     patched.sites.aux_weight = s["aux_weight"]
     patched.sites.special = dict.fromkeys(SPECIAL_CASES, s["precursor"])
     is_plain = [name.endswith("bias") or "ln_" in name for name in patched.parameters]
@@ -207,13 +214,16 @@ def check_trajectory(worst, run, files):
             else:
                 patched.sites.special[event["special"]] = False
         optimizer.zero_grad()
-        loss = aux = 0.0
+        loss = kl = aux = 0.0
         sigma_avg = torch.zeros(len(oracle.SITES))
         for inputs, targets in zip(tensors[f"{run['name']}.inputs"][step], tensors[f"{run['name']}.targets"][step]):
-            loss += patched.run(inputs, targets, share=1 / s["accum"])[1] / s["accum"]
+            _, one_loss, one_kl = patched.run(inputs, targets, 1 / s["accum"], s["distill"], teacher)
+            loss += one_loss / s["accum"]
+            kl += one_kl / s["accum"]
             aux += patched.sites.aux_value / s["accum"]
             sigma_avg += torch.stack([patched.sites.sigma[site].mean() for site in oracle.SITES]) / s["accum"]
         worst.add("trajectory loss", loss, record["loss"])
+        worst.add("trajectory KL", kl, record["kl"])
         worst.add("trajectory aux loss", aux, record["aux_loss"])
         worst.add("trajectory sigma_avg", sigma_avg, tensors[f"{run['name']}.sigma_avg"][step])
         worst.add("trajectory gradient norm", clip_to_one(patched.parameters.values()), record["grad_norm"])
@@ -238,6 +248,7 @@ EXPECTED_EVENTS = {  # written out by hand from the settings and protocol sectio
     "from_step_0": "0 mlp[0], 0 mlp[1], 0 qk[0], 2 qk[1], 4 v[0], 7 v[1], 10 f",
     "all_at_step_0": "0 mlp[0], 0 mlp[1], 0 qk[0], 0 qk[1], 0 v[0], 0 v[1], 0 f",
     "vanilla": "",
+    "distilled": "4 mlp[0], 6 mlp[1], 8 qk[0], 10 qk[1], 12 v[0], 15 v[1], 18 f",
     "precursor": "4 mlp[0], 6 mlp[1], 8 qk[0], 10 qk[1], 12 v[0], 15 v[1], 18 f, 21 end_of_text, 26 position_0",
 }
 # layers, start_mlp, gaps; starts as the paper's Tab. 3 lists them, and the precursor's step of f
