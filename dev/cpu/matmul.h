@@ -11,12 +11,12 @@ namespace {
 // What the operands of every product of floats are rounded to: set once, before the first.
 bool operands_in_bf16 = false;
 
-void use_bf16(bool on) {
+inline void use_bf16(bool on) {
     operands_in_bf16 = on;
 }
 
 // Whether this processor and build multiply bf16 faster than fp32.
-bool bf16_is_fast() {
+inline bool bf16_is_fast() {
     return matmul_bf16::has_hardware();
 }
 
