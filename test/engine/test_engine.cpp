@@ -84,11 +84,13 @@ TEST_CASE("the paper's presets reproduce the paper's Table 4") {
         const char* preset;
         int L;
         int64_t start[4], last[3], stop, tokens;
+        double sigma_ema, lr, min_lr, aux_weight;
     };
-    const std::vector<Row> rows = {{"small", 12, {20, 44, 68, 104}, {42, 66, 101}, 300, 524288},
-                                   {"medium", 24, {20, 68, 116, 188}, {66, 114, 185}, 500, 518144},
-                                   {"large", 36, {30, 174, 318, 534}, {170, 314, 528}, 600, 516096},
-                                   {"xl", 48, {50, 242, 434, 722}, {238, 430, 716}, 800, 516096}};
+    const std::vector<Row> rows = {
+        {"small", 12, {20, 44, 68, 104}, {42, 66, 101}, 300, 524288, 0, 6e-4, 3e-4, 0.1},
+        {"medium", 24, {20, 68, 116, 188}, {66, 114, 185}, 500, 518144, 0, 6e-4, 3e-4, 0.1},
+        {"large", 36, {30, 174, 318, 534}, {170, 314, 528}, 600, 516096, 0.19, 3e-4, 4e-5, 0.03},
+        {"xl", 48, {50, 242, 434, 722}, {238, 430, 716}, 800, 516096, 0.19, 1e-4, 2e-5, 0.01}};
     for (const Row& row : rows) {
         CAPTURE(row.preset);
         const Settings s = resolved(row.preset, row.L);
@@ -109,7 +111,22 @@ TEST_CASE("the paper's presets reproduce the paper's Table 4") {
         CHECK(step_of(sites.v(row.L - 1)) == row.last[2]);
         CHECK(s.stop == row.stop);
         CHECK(s.tokens_per_step() == row.tokens);
+        CHECK(s.sigma_ema == row.sigma_ema);
+        CHECK(s.lr == row.lr);
+        CHECK(s.min_lr == row.min_lr);
+        CHECK(s.aux_weight == row.aux_weight);
     }
+}
+
+TEST_CASE("a removal that falls between two steps happens at the earlier one") {
+    Settings s;
+    s.start_mlp = 1.5;
+    s.gap_mlp = 0.7;
+    s.start_qk = s.start_v = s.start_f = 9.9;
+    const std::vector<Removal> schedule = removal_schedule(s, 3);
+    std::vector<int64_t> steps;
+    for (const Removal& removal : schedule) steps.push_back(removal.step);
+    CHECK(steps == std::vector<int64_t>{1, 2, 2, 9, 9, 9, 9, 9, 9, 9});
 }
 
 TEST_CASE("the precursor releases end-of-text 20 steps after f and position 0 another 100 later") {
