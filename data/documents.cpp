@@ -7,10 +7,10 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "data/files.h"
+#include "data/json.h"
 #include "data/pretokenize.h"
 
 namespace lnfree {
@@ -240,27 +240,27 @@ uint64_t DocumentReader::place_to_cut(std::string_view text) const {
 
 namespace {
 
-// Takes the string under one key of a JSON object out of nlohmann-json's stream of events; nothing else is kept.
-class JsonTextHandler : public nlohmann::json_sax<nlohmann::json> {
+// Takes the string under one key of a JSON object out of a stream of events; nothing else is kept.
+class JsonTextHandler : public JsonEvents {
   public:
     explicit JsonTextHandler(std::string key) : key_(std::move(key)) {}
 
     std::string text;     // the value
     std::string problem;  // empty if `text` is it
 
-    bool key(string_t& name) override {
+    bool key(std::string& name) override {
         at_value_ = depth_ == 1 && name == key_;
         if (at_value_ && found_) problem = "holds the key " + quoted_name(key_) + " twice";
         return problem.empty();
     }
-    bool string(string_t& value) override {
+    bool string(std::string& value) override {
         if (depth_ == 0) return not_a_string();
         if (at_value_) text = std::move(value);
         found_ = found_ || at_value_;
         at_value_ = false;
         return true;
     }
-    bool start_object(std::size_t) override {
+    bool start_object() override {
         if (at_value_) return not_a_string();
         ++depth_;
         return true;
@@ -271,7 +271,7 @@ class JsonTextHandler : public nlohmann::json_sax<nlohmann::json> {
         }
         return problem.empty();
     }
-    bool start_array(std::size_t) override {
+    bool start_array() override {
         if (at_value_ || depth_ == 0) return not_a_string();
         ++depth_;
         return true;
@@ -282,11 +282,10 @@ class JsonTextHandler : public nlohmann::json_sax<nlohmann::json> {
     }
     bool null() override { return other_value(); }
     bool boolean(bool) override { return other_value(); }
-    bool number_integer(number_integer_t) override { return other_value(); }
-    bool number_unsigned(number_unsigned_t) override { return other_value(); }
-    bool number_float(number_float_t, const string_t&) override { return other_value(); }
-    bool binary(binary_t&) override { return other_value(); }
-    bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception&) override {
+    bool number_integer(int64_t) override { return other_value(); }
+    bool number_unsigned(uint64_t) override { return other_value(); }
+    bool number_float(double, const std::string&) override { return other_value(); }
+    bool parse_error(size_t position, bool) override {
         problem = "is not valid JSON: wrong at byte " + std::to_string(position);
         return false;
     }
@@ -335,10 +334,10 @@ std::string piece_text(DocumentPiece&& piece, const std::string& key) {
         throw BadInput(where + "is not valid JSON: it holds a zero byte");
     }
     JsonTextHandler strict(key);
-    if (nlohmann::json::sax_parse(piece.bytes, &strict)) return std::move(strict.text);
+    if (read_json_events(piece.bytes, strict)) return std::move(strict.text);
     JsonTextHandler lenient(key);
     const std::string mended = replace_lone_surrogates(std::move(piece.bytes));
-    if (nlohmann::json::sax_parse(mended, &lenient)) return std::move(lenient.text);
+    if (read_json_events(mended, lenient)) return std::move(lenient.text);
     throw BadInput(where + lenient.problem);
 }
 

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <nlohmann/json.hpp>
 
 #include "data/files.h"
 #include "data/json.h"
@@ -16,10 +15,9 @@ BadInput wrong(const std::string& path, const std::string& what) {
 }
 
 // An integer within [low, high]; `fallback` if the key is absent or null (fallback < low: the key is required).
-int64_t integer(const nlohmann::json& j, const char* key, int64_t fallback, int64_t low, int64_t high,
-                const std::string& path) {
-    const auto it = j.find(key);
-    if (it == j.end() || it->is_null()) {
+int64_t integer(const Json& j, const char* key, int64_t fallback, int64_t low, int64_t high, const std::string& path) {
+    const Json* const it = j.find(key);
+    if (it == nullptr || it->is_null()) {
         if (fallback < low) throw wrong(path, std::string("key ") + key + " is missing; a GPT-2 config.json has it");
         return fallback;
     }
@@ -32,14 +30,14 @@ int64_t integer(const nlohmann::json& j, const char* key, int64_t fallback, int6
 }
 
 // Refuses an option whose value changes what the model computes in a way that this engine does not implement.
-void require_option(const nlohmann::json& j, const char* key, bool only, const std::string& path) {
-    const auto it = j.find(key);
-    if (it == j.end() || it->is_null() || (it->is_boolean() && it->get<bool>() == only)) return;
+void require_option(const Json& j, const char* key, bool only, const std::string& path) {
+    const Json* const it = j.find(key);
+    if (it == nullptr || it->is_null() || (it->is_boolean() && it->get<bool>() == only)) return;
     throw wrong(path, std::string(key) + " = " + it->dump().substr(0, 60) + " is not supported; only models with " +
                           key + (only ? " = true" : " = false") + " are");
 }
 
-void require_supported_options(const nlohmann::json& j, const std::string& path) {
+void require_supported_options(const Json& j, const std::string& path) {
     const std::string activation = j.value("activation_function", std::string("gelu_new"));
     if (activation != "gelu_new" && activation != "gelu_pytorch_tanh")
         throw wrong(path, "activation_function " + quoted_name(activation) +
@@ -54,7 +52,7 @@ void require_supported_options(const nlohmann::json& j, const std::string& path)
                         std::string(adapters) + " found: models with adapters are not supported; merge them first");
 }
 
-ModelForm form_of(const nlohmann::json& j, const std::string& path) {
+ModelForm form_of(const Json& j, const std::string& path) {
     const std::string type = j.value("model_type", std::string("gpt2"));
     for (ModelForm form : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded})
         if (type == model_type_of(form)) return form;
@@ -64,7 +62,7 @@ ModelForm form_of(const nlohmann::json& j, const std::string& path) {
 }  // namespace
 
 GPT2Config parse_config(const std::string& text, const std::string& path) {
-    const nlohmann::json j = parse_json(text, path);
+    const Json j = parse_json(text, path);
     if (!j.is_object()) throw wrong(path, "is not a JSON object; a model folder needs a valid config.json");
     try {
         require_supported_options(j, path);
@@ -91,7 +89,7 @@ GPT2Config parse_config(const std::string& text, const std::string& path) {
         if (!(c.epsilon > 0) || !std::isfinite(c.epsilon))
             throw wrong(path, "layer_norm_epsilon must be a positive number");
         return c;
-    } catch (const nlohmann::json::exception& e) {
+    } catch (const JsonError& e) {
         throw wrong(path, std::string("a value has the wrong type: ") + e.what());
     }
 }
@@ -101,8 +99,8 @@ GPT2Config read_config(const std::string& folder) {
     return parse_config(read_file(path, 16 << 20), path);
 }
 
-nlohmann::ordered_json config_json(const GPT2Config& c, const char* dtype) {
-    nlohmann::ordered_json j;
+Json config_json(const GPT2Config& c, const char* dtype) {
+    Json j;
     j["model_type"] = model_type_of(c.form);
     if (c.form == ModelForm::hugging_face) j["architectures"] = {"GPT2LMHeadModel"};
     j["activation_function"] = "gelu_new";
@@ -112,7 +110,7 @@ nlohmann::ordered_json config_json(const GPT2Config& c, const char* dtype) {
     j["n_embd"] = c.C;
     j["n_layer"] = c.L;
     j["n_head"] = c.NH;
-    j["n_inner"] = c.n_inner == 4 * c.C ? nlohmann::ordered_json() : nlohmann::ordered_json(c.n_inner);
+    j["n_inner"] = c.n_inner == 4 * c.C ? Json() : Json(c.n_inner);
     j["layer_norm_epsilon"] = c.epsilon;
     j["resid_pdrop"] = 0.0;
     j["embd_pdrop"] = 0.0;
@@ -124,7 +122,7 @@ nlohmann::ordered_json config_json(const GPT2Config& c, const char* dtype) {
     j["tie_word_embeddings"] = c.form != ModelForm::folded;
     j["use_cache"] = true;
     // Left out, transformers would take 50256 for both.
-    j["bos_token_id"] = c.end_of_text >= 0 ? nlohmann::ordered_json(c.end_of_text) : nlohmann::ordered_json();
+    j["bos_token_id"] = c.end_of_text >= 0 ? Json(c.end_of_text) : Json();
     j["eos_token_id"] = j["bos_token_id"];
     j["torch_dtype"] = dtype;
     return j;

@@ -1,11 +1,11 @@
 // config.json of a GPT-2 model folder: what is read from it, what is refused, what is written (data/README.md).
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "data/error.h"
 #include "data/gpt2_config.h"
+#include "data/json.h"
 
 namespace lnfree {
 
@@ -17,6 +17,6 @@ GPT2Config parse_config(const std::string& text, const std::string& path);
 GPT2Config read_config(const std::string& folder);
 
 // The config.json that describes `c` in its form.
-nlohmann::ordered_json config_json(const GPT2Config& c, const char* dtype);
+Json config_json(const GPT2Config& c, const char* dtype);
 
 }  // namespace lnfree

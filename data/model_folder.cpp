@@ -4,7 +4,6 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "data/files.h"
@@ -14,14 +13,12 @@
 namespace lnfree {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
-using nlohmann::ordered_json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading
 
-json parse_lnfree_json(const std::string& text, const std::string& path) {
-    json j = parse_json(text, path);
+Json parse_lnfree_json(const std::string& text, const std::string& path) {
+    Json j = parse_json(text, path);
     if (!j.is_object() || !j.contains("version") || !j["version"].is_number_integer())
         throw BadInput(path + ": not a lnfree.json (no version)");
     if (j["version"].get<int>() != kFormatVersion)
@@ -30,9 +27,9 @@ json parse_lnfree_json(const std::string& text, const std::string& path) {
     return j;
 }
 
-json read_lnfree_json(const std::string& folder) {
+Json read_lnfree_json(const std::string& folder) {
     const std::string path = folder + "/lnfree.json";
-    return fs::exists(path) ? parse_lnfree_json(read_file(path, 64 << 20), path) : json();
+    return fs::exists(path) ? parse_lnfree_json(read_file(path, 64 << 20), path) : Json();
 }
 
 std::string without_prefix(const std::string& name) {
@@ -61,8 +58,8 @@ std::vector<TensorView> match_tensors(const std::vector<Tensor>& table, const st
             throw BadInput(folder + ": tensor " + t.name +
                            " is missing, but config.json describes a model that has it; take both from one model");
         if (it->second->shape != t.shape)
-            throw BadInput(folder + ": tensor " + t.name + " has shape " + json(it->second->shape).dump() +
-                           ", but config.json asks for " + json(t.shape).dump() + "; take both from one model");
+            throw BadInput(folder + ": tensor " + t.name + " has shape " + Json(it->second->shape).dump() +
+                           ", but config.json asks for " + Json(t.shape).dump() + "; take both from one model");
         matched.push_back(*it->second);
         by_name.erase(it);
     }
@@ -126,7 +123,7 @@ std::vector<TensorView> ModelFolder::tensors(const std::vector<Tensor>& table) c
     return match_tensors(table, stock_ ? stock_->tensors() : own_->tensors(), tied_head, path_);
 }
 
-json ModelFolder::lnfree() const {
+Json ModelFolder::lnfree() const {
     return read_lnfree_json(path_);
 }
 
@@ -152,7 +149,7 @@ const char* torch_dtype_name(DType dtype) {
 
 template <class T>
 void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes<T>& recipes,
-                        DType dtype, const ordered_json& lnfree, const Tokenizer* tokenizer, const std::string& card) {
+                        DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card) {
     fs::create_directories(folder);
     const bool stock = config.form == ModelForm::hugging_face;
     if (tokenizer != nullptr) tokenizer->save(folder);
@@ -161,7 +158,7 @@ void write_model_folder(const std::string& folder, const GPT2Config& config, con
     write_file_atomically(folder + "/lnfree.json", lnfree.dump(2) + "\n");
     if (!card.empty()) write_file_atomically(folder + "/README.md", card);
     if (stock && config.end_of_text >= 0) {
-        ordered_json generation;
+        Json generation;
         generation["bos_token_id"] = generation["eos_token_id"] = config.end_of_text;
         write_file_atomically(folder + "/generation_config.json", generation.dump(2) + "\n");
     }
@@ -169,10 +166,10 @@ void write_model_folder(const std::string& folder, const GPT2Config& config, con
     fsync_folder(folder);
 }
 
-template void write_model_folder(const std::string&, const GPT2Config&, const TensorRecipes<float>&, DType,
-                                 const ordered_json&, const Tokenizer*, const std::string&);
+template void write_model_folder(const std::string&, const GPT2Config&, const TensorRecipes<float>&, DType, const Json&,
+                                 const Tokenizer*, const std::string&);
 template void write_model_folder(const std::string&, const GPT2Config&, const TensorRecipes<double>&, DType,
-                                 const ordered_json&, const Tokenizer*, const std::string&);
+                                 const Json&, const Tokenizer*, const std::string&);
 
 void remove_model_files(const std::string& folder) {
     for (const char* name : {"config.json", "generation_config.json", "lnfree.json", "README.md", "model.safetensors",

@@ -4,12 +4,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
 #include "data/error.h"
 #include "data/gpt2_config.h"
+#include "data/json.h"
 #include "data/safetensors.h"
 #include "data/tokenizer.h"
 
@@ -22,10 +22,10 @@ constexpr int kFormatVersion = 1;  // of lnfree.json and of every JSON output
 
 // The text of a lnfree.json; `path` names it in messages. BadInput if it is malformed or of a version this program does
 // not know.
-nlohmann::json parse_lnfree_json(const std::string& text, const std::string& path);
+Json parse_lnfree_json(const std::string& text, const std::string& path);
 
 // lnfree.json of a folder, or null if there is none. BadInput as parse_lnfree_json.
-nlohmann::json read_lnfree_json(const std::string& folder);
+Json read_lnfree_json(const std::string& folder);
 
 // A name without GPT2LMHeadModel's prefix.
 std::string without_prefix(const std::string& name);
@@ -68,7 +68,7 @@ class ModelFolder {
     std::vector<TensorView> tensors(const std::vector<Tensor>& table) const;
 
     // lnfree.json, null if the folder has none. BadInput as parse_lnfree_json.
-    nlohmann::json lnfree() const;
+    Json lnfree() const;
 
     // Null if the folder has none. BadInput as load_tokenizer.
     std::unique_ptr<Tokenizer> tokenizer() const;
@@ -102,8 +102,7 @@ const char* torch_dtype_name(DType dtype);
 // or double. BadInput for values beyond the range of dtype; RunFailure or fs::filesystem_error when the disk fails.
 template <class T>
 void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes<T>& recipes,
-                        DType dtype, const nlohmann::ordered_json& lnfree, const Tokenizer* tokenizer,
-                        const std::string& card);
+                        DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card);
 
 // Removes what write_model_folder may have written into a folder earlier, and nothing else: the next model may have
 // other files, and the old ones would be read along with its own. fs::filesystem_error when the disk fails.

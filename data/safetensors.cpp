@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <tuple>
 #include <type_traits>
@@ -33,7 +32,7 @@ bool tensor_bytes(DType dtype, const std::vector<uint64_t>& shape, uint64_t& byt
 
 // Takes the header's JSON as it is parsed and accepts nothing but the format: memory grows with the tensors that are
 // described, whatever else a hostile header holds, and no key is read twice. BadInput names the file and the tensor.
-class SafetensorsHeaderReader : public nlohmann::json_sax<nlohmann::json> {
+class SafetensorsHeaderReader : public JsonEvents {
   public:
     struct Entry {
         std::string name;
@@ -47,7 +46,7 @@ class SafetensorsHeaderReader : public nlohmann::json_sax<nlohmann::json> {
     std::vector<Entry> entries;
     std::map<std::string, std::string> metadata;
 
-    bool start_object(size_t) override {
+    bool start_object() override {
         if (inside_ == Inside::nothing) {
             inside_ = Inside::header;
         } else if (inside_ == Inside::header && key_ == "__metadata__") {
@@ -99,7 +98,7 @@ class SafetensorsHeaderReader : public nlohmann::json_sax<nlohmann::json> {
         return true;
     }
 
-    bool start_array(size_t) override {
+    bool start_array() override {
         if (inside_ == Inside::tensor && key_ == "shape") {
             inside_ = Inside::shape;
         } else if (inside_ == Inside::tensor && key_ == "data_offsets") {
@@ -137,9 +136,8 @@ class SafetensorsHeaderReader : public nlohmann::json_sax<nlohmann::json> {
     }
     bool boolean(bool) override { return refuse_value("a boolean"); }
     bool null() override { return refuse_value("null"); }
-    bool binary(nlohmann::json::binary_t&) override { return refuse_value("binary data"); }
 
-    bool parse_error(size_t position, const std::string&, const nlohmann::json::exception&) override {
+    bool parse_error(size_t position, bool) override {
         throw BadInput(file_ + " is not a safetensors file: its header is not JSON at byte " +
                        std::to_string(safetensors_length_bytes + position));
     }
@@ -256,11 +254,11 @@ void check_safetensors_layout(const std::vector<SafetensorsHeaderReader::Entry>&
 
 SafetensorsContents parse_safetensors(const unsigned char* bytes, uint64_t size, const std::string& file) {
     const uint64_t length = safetensors_header_length(bytes, size, file);
-    const unsigned char* const json = bytes + safetensors_length_bytes;
-    const unsigned char* const data = json + length;
+    const char* const header = reinterpret_cast<const char*>(bytes) + safetensors_length_bytes;
+    const unsigned char* const data = bytes + safetensors_length_bytes + length;
 
     SafetensorsHeaderReader reader(file);
-    nlohmann::json::sax_parse(json, data, &reader);
+    read_json_events({header, length}, reader);
     auto& entries = reader.entries;
     std::sort(entries.begin(), entries.end(),
               [](const auto& a, const auto& b) { return std::tie(a.begin, a.end) < std::tie(b.begin, b.end); });
@@ -292,7 +290,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path)
 }
 
 std::map<std::string, std::string> parse_weight_map(const std::string& text, const std::string& source) {
-    const nlohmann::json index = parse_json(text, source);
+    const Json index = parse_json(text, source);
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
         throw BadInput(source + " is not an index of safetensors files: it has no object \"weight_map\"");
     }
@@ -427,11 +425,10 @@ namespace {
 template <class T>
 std::string safetensors_header(const std::vector<TensorSource<T>>& tensors, DType stored_as,
                                const std::map<std::string, std::string>& metadata, const std::string& path) {
-    using nlohmann::json;
     std::set<std::string> names = {"__metadata__"};
     std::string text = "{";
     try {
-        if (!metadata.empty()) text += "\"__metadata__\":" + json(metadata).dump();
+        if (!metadata.empty()) text += "\"__metadata__\":" + Json(metadata).dump();
         uint64_t offset = 0;
         for (const TensorSource<T>& tensor : tensors) {
             uint64_t bytes = 0;
@@ -440,13 +437,14 @@ std::string safetensors_header(const std::vector<TensorSource<T>>& tensors, DTyp
                 throw BadInput("cannot write " + path + ": the tensor " + quoted_name(tensor.name) +
                                " has a name that is taken or a shape that is too large");
             }
-            const json entry = {
-                {"dtype", dtype_name(stored_as)}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + bytes}}};
+            const Json entry = {{"data_offsets", Json::array({offset, offset + bytes})},
+                                {"dtype", dtype_name(stored_as)},
+                                {"shape", tensor.shape}};
             if (text.size() > 1) text += ',';
-            text += json(tensor.name).dump() + ":" + entry.dump();
+            text += Json(tensor.name).dump() + ":" + entry.dump();
             offset += bytes;
         }
-    } catch (const json::exception&) {
+    } catch (const JsonError&) {
         throw BadInput("cannot write " + path + ": a tensor's name or the metadata is not UTF-8");
     }
     text += '}';

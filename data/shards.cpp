@@ -4,7 +4,6 @@
 
 #include <array>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
@@ -299,11 +298,11 @@ std::optional<std::string> sidecar_path(const std::string& shard) {
     return {};
 }
 
-std::optional<nlohmann::json> read_sidecar(const std::string& shard) {
+std::optional<Json> read_sidecar(const std::string& shard) {
     const std::optional<std::string> path = sidecar_path(shard);
     std::error_code ignored;
     if (!path || !std::filesystem::exists(*path, ignored)) return {};
-    nlohmann::json sidecar = read_json(*path);
+    Json sidecar = read_json(*path);
     if (!sidecar.is_object()) throw BadInput(*path + " does not describe token shards: it is not a JSON object");
     return sidecar;
 }

@@ -15,12 +15,12 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "data/files.h"
+#include "data/json.h"
 
 namespace lnfree {
 
@@ -199,6 +199,6 @@ class ShardWriter {
 std::optional<std::string> sidecar_path(const std::string& shard);
 
 // The description that `tokenize` wrote beside a shard; nothing if there is none. BadInput if it is not a JSON object.
-std::optional<nlohmann::json> read_sidecar(const std::string& shard);
+std::optional<Json> read_sidecar(const std::string& shard);
 
 }  // namespace lnfree

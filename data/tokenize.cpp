@@ -11,11 +11,11 @@
 #include <exception>
 #include <filesystem>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "data/documents.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/random.h"
 #include "data/shards.h"
 #include "data/tokenizer.h"
@@ -325,18 +325,17 @@ void run_tokenize_threads(const Tokenizer& tokenizer, const TokenizeOptions& opt
 }
 
 // The content of PREFIX.json.
-nlohmann::ordered_json tokenize_report(const TokenizeOptions& options, const Tokenizer& tokenizer,
-                                       const TokenizeResult& result) {
-    nlohmann::ordered_json about = {{"name", tokenizer.name()},
-                                    {"fingerprint", tokenizer.fingerprint()},
-                                    {"vocab_size", tokenizer.vocab_size()},
-                                    {"end_of_text", tokenizer.end_of_text()}};
+Json tokenize_report(const TokenizeOptions& options, const Tokenizer& tokenizer, const TokenizeResult& result) {
+    Json about = {{"name", tokenizer.name()},
+                  {"fingerprint", tokenizer.fingerprint()},
+                  {"vocab_size", tokenizer.vocab_size()},
+                  {"end_of_text", tokenizer.end_of_text()}};
     const auto base_name = [](const std::string& path) {
         const std::filesystem::path absolute = std::filesystem::absolute(path).lexically_normal();
         return absolute.has_filename() ? absolute.filename().string() : absolute.parent_path().filename().string();
     };
     if (tokenizer.name() != "byte") about["folder"] = base_name(options.tokenizer);
-    nlohmann::ordered_json inputs = nlohmann::ordered_json::array();
+    Json inputs = Json::array();
     for (const std::string& input : options.inputs) inputs.push_back(input == "-" ? input : base_name(input));
     return {{"version", 1},
             {"tokenizer", about},

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <queue>
 
 #include "data/files.h"
@@ -122,7 +121,6 @@ std::string ByteTokenizer::fingerprint() const {
 }
 
 void ByteTokenizer::save(const std::string& folder) const {
-    using Json = nlohmann::ordered_json;
     Json vocab = Json::object();
     for (uint32_t b = 0; b < 256; ++b) vocab[byte_symbols()[b]] = b;
     vocab[end_of_text_string] = 256;
@@ -169,7 +167,7 @@ namespace {
 // Ids must lie below this: more than any vocabulary in use, small enough for tables.
 constexpr int32_t most_bpe_tokens = 1 << 20;
 
-int32_t parse_token_id(const nlohmann::json& id, const std::string& token, const std::string& source) {
+int32_t parse_token_id(const Json& id, const std::string& token, const std::string& source) {
     const bool valid = id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(most_bpe_tokens);
     if (!valid) {
         throw BadInput(source + ": the id of the token " + quoted_name(token) + " is not a number from 0 to " +
@@ -180,7 +178,7 @@ int32_t parse_token_id(const nlohmann::json& id, const std::string& token, const
 
 }  // namespace
 
-void parse_bpe_vocab(const nlohmann::json& vocab, const std::string& source, BpeVocabulary& out) {
+void parse_bpe_vocab(const Json& vocab, const std::string& source, BpeVocabulary& out) {
     if (!vocab.is_object() || vocab.empty()) throw BadInput(source + ": the vocabulary is not an object of token ids");
     out.ids.reserve(vocab.size());
     for (const auto& [symbols, id] : vocab.items()) out.ids[symbols] = parse_token_id(id, symbols, source);
@@ -216,58 +214,60 @@ void parse_bpe_merges(const std::string& text, const std::string& source, BpeVoc
 namespace {
 
 // The value under `key`, null if there is none. It belongs to `object`.
-const nlohmann::json& json_value(const nlohmann::json& object, const char* key) {
-    static const nlohmann::json null;
-    const auto found = object.find(key);
-    return found != object.end() ? *found : null;
+const Json& json_value(const Json& object, const char* key) {
+    static const Json null;
+    const Json* const found = object.find(key);
+    return found != nullptr ? *found : null;
 }
 
 // BadInput unless the parts of a tokenizer.json around its model do what GPT-2's do. The post-processor is not looked at:
 // it adds tokens around a text, and here documents are only followed by end-of-text.
-void check_tokenizer_json(const nlohmann::json& file, bool has_merges, const std::string& source) {
+void check_tokenizer_json(const Json& file, bool has_merges, const std::string& source) {
     const auto need = [&](bool fulfilled, const std::string& what) {
         if (!fulfilled) throw BadInput(source + " is not a GPT-2 byte-level BPE tokenizer: " + what);
     };
-    const auto is_unset = [](const nlohmann::json& v) { return v.is_null() || v == false || v == ""; };
-    const nlohmann::json& model = json_value(file, "model");
-    const nlohmann::json& type = json_value(model, "type");
+    const auto is_unset = [](const Json& v) { return v.is_null() || v == false || v == ""; };
+    const Json& model = json_value(file, "model");
+    const Json& type = json_value(model, "type");
     need(type == "BPE" || (type.is_null() && model.contains("merges")), "model.type is not \"BPE\"");
     for (const char* option :
          {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"}) {
         need(is_unset(json_value(model, option)), std::string("model.") + option + " is set");
     }
     need(json_value(file, "normalizer").is_null(), "it has a normalizer");
-    const nlohmann::json& pre = json_value(file, "pre_tokenizer");
+    const Json& pre = json_value(file, "pre_tokenizer");
     need(json_value(pre, "type") == "ByteLevel", "pre_tokenizer.type is not \"ByteLevel\"");
     need(json_value(pre, "add_prefix_space") == false, "pre_tokenizer.add_prefix_space is not false");
-    const nlohmann::json& use_regex = json_value(pre, "use_regex");
+    const Json& use_regex = json_value(pre, "use_regex");
     need(!has_merges || use_regex.is_null() || use_regex == true, "pre_tokenizer.use_regex is not true");
 }
 
 }  // namespace
 
 BpeVocabulary parse_tokenizer_json(const std::string& text, const std::string& source) {
-    const nlohmann::json file = parse_json(text, source);
-    const nlohmann::json& model = json_value(file, "model");
-    const nlohmann::json& merges = json_value(model, "merges");
+    const Json file = parse_json(text, source);
+    const Json& model = json_value(file, "model");
+    const Json& merges = json_value(model, "merges");
     check_tokenizer_json(file, !merges.empty(), source);
     if (!merges.is_array()) throw BadInput(source + ": model.merges is not an array");
     BpeVocabulary out;
     parse_bpe_vocab(json_value(model, "vocab"), source, out);
-    for (const nlohmann::json& merge : merges) {
+    for (const Json& merge : merges) {
         const std::string where = source + ": model.merges[" + std::to_string(out.merges.size()) + "]";
         if (merge.is_string()) {
-            out.merges.push_back(parse_merge(merge.get_ref<const std::string&>(), where));
+            out.merges.push_back(parse_merge(merge.string(), where));
         } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
             out.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
         } else {
             throw BadInput(where + " is not a merge of two tokens");
         }
     }
-    for (const nlohmann::json& token : json_value(file, "added_tokens")) {
-        const nlohmann::json& content = json_value(token, "content");
+    const Json& added = json_value(file, "added_tokens");
+    if (!added.is_null() && !added.is_array()) throw BadInput(source + ": its added tokens are not an array");
+    for (const Json& token : added) {
+        const Json& content = json_value(token, "content");
         if (!content.is_string() || content == "") throw BadInput(source + ": an added token has no content");
-        out.added[content] = parse_token_id(json_value(token, "id"), content, source);
+        out.added[content.string()] = parse_token_id(json_value(token, "id"), content.string(), source);
     }
     return out;
 }
@@ -550,9 +550,9 @@ std::string end_of_text_named_in(const BpeTokenizer::Files& files, const std::st
     for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
         const auto file = files.find(name);
         if (file == files.end()) continue;
-        const nlohmann::json content = parse_json(file->second, folder + "/" + name);
-        const nlohmann::json& token = json_value(content, "eos_token");
-        const nlohmann::json& text = token.is_object() ? json_value(token, "content") : token;
+        const Json content = parse_json(file->second, folder + "/" + name);
+        const Json& token = json_value(content, "eos_token");
+        const Json& text = token.is_object() ? json_value(token, "content") : token;
         if (text.is_string() && text != "") return text.get<std::string>();
     }
     return end_of_text_string;
@@ -570,13 +570,12 @@ bool is_byte_vocabulary(const BpeVocabulary& vocabulary) {
 
 // For BPE folders that say nothing about their class, so that AutoTokenizer need not guess from a model's config.json.
 std::string default_tokenizer_config(const std::string& end_of_text, bool has_merges_file) {
-    const nlohmann::ordered_json config = {
-        {"add_prefix_space", false},
-        {"bos_token", end_of_text},
-        {"eos_token", end_of_text},
-        {"unk_token", end_of_text},
-        {"clean_up_tokenization_spaces", false},
-        {"tokenizer_class", has_merges_file ? "GPT2Tokenizer" : "PreTrainedTokenizerFast"}};
+    const Json config = {{"add_prefix_space", false},
+                         {"bos_token", end_of_text},
+                         {"eos_token", end_of_text},
+                         {"unk_token", end_of_text},
+                         {"clean_up_tokenization_spaces", false},
+                         {"tokenizer_class", has_merges_file ? "GPT2Tokenizer" : "PreTrainedTokenizerFast"}};
     return config.dump(2) + "\n";
 }
 
@@ -585,23 +584,26 @@ std::string default_tokenizer_config(const std::string& end_of_text, bool has_me
 void take_companion_files(const BpeTokenizer::Files& files, const std::string& folder, BpeVocabulary& vocabulary) {
     const auto parse = [&](const char* name) {
         const auto file = files.find(name);
-        return file == files.end() ? nlohmann::json::object() : parse_json(file->second, folder + "/" + name);
+        return file == files.end() ? Json::object() : parse_json(file->second, folder + "/" + name);
     };
-    const nlohmann::json added = parse("added_tokens.json");
+    const Json added = parse("added_tokens.json");
+    if (!added.is_object()) throw BadInput(folder + "/added_tokens.json: is not an object of token ids");
     for (const auto& [content, id] : added.items()) {
         vocabulary.added[content] = parse_token_id(id, content, folder + "/added_tokens.json");
     }
-    const nlohmann::json config = parse("tokenizer_config.json");
+    const Json config = parse("tokenizer_config.json");
     const std::string source = folder + "/tokenizer_config.json";
     if (json_value(config, "add_prefix_space") == true) {
         throw BadInput(source + ": tokenizers with add_prefix_space are not supported");
     }
-    for (const auto& [id, token] : json_value(config, "added_tokens_decoder").items()) {
-        const nlohmann::json& content = json_value(token, "content");
+    const Json& decoder = json_value(config, "added_tokens_decoder");
+    if (!decoder.is_null() && !decoder.is_object()) throw BadInput(source + ": added_tokens_decoder is not an object");
+    for (const auto& [id, token] : decoder.items()) {
+        const Json& content = json_value(token, "content");
         const bool valid = content.is_string() && !id.empty() && id.size() < 10 &&
                            id.find_first_not_of("0123456789") == std::string::npos;
         if (!valid) throw BadInput(source + ": added_tokens_decoder does not map ids to tokens with a content");
-        vocabulary.added[content] = parse_token_id(nlohmann::json(std::stoul(id)), content, source);
+        vocabulary.added[content.string()] = parse_token_id(std::stoul(id), content.string(), source);
     }
 }
 

@@ -11,7 +11,6 @@
 #include <limits>
 #include <map>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -19,6 +18,7 @@
 #include <vector>
 
 #include "data/error.h"
+#include "data/json.h"
 
 namespace lnfree {
 
@@ -108,7 +108,7 @@ struct BpeVocabulary {
 };
 
 // The object {symbols: id, ...} that vocab.json and encoder.json are and tokenizer.json holds. BadInput if it is not one.
-void parse_bpe_vocab(const nlohmann::json& vocab, const std::string& source, BpeVocabulary& out);
+void parse_bpe_vocab(const Json& vocab, const std::string& source, BpeVocabulary& out);
 
 // The lines of merges.txt or vocab.bpe; the first may say "#version: ...". BadInput for a line that is no merge.
 void parse_bpe_merges(const std::string& text, const std::string& source, BpeVocabulary& out);

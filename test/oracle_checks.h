@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "data/files.h"
 #include "data/gpt2_config.h"
-#include "data/json.h"
 #include "data/safetensors.h"
 #include "dev/engine.h"
 #include "dev/method.h"
@@ -30,7 +30,7 @@ struct OracleTolerance {
 
 class Oracle {
   public:
-    const nlohmann::json settings = read_json("test/fixtures/oracle.json");
+    const nlohmann::json settings = nlohmann::json::parse(read_file("test/fixtures/oracle.json", 1 << 24));
     const SafetensorsFile parameters{"test/fixtures/oracle_parameters.safetensors"};
     const SafetensorsFile statics{"test/fixtures/oracle_static.safetensors"};
     const SafetensorsFile trajectories{"test/fixtures/oracle_trajectories.safetensors"};

@@ -2,7 +2,6 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
-#include <nlohmann/json.hpp>
 #include <type_traits>
 #include <utility>
 
@@ -116,8 +115,40 @@ TEST_CASE("quoted names fit into one line") {
     CHECK(quoted_name(std::string(121, 'n')) == '"' + std::string(120, 'n') + "...\"");
 }
 
+TEST_CASE("a JSON value keeps its kind and its members' order, and says what it is not") {
+    Json j = {{"z", 1}, {"a", Json::array({-2, 2.5, "x", true, nullptr})}};
+    j["n"]["of"] = std::vector<size_t>{3, 4};
+    j["z"] = uint64_t{1} << 63;
+    const std::string text = R"({"z":9223372036854775808,"a":[-2,2.5,"x",true,null],"n":{"of":[3,4]}})";
+    CHECK(j.dump() == text);
+    CHECK(parse_json(text, "x") == j);
+    CHECK(parse_json(text, "x").dump() == text);
+    CHECK(parse_json(R"({"b": 2, "a": [1]})", "x") == Json{{"a", Json::array({1.0})}, {"b", 2u}});
+    CHECK(Json(-1) != Json(~uint64_t{0}));
+    CHECK(j.at("a")[0].get<int>() == -2);
+    CHECK(j["a"].back().is_null());
+    CHECK(j.value("none", 7) == 7);
+    CHECK(j.find("none") == nullptr);
+    const Json& constant = j;
+    CHECK_THROWS_WITH_AS(constant["none"], "the key \"none\" is missing", JsonError);
+    CHECK_THROWS_WITH_AS(j["a"].at(5), "element 5 is missing", JsonError);
+    CHECK_THROWS_WITH_AS(j["a"].items(), "an array where an object is expected", JsonError);
+    CHECK_THROWS_WITH_AS(j["a"][2].number(), "a string where a number is expected", JsonError);
+    CHECK_THROWS_AS(Json("\xFF").dump(), JsonError);
+    CHECK(Json("\xFF").dump(-1, true) == "\"\xEF\xBF\xBD\"");
+    j.erase("a");
+    j.update({{"z", 0}, {"y", 1}});
+    CHECK(j.dump() == R"({"z":0,"n":{"of":[3,4]},"y":1})");
+}
+
+TEST_CASE("half a line of JSON is nothing, not an error") {
+    CHECK(json_in(R"({"step": 3})")->at("step") == 3);
+    CHECK_FALSE(json_in(R"({"step": 3)").has_value());
+    CHECK_FALSE(json_in("").has_value());
+}
+
 TEST_CASE("JSON is read from text and from files") {
-    const nlohmann::json value = parse_json(R"({"a": [1, {"b": null}], "c": {"a": "twice, but elsewhere"}})", "x");
+    const Json value = parse_json(R"({"a": [1, {"b": null}], "c": {"a": "twice, but elsewhere"}})", "x");
     CHECK(value["a"][1]["b"].is_null());
     CHECK(value["c"]["a"] == "twice, but elsewhere");
     const TemporaryFolder folder;

@@ -8,7 +8,6 @@
 
 #include <cstdio>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <type_traits>
 

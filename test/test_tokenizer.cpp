@@ -264,7 +264,7 @@ TEST_CASE("a saved byte tokenizer is loaded as one, and its file lists the bytes
     const auto loaded = load_tokenizer(folder.path());
     CHECK(loaded->name() == "byte");
     CHECK(loaded->fingerprint() == tokenizer->fingerprint());
-    const nlohmann::json file = read_json(folder / "tokenizer.json");
+    const Json file = read_json(folder / "tokenizer.json");
     CHECK(file["model"]["vocab"]["a"] == 97);
     CHECK(file["model"]["vocab"]["Ġ"] == 32);
     CHECK(file["model"]["vocab"]["Ã"] == 0xC3);
@@ -534,6 +534,9 @@ TEST_CASE("tokens added beside vocab.json are known") {
     CHECK(tokenizer->vocab_size() == 271);
     CHECK(decode(*tokenizer, {269, 270, 256}) == "<pad><user>lo");
     CHECK(tokenizer->fingerprint() == small_tokenizer()->fingerprint());
+    write_bytes(folder / "added_tokens.json", "[269]");
+    CHECK(contains(message_of<BadInput>([&] { load_tokenizer(folder.path()); }), "added_tokens.json"));
+    write_bytes(folder / "added_tokens.json", "{}");
     for (const char* bad : {R"({"added_tokens_decoder": {"x": {"content": "a"}}})", R"({"added_tokens_decoder": 3})",
                             R"({"added_tokens_decoder": {"271": "a"}})", R"({"add_prefix_space": true})"}) {
         write_bytes(folder / "tokenizer_config.json", bad);
@@ -628,11 +631,11 @@ TEST_CASE("GPT-2's ids are those that tiktoken gives") {
     const auto tokenizer = load_tokenizer(folder);
     CHECK(tokenizer->vocab_size() == 50257);
     CHECK(tokenizer->end_of_text() == 50256);
-    const nlohmann::json fixture = read_json("test/fixtures/bpe_tiktoken.json");
+    const Json fixture = read_json("test/fixtures/bpe_tiktoken.json");
     REQUIRE(fixture["cases"].size() > 400);
-    for (const nlohmann::json& item : fixture["cases"]) {
-        const std::string text = item["text"];
-        const Ids expected = item["ids"];
+    for (const Json& item : fixture["cases"]) {
+        const std::string text = item["text"].string();
+        const Ids expected = item["ids"].get<Ids>();
         CAPTURE(printable(text));
         CHECK(encode(*tokenizer, text, item.contains("allow_special")) == expected);
         CHECK(decode(*tokenizer, expected) == text);

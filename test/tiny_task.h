@@ -6,12 +6,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "data/files.h"
+#include "data/json.h"
 #include "data/model_folder.h"
 #include "data/story_world.h"
 #include "data/tokenize.h"
@@ -27,10 +27,10 @@
 namespace lnfree {
 
 // The lines of a run's log.
-inline std::vector<nlohmann::json> log_of(const std::string& out) {
-    std::vector<nlohmann::json> lines;
+inline std::vector<Json> log_of(const std::string& out) {
+    std::vector<Json> lines;
     std::istringstream text(read_bytes(out + "/log.jsonl"));
-    for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+    for (std::string line; std::getline(text, line);) lines.push_back(parse_json(line, "test"));
     return lines;
 }
 
@@ -38,7 +38,7 @@ inline std::vector<nlohmann::json> log_of(const std::string& out) {
 template <class Value = double>
 std::vector<Value> logged(const std::string& out, const char* key) {
     std::vector<Value> values;
-    for (const nlohmann::json& line : log_of(out))
+    for (const Json& line : log_of(out))
         if (line.contains(key)) values.push_back(line[key].get<Value>());
     return values;
 }
@@ -50,7 +50,7 @@ struct TinyTask {
     explicit TinyTask(const GPT2Config& c) {
         StoryWorld world(7);
         std::string text;
-        for (int i = 0; i < 30; i++) text += nlohmann::json{{"text", world.next_story()}}.dump() + "\n";
+        for (int i = 0; i < 30; i++) text += Json{{"text", world.next_story()}}.dump() + "\n";
         write_bytes(scratch / "stories.jsonl", text);
         TokenizeOptions tokenize;
         tokenize.inputs = {scratch / "stories.jsonl"};
@@ -81,7 +81,7 @@ struct TinyTask {
         return r;
     }
     // Runs quietly; the run's lines would drown the tests' output.
-    nlohmann::ordered_json run(const RunRequest& r) const {
+    Json run(const RunRequest& r) const {
         const Quiet quiet(2);
         return lnfree::run(r);
     }

@@ -2,16 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/cpu/operations.h"
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -64,7 +62,7 @@ class Attributions {
         }
     }
 
-    ordered_json summary(uint64_t seed) const {
+    Json summary(uint64_t seed) const {
         std::vector<int64_t> all(static_cast<size_t>(sample_.sequences));
         std::iota(all.begin(), all.end(), 0);
         const auto over_heads = [this](const std::vector<int64_t>& chosen) {  // eq. 10
@@ -72,16 +70,16 @@ class Attributions {
             for (const AttributionError& head : heads_) sum += head.nmae(chosen);
             return 100 * sum / static_cast<double>(heads_.size());
         };
-        ordered_json j;
+        Json j;
         j["nmae"] = over_heads(all);
         j["nmae_interval"] = interval(sample_.sequences, seed, over_heads);
         j["nmae_embedding"] = 100 * embedding_.nmae(all);
-        j["nmae_mlp"] = ordered_json::array();
+        j["nmae_mlp"] = Json::array();
         for (const AttributionError& mlp : mlps_) j["nmae_mlp"].push_back(100 * mlp.nmae(all));
-        j["nmae_head"] = ordered_json::array();
+        j["nmae_head"] = Json::array();
         double largest = 0;
         for (size_t i = 0; i < heads_.size(); i++) {
-            if (i % static_cast<size_t>(model_.config.NH) == 0) j["nmae_head"].push_back(ordered_json::array());
+            if (i % static_cast<size_t>(model_.config.NH) == 0) j["nmae_head"].push_back(Json::array());
             j["nmae_head"].back().push_back(100 * heads_[i].nmae(all));
             largest = std::max(largest, heads_[i].largest);
         }
@@ -186,7 +184,7 @@ Attribution attribute(const FinalNorm& norm, int64_t n, const real* c, const rea
     return {whole - rest, (g_c - g * mean_c) / divisor};
 }
 
-ordered_json measure_attribution(Engine& model, const Sample& sample, const Procedure& procedure) {
+Json measure_attribution(Engine& model, const Sample& sample, const Procedure& procedure) {
     Attributions attributions(model, sample);
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { attributions.add(first, B); });
     return attributions.summary(procedure.seed);

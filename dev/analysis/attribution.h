@@ -7,8 +7,8 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 
+#include "data/json.h"
 #include "dev/analysis/sample.h"
 #include "dev/engine.h"
 
@@ -35,7 +35,7 @@ struct Attribution {
 Attribution attribute(const FinalNorm& norm, int64_t n, const real* c, const real* u, int64_t C);
 
 // Errors of every head, MLP and of the embedding.
-nlohmann::ordered_json measure_attribution(Engine& model, const Sample& sample, const Procedure& procedure);
+Json measure_attribution(Engine& model, const Sample& sample, const Procedure& procedure);
 
 }  // namespace analysis
 }  // namespace lnfree

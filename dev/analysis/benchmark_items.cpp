@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "data/console.h"
 #include "data/error.h"
@@ -91,7 +90,7 @@ class Record {
     }
 
     bool has(const char* key) const { return fields_.contains(key); }
-    const nlohmann::json& field(const char* key) const {
+    const Json& field(const char* key) const {
         if (!has(key)) fail(std::string("has no \"") + key + '"');
         return fields_[key];
     }
@@ -101,7 +100,7 @@ class Record {
     }
     // A list of so many texts.
     std::vector<std::string> texts(const char* key, size_t count) const {
-        const nlohmann::json& list = field(key);
+        const Json& list = field(key);
         const bool good = list.is_array() && list.size() == count &&
                           std::all_of(list.begin(), list.end(), [](const auto& x) { return x.is_string(); });
         if (!good) fail(std::string("\"") + key + "\" is not a list of " + std::to_string(count) + " texts");
@@ -109,7 +108,7 @@ class Record {
     }
     // Index of the right answer, 0 to count - 1, as a number or its digit.
     int64_t index(const char* key, int64_t count) const {
-        const nlohmann::json& value = field(key);
+        const Json& value = field(key);
         for (int64_t i = 0; i < count; i++)
             if (value == i || value == std::to_string(i)) return i;
         fail(std::string("\"") + key + "\" is " + quoted_name(value.dump()) + ", not one of 0 to " +
@@ -119,7 +118,7 @@ class Record {
 
   private:
     std::string where_;
-    nlohmann::json fields_;
+    Json fields_;
 };
 
 namespace {
@@ -148,15 +147,15 @@ std::string with_last_sentence_capitalised(const std::string& context) {
 // AbstainQA's form has the whole context as "question" without the activity's label, so that these accuracies are not quite
 // the published ones.
 Question abstainqa_question(const Record& r) {
-    const nlohmann::json& choices = r.field("choices");
+    const Json& choices = r.field("choices");
     const std::string letters = "ABCD", answer = r.text("answer");
     const size_t right = letters.find(answer);
     if (answer.size() != 1 || right == std::string::npos)
         r.fail("\"answer\" is " + quoted_name(answer) + ", not A, B, C or D");
     std::vector<std::string> endings;
     for (const char letter : letters) {
-        const auto ending = choices.find(std::string(1, letter));
-        if (ending == choices.end() || !ending->is_string()) r.fail("\"choices\" are not four texts A, B, C and D");
+        const Json* const ending = choices.find(std::string(1, letter));
+        if (ending == nullptr || !ending->is_string()) r.fail("\"choices\" are not four texts A, B, C and D");
         endings.push_back(ending->get<std::string>());
     }
     return hellaswag_item(with_last_sentence_capitalised(r.text("question")), endings, static_cast<int64_t>(right));

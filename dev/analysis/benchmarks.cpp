@@ -3,18 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/shards.h"
 #include "dev/analysis/sample.h"
 #include "dev/run/records.h"
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::ordered_json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Tokens
@@ -275,14 +273,14 @@ Estimate estimate_of(const std::vector<double>& values) {
 
 }  // namespace
 
-ordered_json benchmark_summary(const BenchmarkTask& task, const std::vector<Reply>& replies) {
+Json benchmark_summary(const BenchmarkTask& task, const std::vector<Reply>& replies) {
     std::vector<double> right, right_norm, loglikelihood;
     for (const Reply& reply : replies) {
         right.push_back(reply.right ? 1 : 0);
         right_norm.push_back(reply.right_norm ? 1 : 0);
         loglikelihood.push_back(reply.loglikelihoods[0]);
     }
-    ordered_json j;
+    Json j;
     const auto add = [&](const std::string& name, const Estimate& e) {
         j[name] = e.mean;
         j[name + "_stderr"] = number_or_null(e.error);
@@ -305,7 +303,7 @@ std::string choice_lines(const BenchmarkTask& task, const std::vector<Reply>& re
     std::string lines;
     for (size_t i = 0; i < replies.size(); i++) {
         const Reply& reply = replies[i];
-        ordered_json j{{"task", task.benchmark->name}, {"item", i}};
+        Json j{{"task", task.benchmark->name}, {"item", i}};
         if (task.benchmark->greedy) {
             j["greedy"] = reply.right;
         } else {
@@ -319,12 +317,11 @@ std::string choice_lines(const BenchmarkTask& task, const std::vector<Reply>& re
     return lines;
 }
 
-ordered_json run_benchmarks(const LoadedModel& loaded, const std::vector<BenchmarkTask>& tasks,
-                            const BenchmarkOptions& o) {
-    ordered_json results = ordered_json::array();
+Json run_benchmarks(const LoadedModel& loaded, const std::vector<BenchmarkTask>& tasks, const BenchmarkOptions& o) {
+    Json results = Json::array();
     std::string choices;
     for (const BenchmarkTask& task : tasks) {
-        ordered_json j{{"task", task.benchmark->name}, {"file", task.file}, {"items", task.questions.size()}};
+        Json j{{"task", task.benchmark->name}, {"file", task.file}, {"items", task.questions.size()}};
         if (!task.unfit.empty()) {
             j["skipped"] = task.unfit;
             results.push_back(j);
@@ -346,17 +343,17 @@ ordered_json run_benchmarks(const LoadedModel& loaded, const std::vector<Benchma
     return {{"evals", o.evals}, {"limit", o.limit}, {"tasks", results}};
 }
 
-Table benchmark_table(const std::vector<std::pair<std::string, ordered_json>>& models) {
-    const auto percent = [](const ordered_json& j, const std::string& name) -> std::string {
+Table benchmark_table(const std::vector<std::pair<std::string, Json>>& models) {
+    const auto percent = [](const Json& j, const std::string& name) -> std::string {
         if (!j.contains(name)) return "";
-        const ordered_json& error = j[name + "_stderr"];
+        const Json& error = j[name + "_stderr"];
         return format_fixed(100 * j[name].get<double>(), 1) +
                (error.is_null() ? "" : " ± " + format_fixed(100 * error.get<double>(), 1));
     };
     Table table({"benchmark", "model", "items", "accuracy (%)", "per character (%)", "chance (%)", "perplexity"});
     for (const Benchmark& b : benchmarks())
         for (const auto& [name, result] : models)
-            for (const ordered_json& j : result["tasks"]) {
+            for (const Json& j : result["tasks"]) {
                 if (j["task"] != b.name) continue;
                 table.add_row({b.title, name, format_count(j["items"].get<uint64_t>()),
                                j.contains("skipped") ? "n/a" : percent(j, "acc"), percent(j, "acc_norm"),

@@ -7,12 +7,12 @@
 
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "data/console.h"
+#include "data/json.h"
 #include "data/tokenizer.h"
 #include "dev/analysis/benchmark_items.h"
 #include "dev/engine.h"
@@ -105,17 +105,16 @@ struct Reply {
 std::vector<Reply> replies_of(const BenchmarkTask& task, const std::vector<Score>& scores);
 
 // One object per task: data/README.md has the keys.
-nlohmann::ordered_json benchmark_summary(const BenchmarkTask& task, const std::vector<Reply>& replies);
+Json benchmark_summary(const BenchmarkTask& task, const std::vector<Reply>& replies);
 
 // One line of the --choices file per question.
 std::string choice_lines(const BenchmarkTask& task, const std::vector<Reply>& replies);
 
 // Asks, and writes --choices. RunFailure if the model's predictions are not finite.
-nlohmann::ordered_json run_benchmarks(const LoadedModel& loaded, const std::vector<BenchmarkTask>& tasks,
-                                      const BenchmarkOptions& o);
+Json run_benchmarks(const LoadedModel& loaded, const std::vector<BenchmarkTask>& tasks, const BenchmarkOptions& o);
 
 // A row per task and model, out of (model's name, what run_benchmarks gave).
-Table benchmark_table(const std::vector<std::pair<std::string, nlohmann::ordered_json>>& models);
+Table benchmark_table(const std::vector<std::pair<std::string, Json>>& models);
 
 }  // namespace analysis
 }  // namespace lnfree

@@ -2,11 +2,11 @@
 
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "data/console.h"
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/model_folder.h"
 #include "dev/analysis/report.h"
 #include "dev/run/evaluate.h"
@@ -17,7 +17,6 @@ namespace lnfree {
 namespace analysis {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -26,8 +25,8 @@ namespace {
 
 // All that a result depends on, contents by their fingerprints: a folder or a file may hold something else by now. The
 // same request need not be measured again.
-ordered_json request_of(const Measurement& m, const Options& o, const Subjects& s) {
-    ordered_json j{{"models", o.models}, {"model_fingerprints", ordered_json::array()}};
+Json request_of(const Measurement& m, const Options& o, const Subjects& s) {
+    Json j{{"models", o.models}, {"model_fingerprints", Json::array()}};
     for (const uint64_t fingerprint : s.model_fingerprints) j["model_fingerprints"].push_back(hex(fingerprint));
     if (m.on == TakenOn::prompts)
         j.update({{"prompts", o.prompts}, {"prompts_fingerprint", hex(s.prompts_fingerprint)}});
@@ -53,12 +52,12 @@ double flops_of(const Subjects& s) {
 }
 
 // Of prepared subjects.
-ordered_json run_measurement(const Measurement& m, const Options& o, Subjects& s) {
+Json run_measurement(const Measurement& m, const Options& o, Subjects& s) {
     if (m.on == TakenOn::questions) prepare_tasks(s);
     std::fprintf(stderr, "%s: %s; about %s\n", m.name, m.what,
                  format_duration(estimated_seconds(m, s, flops_of(s))).c_str());
     s.procedure.label = m.name;
-    ordered_json measured = m.measure(s), j;
+    Json measured = m.measure(s), j;
     j["version"] = kFormatVersion;
     j["what"] = m.name;
     j["request"] = request_of(m, o, s);
@@ -67,7 +66,7 @@ ordered_json run_measurement(const Measurement& m, const Options& o, Subjects& s
         j["sequences"] = s.sample.sequences;
     }
     for (size_t i = 0; i < s.loaded.size(); i++) {
-        ordered_json model{{"model", s.folders[i]}, {"layernorm_free", s.model(i).sites.all_linear_everywhere()}};
+        Json model{{"model", s.folders[i]}, {"layernorm_free", s.model(i).sites.all_linear_everywhere()}};
         model.update(measured["models"][i]);
         measured["models"][i] = model;
     }
@@ -79,7 +78,7 @@ std::string result_file(const Measurement& m, const Options& o) {
     return o.out + "/" + m.name + ".json";
 }
 
-void save_result(const ordered_json& j, const Measurement& m, const Options& o) {
+void save_result(const Json& j, const Measurement& m, const Options& o) {
     fs::create_directories(o.out);
     write_file_atomically(result_file(m, o), j.dump(1) + "\n");
 }
@@ -92,20 +91,20 @@ void print_table(const Table& table, bool markdown) {
 // The report
 
 // The result of an earlier run in --out, if it was of the same request; null otherwise.
-ordered_json earlier_result(const Measurement& m, const Options& o, const Subjects& s) {
+Json earlier_result(const Measurement& m, const Options& o, const Subjects& s) {
     if (o.force || !fs::exists(result_file(m, o))) return nullptr;
     const bool lacks_choices = !o.benchmarks.choices.empty() && !fs::exists(o.benchmarks.choices);
     if (m.on == TakenOn::questions && lacks_choices) return nullptr;
-    const ordered_json j = ordered_json::parse(read_file(result_file(m, o), uint64_t{1} << 30), nullptr, false);
+    const Json j = json_in(read_file(result_file(m, o), uint64_t{1} << 30)).value_or(Json());
     if (!j.is_object() || !j.contains("version") || !j.contains("request")) return nullptr;
     const bool same = j["version"] == kFormatVersion && j["request"] == request_of(m, o, s);
-    return same ? j : ordered_json();
+    return same ? j : Json();
 }
 
 // Taken from an earlier run, or measured and saved.
-ordered_json result_of(const Measurement& m, const Options& o, Subjects& s) {
+Json result_of(const Measurement& m, const Options& o, Subjects& s) {
     prepare(s, m.on, o);
-    ordered_json j = earlier_result(m, o, s);
+    Json j = earlier_result(m, o, s);
     if (!j.is_null()) return j;
     j = run_measurement(m, o, s);
     save_result(j, m, o);
@@ -113,7 +112,7 @@ ordered_json result_of(const Measurement& m, const Options& o, Subjects& s) {
 }
 
 void write_report(const Options& o, const Sample& sample, const Table& summary, const std::vector<ReportPart>& parts,
-                  const ordered_json& all) {
+                  const Json& all) {
     const std::string about =
         std::to_string(sample.sequences) + " sequences of " + std::to_string(sample.T) +
         " tokens, spread evenly over the data; the measurements of 2507.02559, made by train_gpt2_lnfree analyze.";
@@ -122,16 +121,16 @@ void write_report(const Options& o, const Sample& sample, const Table& summary, 
     write_file_atomically(o.out + "/report.json", all.dump(1) + "\n");
 }
 
-ordered_json report(const Options& o) {
+Json report(const Options& o) {
     if (o.out.empty()) throw BadInput("--out is required: the folder for report.html, report.json and the parts");
     Subjects subjects = load_subjects(o);
     prepare(subjects, TakenOn::text, o);
     std::vector<ReportPart> parts;
-    ordered_json all{{"version", kFormatVersion}, {"what", "report"}};
+    Json all{{"version", kFormatVersion}, {"what", "report"}};
     for (const Measurement& m : measurements()) {
         ReportPart part{m.name, m.title, m.explanation, {}, "", "", ""};
         try {
-            const ordered_json result = result_of(m, o, subjects);
+            const Json result = result_of(m, o, subjects);
             part.json = result.dump();
             part.tables = m.tables(result);
             part.pictures = m.pictures(result);
@@ -150,12 +149,12 @@ ordered_json report(const Options& o) {
     return all;
 }
 
-ordered_json measure(const Measurement& m, const Options& o) {
+Json measure(const Measurement& m, const Options& o) {
     if (!o.out.empty() && fs::exists(result_file(m, o)) && !o.force)
         throw BadInput("--out " + result_file(m, o) + ": already exists; name another folder or give --force");
     Subjects subjects = load_subjects(o);
     prepare(subjects, m.on, o);
-    ordered_json j = run_measurement(m, o, subjects);
+    Json j = run_measurement(m, o, subjects);
     if (!o.out.empty()) save_result(j, m, o);
     if (o.json_output) return j;
     for (const Table& table : m.tables(j)) {
@@ -168,7 +167,7 @@ ordered_json measure(const Measurement& m, const Options& o) {
 }  // namespace
 }  // namespace analysis
 
-nlohmann::ordered_json analyze_command(const std::string& what, const analysis::Options& o) {
+Json analyze_command(const std::string& what, const analysis::Options& o) {
     const analysis::Measurement* measurement = analysis::find_measurement(what);
     if (measurement == nullptr && what != "report")
         throw BadInput("analyze " + quoted_name(what) + ": there is no such measurement; see --help");

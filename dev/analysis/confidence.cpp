@@ -11,16 +11,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <utility>
 
+#include "data/json.h"
 #include "dev/analysis/loss.h"
 #include "dev/cpu/operations.h"
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -136,9 +134,9 @@ class Ablations {
         }
     }
 
-    ordered_json summary() const {
+    Json summary() const {
         const double all = static_cast<double>(sample_.inputs.size());
-        ordered_json j = ordered_json::array();
+        Json j = Json::array();
         for (size_t s = 0; s < sets_.size(); s++)
             j.push_back({{"neurons", sets_[s]},
                          {"loss_change", changes_[s].loss / all},
@@ -226,12 +224,12 @@ Spectrum spectrum(const Engine& model) {
     return s;
 }
 
-ordered_json measure_confidence(Engine& model, const Sample& sample, const Procedure& procedure) {
+Json measure_confidence(Engine& model, const Sample& sample, const Procedure& procedure) {
     const std::vector<Neuron> neurons = confidence_neurons(model);
-    ordered_json j;
+    Json j;
     for (const auto& [key, value] :
          {std::pair{"norm", &Neuron::norm}, {"logit_var", &Neuron::logit_var}, {"cn", &Neuron::score}}) {
-        j[key] = ordered_json::array();
+        j[key] = Json::array();
         for (const Neuron& neuron : neurons) j[key].push_back(neuron.*value);
     }
     const std::vector<int64_t> top = top_neurons(neurons);

@@ -2,9 +2,9 @@
 // logits at once (2507.02559, Sec. 5.4 and App. H; Stolfo et al. 2024).
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/analysis/sample.h"
 #include "dev/engine.h"
 
@@ -19,7 +19,7 @@ struct Spectrum {
 Spectrum spectrum(const Engine& model);
 
 // Neurons, the unembedding's spectrum, and ablations of the top neurons, singly and together.
-nlohmann::ordered_json measure_confidence(Engine& model, const Sample& sample, const Procedure& procedure);
+Json measure_confidence(Engine& model, const Sample& sample, const Procedure& procedure);
 
 }  // namespace analysis
 }  // namespace lnfree

@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
+#include "data/json.h"
 #include "dev/cpu/vector_math.h"
 #include "dev/run/evaluate.h"
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -99,8 +97,8 @@ double calibration_error(const std::vector<Prediction>& all) {
     return error / static_cast<double>(all.size());
 }
 
-ordered_json surprises_json(const std::vector<Surprise>& surprises, const Sample& sample) {
-    ordered_json list = ordered_json::array();
+Json surprises_json(const std::vector<Surprise>& surprises, const Sample& sample) {
+    Json list = Json::array();
     for (const Surprise& s : surprises) {
         const int32_t* inputs = sample.inputs.data() + s.sequence * sample.T;
         list.push_back({{"window", sample.windows[static_cast<size_t>(s.sequence)]},
@@ -114,7 +112,7 @@ ordered_json surprises_json(const std::vector<Surprise>& surprises, const Sample
     return list;
 }
 
-ordered_json loss_summary(const Predictions& p, const Sample& sample, uint64_t seed) {
+Json loss_summary(const Predictions& p, const Sample& sample, uint64_t seed) {
     const size_t T = static_cast<size_t>(sample.T), sequences = static_cast<size_t>(sample.sequences);
     std::vector<double> losses, loss(sequences), entropy(sequences), per_position(T);
     for (size_t i = 0; i < p.all.size(); i++) {
@@ -126,7 +124,7 @@ ordered_json loss_summary(const Predictions& p, const Sample& sample, uint64_t s
     const auto range = [&](double share) {
         return Interval{quantile(losses, (1 - share) / 2), quantile(losses, (1 + share) / 2)};
     };
-    ordered_json j;
+    Json j;
     j["loss"] = mean_of(loss);
     j["loss_interval"] = interval_of_mean(loss, seed);
     j["median"] = quantile(losses, 0.5);
@@ -165,8 +163,8 @@ class Losses {
         for (size_t m = 0; m < models_.size(); m++) note_norms(predictions_[m], *models_[m], first * T, N, T);
     }
 
-    ordered_json summary(uint64_t seed) const {
-        ordered_json models = ordered_json::array(), divergences = ordered_json::array();
+    Json summary(uint64_t seed) const {
+        Json models = Json::array(), divergences = Json::array();
         for (const Predictions& p : predictions_) models.push_back(loss_summary(p, sample_, seed));
         const double predictions = static_cast<double>(sample_.inputs.size());
         for (size_t a = 0; a < models_.size(); a++)
@@ -215,7 +213,7 @@ double norm_of(const real* x, int64_t n) {
     return std::sqrt(squares);
 }
 
-ordered_json measure_loss(const std::vector<Engine*>& models, const Sample& sample, const Procedure& procedure) {
+Json measure_loss(const std::vector<Engine*>& models, const Sample& sample, const Procedure& procedure) {
     Losses losses(models, sample, procedure.batch);
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { losses.add(first, B); });
     return losses.summary(procedure.seed);

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/analysis/sample.h"
 #include "dev/engine.h"
 
@@ -31,8 +31,7 @@ double norm_of(const real* x, int64_t n);
 
 // All models (at least one, of one vocabulary) on the same sample: {"models": [...], "divergences": [{"a", "b", "js"}]}, a
 // and b by their places among the models.
-nlohmann::ordered_json measure_loss(const std::vector<Engine*>& models, const Sample& sample,
-                                    const Procedure& procedure);
+Json measure_loss(const std::vector<Engine*>& models, const Sample& sample, const Procedure& procedure);
 
 }  // namespace analysis
 }  // namespace lnfree

@@ -1,8 +1,8 @@
 #include "dev/analysis/measurements.h"
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 
+#include "data/json.h"
 #include "dev/analysis/attribution.h"
 #include "dev/analysis/confidence.h"
 #include "dev/analysis/loss.h"
@@ -14,95 +14,100 @@
 namespace lnfree {
 namespace analysis {
 
-using nlohmann::ordered_json;
-
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
 
-std::vector<Table> tables_of_loss(const ordered_json& j) {
+std::string fixed(const Json& number, int digits) {
+    return format_fixed(number.number(), digits);
+}
+std::string interval(const Json& ends, int digits) {
+    return fixed(ends[0], digits) + " to " + fixed(ends[1], digits);
+}
+
+std::vector<Table> tables_of_loss(const Json& j) {
     Table table({"model", "loss (nats)", "95 % interval", "median", "entropy", "ECE", "tokens above 50", "final norm"});
-    for (const ordered_json& m : j["models"])
-        table.add_row({m["model"], format_fixed(m["loss"], 4),
-                       format_fixed(m["loss_interval"][0], 4) + " to " + format_fixed(m["loss_interval"][1], 4),
-                       format_fixed(m["median"], 4), format_fixed(m["entropy"], 4), format_fixed(m["ece"], 4),
-                       std::to_string(m["over_50"].size()), format_fixed(m["final_norm"], 1)});
+    for (const Json& m : j["models"])
+        table.add_row({m["model"].string(), fixed(m["loss"], 4), interval(m["loss_interval"], 4), fixed(m["median"], 4),
+                       fixed(m["entropy"], 4), fixed(m["ece"], 4), std::to_string(m["over_50"].size()),
+                       fixed(m["final_norm"], 1)});
     if (j["divergences"].empty()) return {table};
     Table apart({"model", "and", "Jensen-Shannon divergence (nats)"});
-    for (const ordered_json& d : j["divergences"])
-        apart.add_row({j["models"][d["a"].get<size_t>()]["model"], j["models"][d["b"].get<size_t>()]["model"],
-                       format_fixed(d["js"], 4)});
+    for (const Json& d : j["divergences"])
+        apart.add_row({j["models"][d["a"].get<size_t>()]["model"].string(),
+                       j["models"][d["b"].get<size_t>()]["model"].string(), fixed(d["js"], 4)});
     return {table, apart};
 }
 
-std::vector<Table> tables_of_attribution(const ordered_json& j) {
+std::vector<Table> tables_of_attribution(const Json& j) {
     Table table(
         {"model", "NMAE of heads (%)", "95 % interval", "of MLPs, mean", "of the embedding", "largest difference"});
-    for (const ordered_json& m : j["models"])
-        table.add_row({m["model"], format_fixed(m["nmae"], 2),
-                       format_fixed(m["nmae_interval"][0], 2) + " to " + format_fixed(m["nmae_interval"][1], 2),
+    for (const Json& m : j["models"])
+        table.add_row({m["model"].string(), fixed(m["nmae"], 2), interval(m["nmae_interval"], 2),
                        format_fixed(mean_of(m["nmae_mlp"].get<std::vector<double>>()), 2),
-                       format_fixed(m["nmae_embedding"], 2), format_general(m["largest_difference"])});
+                       fixed(m["nmae_embedding"], 2), format_general(m["largest_difference"].number())});
     return {table};
 }
 
-std::vector<Table> tables_of_norms(const ordered_json& j) {
+std::vector<Table> tables_of_norms(const Json& j) {
     Table table({"model", "stream in front of", "norm at position 0", "elsewhere"});
-    for (const ordered_json& m : j["models"])
+    for (const Json& m : j["models"])
         for (size_t l = 0; l < m["residual"].size(); l++) {
-            const ordered_json& point = m["residual"][l];
-            table.add_row({m["model"], l + 1 < m["residual"].size() ? "block " + std::to_string(l) : "ln_f",
-                           format_general(point["at_0"]), format_general(point["elsewhere"])});
+            const Json& point = m["residual"][l];
+            table.add_row({m["model"].string(), l + 1 < m["residual"].size() ? "block " + std::to_string(l) : "ln_f",
+                           format_general(point["at_0"].number()), format_general(point["elsewhere"].number())});
         }
     return {table};
 }
 
-std::vector<Table> tables_of_sinks(const ordered_json& j) {
+std::vector<Table> tables_of_sinks(const Json& j) {
     Table table({"model", "sinks among heads (%)", "95 % interval", "among (head, query) pairs (%)", "95 % interval "});
-    const auto percent = [](const ordered_json& share) { return format_fixed(100 * share.get<double>(), 1); };
-    for (const ordered_json& m : j["models"]) {
-        const ordered_json &heads = m["rate_heads_interval"], &pairs = m["rate_pairs_interval"];
-        table.add_row({m["model"], percent(m["rate_heads"]), percent(heads[0]) + " to " + percent(heads[1]),
+    const auto percent = [](const Json& share) { return format_fixed(100 * share.number(), 1); };
+    for (const Json& m : j["models"]) {
+        const Json &heads = m["rate_heads_interval"], &pairs = m["rate_pairs_interval"];
+        table.add_row({m["model"].string(), percent(m["rate_heads"]), percent(heads[0]) + " to " + percent(heads[1]),
                        percent(m["rate_pairs"]), percent(pairs[0]) + " to " + percent(pairs[1])});
     }
     return {table};
 }
 
-std::vector<Table> tables_of_confidence(const ordered_json& j) {
+std::vector<Table> tables_of_confidence(const Json& j) {
     Table table({"model", "neurons set to their mean", "loss (%)", "|loss| (nats)", "entropy (%)"});
-    for (const ordered_json& m : j["models"])
-        for (const ordered_json& a : m["ablations"]) {
+    for (const Json& m : j["models"])
+        for (const Json& a : m["ablations"]) {
             std::string neurons;
-            for (const ordered_json& neuron : a["neurons"])
+            for (const Json& neuron : a["neurons"])
                 neurons += (neurons.empty() ? "" : ", ") + std::to_string(neuron.get<int64_t>());
-            table.add_row({m["model"], neurons, format_fixed(100 * a["loss_change_relative"].get<double>(), 3),
-                           format_fixed(a["loss_change_abs"], 5),
-                           format_fixed(100 * a["entropy_change_relative"].get<double>(), 3)});
+            table.add_row({m["model"].string(), neurons, format_fixed(100 * a["loss_change_relative"].number(), 3),
+                           fixed(a["loss_change_abs"], 5),
+                           format_fixed(100 * a["entropy_change_relative"].number(), 3)});
         }
     return {table};
 }
 
 // Mean over layers of the errors of attribution patching, and what it gains over the first model.
-std::vector<Table> tables_of_patching(const ordered_json& j) {
+std::vector<Table> tables_of_patching(const Json& j) {
     Table table({"model", "prompts solved (%)", "sets that count", "error, mean over layers",
                  "improvement on the first", "spread over layers"});
-    for (const ordered_json& m : j["models"]) {
+    for (const Json& m : j["models"]) {
         std::vector<std::string> row = {
-            m["model"], format_fixed(100 * m["accuracy"].get<double>(), 1),
+            m["model"].string(), format_fixed(100 * m["accuracy"].number(), 1),
             std::to_string(m["sets_counted"].get<int64_t>()) + " of " + std::to_string(m["sets"].size())};
         const bool measured = !m["error"].is_null();
         row.push_back(measured ? format_fixed(mean_of(m["error"].get<std::vector<double>>()), 3) : "n/a");
         for (const char* key : {"improvement_mean", "improvement_std"})
-            row.push_back(m.contains(key) && !m[key].is_null() ? format_fixed(m[key], 3) : measured ? "" : "n/a");
+            row.push_back(m.contains(key) && !m[key].is_null() ? format_fixed(m[key].number(), 3)
+                          : measured                           ? ""
+                                                               : "n/a");
         table.add_row(row);
     }
     return {table};
 }
 
-std::vector<Table> tables_of_benchmarks(const ordered_json& j) {
-    std::vector<std::pair<std::string, ordered_json>> models;
-    for (const ordered_json& m : j["models"]) models.emplace_back(m["model"], m);
+std::vector<Table> tables_of_benchmarks(const Json& j) {
+    std::vector<std::pair<std::string, Json>> models;
+    for (const Json& m : j["models"]) models.emplace_back(m["model"].string(), m);
     return {benchmark_table(models)};
 }
 
@@ -111,12 +116,12 @@ std::vector<Table> tables_of_benchmarks(const ordered_json& j) {
 
 // error of the first model minus error of each other one, layer by layer; the first being the control makes positive
 // values gains (Sec. 5.2).
-void add_improvements(ordered_json& models) {
+void add_improvements(Json& models) {
     for (size_t i = 1; i < models.size(); i++) {
-        const ordered_json &first = models[0]["error"], &error = models[i]["error"];
+        const Json &first = models[0]["error"], &error = models[i]["error"];
         if (first.is_null() || error.is_null() || first.size() != error.size()) continue;
         std::vector<double> gains;
-        for (size_t l = 0; l < error.size(); l++) gains.push_back(first[l].get<double>() - error[l].get<double>());
+        for (size_t l = 0; l < error.size(); l++) gains.push_back(first[l].number() - error[l].number());
         const double mean = mean_of(gains);
         double squares = 0;
         for (const double gain : gains) squares += (gain - mean) * (gain - mean);
@@ -127,9 +132,9 @@ void add_improvements(ordered_json& models) {
 }
 
 // Hugging Face's form has room for one sigma_bar for qk[l] and v[l]; what they were stands in lnfree.json.
-ordered_json norms_of(Subjects& s, size_t i) {
-    ordered_json j = measure_norms(s.model(i), s.sample, s.procedure);
-    const nlohmann::json lnfree = lnfree_of(s.loaded[i]);
+Json norms_of(Subjects& s, size_t i) {
+    Json j = measure_norms(s.model(i), s.sample, s.procedure);
+    const Json lnfree = lnfree_of(s.loaded[i]);
     if (!lnfree.is_object() || !lnfree.contains("sites")) return j;
     const Sites recorded =
         sites_from_json(lnfree["sites"], static_cast<int>(s.model(i).config.L), s.folders[i] + "/lnfree.json");
@@ -139,11 +144,11 @@ ordered_json norms_of(Subjects& s, size_t i) {
 }
 
 // One model's part of a measurement.
-using MeasureOne = ordered_json (*)(Subjects& s, size_t i);
+using MeasureOne = Json (*)(Subjects& s, size_t i);
 
-ordered_json one_by_one(Subjects& s, MeasureOne measure) {
-    ordered_json j;
-    j["models"] = ordered_json::array();
+Json one_by_one(Subjects& s, MeasureOne measure) {
+    Json j;
+    j["models"] = Json::array();
     for (size_t i = 0; i < s.loaded.size(); i++) j["models"].push_back(measure(s, i));
     return j;
 }
@@ -199,7 +204,7 @@ const std::vector<Measurement>& measurements() {
          "that from one gradient.",
          TakenOn::prompts, 0,
          [](Subjects& s) {
-             ordered_json j = one_by_one(
+             Json j = one_by_one(
                  s, [](Subjects& t, size_t i) { return measure_patching(t.model(i), t.prompts, t.procedure); });
              add_improvements(j["models"]);
              return j;
@@ -238,7 +243,7 @@ const std::vector<Measurement>& measurements() {
              return one_by_one(
                  s, [](Subjects& t, size_t i) { return run_benchmarks(t.loaded[i], t.tasks[i], t.benchmarks); });
          },
-         tables_of_benchmarks, [](const ordered_json&) { return std::string(); }}};
+         tables_of_benchmarks, [](const Json&) { return std::string(); }}};
     return all;
 }
 

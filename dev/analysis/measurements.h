@@ -1,11 +1,11 @@
 // The table of measurements: a row for every word that `analyze` takes.
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
 #include "data/console.h"
+#include "data/json.h"
 #include "dev/analysis/subjects.h"
 
 namespace lnfree {
@@ -17,10 +17,10 @@ struct Measurement {
     const char* title;  // in the report, and what it says there
     const char* explanation;
     TakenOn on;
-    double passes;                                   // over the sample, forward, that it costs about; for text
-    nlohmann::ordered_json (*measure)(Subjects& s);  // {"models": [...], ...}
-    std::vector<Table> (*tables)(const nlohmann::ordered_json& j);
-    std::string (*pictures)(const nlohmann::ordered_json& j);
+    double passes;                 // over the sample, forward, that it costs about; for text
+    Json (*measure)(Subjects& s);  // {"models": [...], ...}
+    std::vector<Table> (*tables)(const Json& j);
+    std::string (*pictures)(const Json& j);
 };
 
 const std::vector<Measurement>& measurements();

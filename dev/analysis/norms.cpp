@@ -2,18 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
 
 #include "data/error.h"
+#include "data/json.h"
 #include "dev/analysis/loss.h"
 #include "dev/run/records.h"
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -38,8 +36,8 @@ class Sinks {
         model_.trace(sample_.inputs.data() + first * sample_.T, B, sample_.T, probe);
     }
 
-    ordered_json summary(uint64_t seed) const {
-        ordered_json j;
+    Json summary(uint64_t seed) const {
+        Json j;
         j["threshold"] = kSinkThreshold;
         for (const auto& [name, rates] : {std::pair{"heads", &heads_}, {"pairs", &queries_}}) {
             std::vector<double> overall(static_cast<size_t>(sample_.sequences)), per_layer;
@@ -86,7 +84,7 @@ class Sinks {
 
 }  // namespace
 
-ordered_json measure_norms(Engine& model, const Sample& sample, const Procedure& procedure) {
+Json measure_norms(Engine& model, const Sample& sample, const Procedure& procedure) {
     const int64_t T = sample.T, C = model.config.C;
     const std::vector<Site>& sites = model.sites.all;
     struct Sums {
@@ -104,7 +102,7 @@ ordered_json measure_norms(Engine& model, const Sample& sample, const Procedure&
         for (size_t i = 0; i < sites.size(); i++) sigmas[i].add(model.sigmas_at(sites[i]), B, T);
     });
     const double firsts = static_cast<double>(sample.sequences), others = firsts * static_cast<double>(T - 1);
-    ordered_json residual = ordered_json::array(), of_sites = ordered_json::array();
+    Json residual = Json::array(), of_sites = Json::array();
     for (const Sums& sums : stream)
         residual.push_back({{"at_0", sums.at_0 / firsts}, {"elsewhere", sums.elsewhere / others}});
     for (size_t i = 0; i < sites.size(); i++)
@@ -116,7 +114,7 @@ ordered_json measure_norms(Engine& model, const Sample& sample, const Procedure&
     return {{"residual", residual}, {"sites", of_sites}};
 }
 
-ordered_json measure_sinks(Engine& model, const Sample& sample, const Procedure& procedure) {
+Json measure_sinks(Engine& model, const Sample& sample, const Procedure& procedure) {
     if (sample.T < 2) throw BadInput("--seq 1: attention to position 0 needs queries behind it; use at least 2");
     Sinks sinks(model, sample);
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { sinks.add(first, B); });

@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "data/console.h"
+#include "data/json.h"
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -155,8 +153,8 @@ PatchedSet patch_set(Engine& model, const PromptSet& set, int64_t batch, double 
     return Patching(model, set).measure(batch, least_effect);
 }
 
-ordered_json measure_patching(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure) {
-    ordered_json entries = ordered_json::array();
+Json measure_patching(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure) {
+    Json entries = Json::array();
     std::vector<double> error(static_cast<size_t>(model.config.L));
     int64_t prompts = 0, solved = 0, counted = 0;
     ProgressBar bar(procedure.label, sets.size(), stderr);
@@ -167,7 +165,7 @@ ordered_json measure_patching(Engine& model, const std::vector<PromptSet>& sets,
         prompts += static_cast<int64_t>(set.prompts.size());
         solved += p.solved;
         counted += counts;
-        ordered_json entry = {{"name", set.name}, {"clean", p.clean}, {"corrupted", p.corrupted}, {"counts", counts}};
+        Json entry = {{"name", set.name}, {"clean", p.clean}, {"corrupted", p.corrupted}, {"counts", counts}};
         if (counts) {
             entry["activation"] = by_layer(p.activation, set.T);
             entry["attribution"] = by_layer(p.attribution, set.T);
@@ -177,12 +175,12 @@ ordered_json measure_patching(Engine& model, const std::vector<PromptSet>& sets,
         bar.update(entries.size());
     }
     for (double& e : error) e /= static_cast<double>(std::max<int64_t>(1, counted));
-    ordered_json j;
+    Json j;
     j["sets"] = entries;
     j["prompts"] = prompts;
     j["accuracy"] = static_cast<double>(solved) / static_cast<double>(prompts);
     j["sets_counted"] = counted;
-    j["error"] = counted > 0 ? ordered_json(error) : ordered_json();
+    j["error"] = counted > 0 ? Json(error) : Json();
     return j;
 }
 

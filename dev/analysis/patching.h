@@ -7,10 +7,10 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/analysis/sample.h"
 #include "dev/engine.h"
 
@@ -39,7 +39,7 @@ PatchedSet patch_set(Engine& model, const PromptSet& set, int64_t batch, double 
 
 // All sets on one model. Effects by position are means over the sets of the length that most have; "error" (L) is a mean
 // over all sets that count.
-nlohmann::ordered_json measure_patching(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure);
+Json measure_patching(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure);
 
 }  // namespace analysis
 }  // namespace lnfree

@@ -1,16 +1,14 @@
 #include "dev/analysis/report.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
+#include "data/json.h"
 #include "data/svg_chart.h"
 #include "data/svg_heat_map.h"
 #include "dev/analysis/sample.h"
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::ordered_json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // HTML
@@ -53,8 +51,8 @@ std::string base64(const std::string& bytes) {
 
 namespace {
 
-std::string name_of(const ordered_json& model) {
-    const std::string path = model["model"];
+std::string name_of(const Json& model) {
+    const std::string path = model["model"].string();
     const size_t slash = path.find_last_of('/', path.find_last_not_of('/'));
     return slash == std::string::npos ? path : path.substr(slash + 1);
 }
@@ -76,12 +74,12 @@ const std::string& colour_of(size_t model) {
 }
 
 // One line per model through models[...][key], a list of numbers.
-Chart lines_of(const ordered_json& j, const char* key, const char* title, const char* x, const char* y) {
+Chart lines_of(const Json& j, const char* key, const char* title, const char* x, const char* y) {
     Chart chart;
     chart.title = title;
     chart.x_label = x;
     chart.y_label = y;
-    for (const ordered_json& m : j["models"]) {
+    for (const Json& m : j["models"]) {
         if (!m.contains(key) || m[key].is_null()) continue;
         const auto values = m[key].get<std::vector<double>>();
         chart.series.push_back({name_of(m), counting(values.size()), values});
@@ -89,13 +87,14 @@ Chart lines_of(const ordered_json& j, const char* key, const char* title, const 
     return chart;
 }
 
-Table table_of_sigmas(const ordered_json& j) {
+Table table_of_sigmas(const Json& j) {
     Table sigmas({"model", "site", "removed", "sigma_bar", "sigma at position 0", "elsewhere"});
-    for (const ordered_json& m : j["models"])
-        for (const ordered_json& site : m["sites"]) {
-            std::vector<std::string> row = {name_of(m), site["site"], site["removed"].get<bool>() ? "yes" : "no"};
+    for (const Json& m : j["models"])
+        for (const Json& site : m["sites"]) {
+            std::vector<std::string> row = {name_of(m), site["site"].string(),
+                                            site["removed"].get<bool>() ? "yes" : "no"};
             for (const char* key : {"sigma_bar", "at_0", "elsewhere"})
-                row.push_back(site[key].is_null() ? "" : format_general(site[key].get<double>()));
+                row.push_back(site[key].is_null() ? "" : format_general(site[key].number()));
             sigmas.add_row(row);
         }
     return sigmas;
@@ -103,19 +102,19 @@ Table table_of_sigmas(const ordered_json& j) {
 
 }  // namespace
 
-std::string pictures_of_loss(const ordered_json& j) {
+std::string pictures_of_loss(const Json& j) {
     return html_figure(
         render_svg(lines_of(j, "per_position", "Loss over positions", "position in the sequence", "mean loss (nats)")),
         "Mean loss of the predictions at every position.");
 }
 
-std::string pictures_of_attribution(const ordered_json& j) {
+std::string pictures_of_attribution(const Json& j) {
     double highest = 0;
-    for (const ordered_json& m : j["models"])
-        for (const ordered_json& layer : m["nmae_head"])
-            for (const ordered_json& head : layer) highest = std::max(highest, head.get<double>());
+    for (const Json& m : j["models"])
+        for (const Json& layer : m["nmae_head"])
+            for (const Json& head : layer) highest = std::max(highest, head.number());
     std::string html;
-    for (const ordered_json& m : j["models"]) {
+    for (const Json& m : j["models"]) {
         HeatMap map;
         map.title = name_of(m) + ": error of direct logit attribution (NMAE, %)";
         map.x_label = "head";
@@ -133,12 +132,12 @@ std::string pictures_of_attribution(const ordered_json& j) {
     return html;
 }
 
-std::vector<std::vector<double>> mean_effects(const ordered_json& model, const char* key, size_t& sets) {
-    std::map<size_t, std::vector<const ordered_json*>> by_length;
-    for (const ordered_json& set : model["sets"])
+std::vector<std::vector<double>> mean_effects(const Json& model, const char* key, size_t& sets) {
+    std::map<size_t, std::vector<const Json*>> by_length;
+    for (const Json& set : model["sets"])
         if (set["counts"].get<bool>()) by_length[set[key][0].size()].push_back(&set[key]);
     sets = 0;
-    const std::vector<const ordered_json*>* most = nullptr;
+    const std::vector<const Json*>* most = nullptr;
     for (const auto& [length, found] : by_length)
         if (found.size() > sets) {
             sets = found.size();
@@ -147,16 +146,16 @@ std::vector<std::vector<double>> mean_effects(const ordered_json& model, const c
     if (most == nullptr) return {};
     auto mean = (*most)[0]->get<std::vector<std::vector<double>>>();
     for (std::vector<double>& layer : mean) layer.assign(layer.size(), 0);
-    for (const ordered_json* effects : *most)
+    for (const Json* effects : *most)
         for (size_t l = 0; l < mean.size(); l++)
             for (size_t t = 0; t < mean[l].size(); t++)
-                mean[l][t] += (*effects)[l][t].get<double>() / static_cast<double>(sets);
+                mean[l][t] += (*effects)[l][t].number() / static_cast<double>(sets);
     return mean;
 }
 
-std::string pictures_of_patching(const ordered_json& j) {
+std::string pictures_of_patching(const Json& j) {
     std::string html;
-    for (const ordered_json& m : j["models"])
+    for (const Json& m : j["models"])
         for (const char* key : {"activation", "attribution"}) {
             size_t sets = 0;
             HeatMap map;
@@ -185,20 +184,20 @@ std::string pictures_of_patching(const ordered_json& j) {
                         : html;
 }
 
-std::string pictures_of_norms(const ordered_json& j) {
+std::string pictures_of_norms(const Json& j) {
     Chart chart;
     chart.title = "Norm of the residual stream";
     chart.x_label = "in front of block (the last: in front of ln_f)";
     chart.y_label = "mean L2 norm";
     chart.log_y = true;
     for (size_t i = 0; i < j["models"].size(); i++) {
-        const ordered_json& m = j["models"][i];
+        const Json& m = j["models"][i];
         const std::string& own = colour_of(i);
         for (const bool first : {true, false}) {
             ChartSeries line{name_of(m) + (first ? ", position 0" : ", elsewhere"), {}, {}, own, !first};
-            for (const ordered_json& point : m["residual"]) {
+            for (const Json& point : m["residual"]) {
                 line.x.push_back(static_cast<double>(line.x.size()));
-                line.y.push_back(point[first ? "at_0" : "elsewhere"]);
+                line.y.push_back(point[first ? "at_0" : "elsewhere"].number());
             }
             chart.series.push_back(line);
         }
@@ -210,7 +209,7 @@ std::string pictures_of_norms(const ordered_json& j) {
            "</details>\n";
 }
 
-std::string pictures_of_sinks(const ordered_json& j) {
+std::string pictures_of_sinks(const Json& j) {
     Chart chart = lines_of(j, "per_layer_heads", "Attention sinks", "layer", "share of heads");
     chart.y_min = 0;
     chart.y_max = 1;
@@ -218,7 +217,7 @@ std::string pictures_of_sinks(const ordered_json& j) {
                        "Share of heads, per layer, that give position 0 at least 30 % of their attention.");
 }
 
-std::string pictures_of_confidence(const ordered_json& j) {
+std::string pictures_of_confidence(const Json& j) {
     Chart neurons;
     neurons.title = "Neurons of the last MLP";
     neurons.x_label = "norm of the weights that a neuron writes with";
@@ -231,7 +230,7 @@ std::string pictures_of_confidence(const ordered_json& j) {
     spectrum.y_label = "over the largest; cosine";
     spectrum.clip_outliers = false;
     for (size_t i = 0; i < j["models"].size(); i++) {
-        const ordered_json& m = j["models"][i];
+        const Json& m = j["models"][i];
         const std::string& own = colour_of(i);
         ChartSeries dots{name_of(m), m["norm"].get<std::vector<double>>(), m["logit_var"].get<std::vector<double>>(),
                          own};
@@ -255,28 +254,28 @@ std::string pictures_of_confidence(const ordered_json& j) {
 
 namespace {
 
-double largest_ratio(const ordered_json& norms) {
+double largest_ratio(const Json& norms) {
     double largest = 0;
-    for (const ordered_json& point : norms["residual"])
-        largest = std::max(largest, point["at_0"].get<double>() / point["elsewhere"].get<double>());
+    for (const Json& point : norms["residual"])
+        largest = std::max(largest, point["at_0"].number() / point["elsewhere"].number());
     return largest;
 }
 
-std::vector<std::string> overview_row(const ordered_json& report, size_t model) {
+std::vector<std::string> overview_row(const Json& report, size_t model) {
     std::vector<std::string> row(9);
     for (const auto& [name, result] : report.items()) {
         if (!result.is_object()) continue;
-        const ordered_json& m = result["models"][model];
+        const Json& m = result["models"][model];
         row[0] = name_of(m);
         row[1] = m["layernorm_free"].get<bool>() ? "none" : "yes";
-        if (name == "loss") row[2] = format_fixed(m["loss"], 4);
-        if (name == "dla") row[3] = format_fixed(m["nmae"], 2);
+        if (name == "loss") row[2] = format_fixed(m["loss"].number(), 4);
+        if (name == "dla") row[3] = format_fixed(m["nmae"].number(), 2);
         if (name == "norms") row[4] = format_fixed(largest_ratio(m), 2);
-        if (name == "sinks") row[5] = format_fixed(100 * m["rate_heads"].get<double>(), 1);
+        if (name == "sinks") row[5] = format_fixed(100 * m["rate_heads"].number(), 1);
         if (name == "confidence")
-            row[6] = format_fixed(100 * m["ablations"].back()["entropy_change_relative"].get<double>(), 3);
+            row[6] = format_fixed(100 * m["ablations"].back()["entropy_change_relative"].number(), 3);
         if (name != "patching") continue;
-        row[7] = format_fixed(100 * m["accuracy"].get<double>(), 1);
+        row[7] = format_fixed(100 * m["accuracy"].number(), 1);
         row[8] = m["error"].is_null() ? "n/a" : format_fixed(mean_of(m["error"].get<std::vector<double>>()), 3);
     }
     return row;
@@ -284,7 +283,7 @@ std::vector<std::string> overview_row(const ordered_json& report, size_t model) 
 
 }  // namespace
 
-Table overview(const ordered_json& report, size_t models) {
+Table overview(const Json& report, size_t models) {
     Table table({"model", "LayerNorm", "loss (nats)", "DLA error (%)", "norm at position 0 / elsewhere, largest",
                  "sinks (%)", "entropy without the top neurons (%)", "indirect objects solved (%)", "patching error"});
     for (size_t i = 0; i < models; i++) table.add_row(overview_row(report, i));

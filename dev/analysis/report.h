@@ -3,11 +3,11 @@
 #pragma once
 
 #include <cstddef>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
 #include "data/console.h"
+#include "data/json.h"
 
 namespace lnfree {
 namespace analysis {
@@ -15,20 +15,20 @@ namespace analysis {
 std::string base64(const std::string& bytes);
 
 // Of one measurement's result, as HTML.
-std::string pictures_of_loss(const nlohmann::ordered_json& j);
-std::string pictures_of_attribution(const nlohmann::ordered_json& j);
-std::string pictures_of_patching(const nlohmann::ordered_json& j);
-std::string pictures_of_norms(const nlohmann::ordered_json& j);
-std::string pictures_of_sinks(const nlohmann::ordered_json& j);
-std::string pictures_of_confidence(const nlohmann::ordered_json& j);
+std::string pictures_of_loss(const Json& j);
+std::string pictures_of_attribution(const Json& j);
+std::string pictures_of_patching(const Json& j);
+std::string pictures_of_norms(const Json& j);
+std::string pictures_of_sinks(const Json& j);
+std::string pictures_of_confidence(const Json& j);
 
 // Means over a model's sets that count and have the length that most of them have: (L)(T). Empty if none counts. `sets`
 // becomes how many those are.
-std::vector<std::vector<double>> mean_effects(const nlohmann::ordered_json& model, const char* key, size_t& sets);
+std::vector<std::vector<double>> mean_effects(const Json& model, const char* key, size_t& sets);
 
 // One line per model with the figure that each measurement is about, out of report.json. A part that was not measured
 // leaves its cell empty.
-Table overview(const nlohmann::ordered_json& report, size_t models);
+Table overview(const Json& report, size_t models);
 
 struct ReportPart {
     std::string name, title, explanation;

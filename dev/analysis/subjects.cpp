@@ -1,7 +1,6 @@
 #include "dev/analysis/subjects.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "data/error.h"
 #include "data/json.h"
@@ -14,8 +13,6 @@
 
 namespace lnfree {
 namespace analysis {
-
-using nlohmann::json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Fingerprints
@@ -117,7 +114,7 @@ void add_prompt(PromptSet& set, const Tokenizer& tokenizer, const std::string& p
 }  // namespace
 
 std::vector<PromptSet> read_prompts(const std::string& path, const Tokenizer& tokenizer) {
-    const json file = read_json(path, uint64_t{64} << 20);
+    const Json file = read_json(path, uint64_t{64} << 20);
     std::vector<PromptSet> sets;
     try {
         for (const auto& [name, entry] : file.items()) {
@@ -135,7 +132,7 @@ std::vector<PromptSet> read_prompts(const std::string& path, const Tokenizer& to
             }
             sets.push_back(std::move(set));
         }
-    } catch (const json::exception& e) {
+    } catch (const JsonError& e) {
         throw BadInput(path + ": is no file of prompts: " + e.what());
     }
     if (sets.empty()) throw BadInput(path + ": holds no prompts");

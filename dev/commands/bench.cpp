@@ -1,10 +1,10 @@
 #include "dev/cpu/bench.h"
 
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/svg_chart.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
@@ -17,7 +17,7 @@ namespace {
 int growth_command(const BenchOptions& o, FILE* screen) {
     backend().use_precision(o.precision);
     Chart chart;
-    const nlohmann::ordered_json j = bench::run_growth(o.seconds, screen, chart);
+    const Json j = bench::run_growth(o.seconds, screen, chart);
     write_file_atomically(o.growth, render_svg(chart));
     print_json(o.json_output, j);
     return 0;

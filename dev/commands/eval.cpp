@@ -2,13 +2,13 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "data/console.h"
 #include "data/error.h"
+#include "data/json.h"
 #include "data/safetensors.h"
 #include "data/shards.h"
 #include "dev/analysis/sample.h"
@@ -21,7 +21,6 @@
 namespace lnfree {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -81,8 +80,8 @@ std::string context_text(const Tokenizer* tokenizer, const WorstToken& w) {
     return text;
 }
 
-ordered_json worst_json(const std::vector<WorstToken>& worst, const Tokenizer* tokenizer) {
-    ordered_json list = ordered_json::array();
+Json worst_json(const std::vector<WorstToken>& worst, const Tokenizer* tokenizer) {
+    Json list = Json::array();
     for (const WorstToken& w : worst)
         list.push_back({{"loss", w.loss},
                         {"sequence", w.sequence},
@@ -93,11 +92,11 @@ ordered_json worst_json(const std::vector<WorstToken>& worst, const Tokenizer* t
     return list;
 }
 
-ordered_json percentiles_json(std::vector<float>& losses) {
+Json percentiles_json(std::vector<float>& losses) {
     static const std::pair<const char*, double> shares[] = {{"p0.05", 0.0005}, {"p2.5", 0.025}, {"p25", 0.25},
                                                             {"p50", 0.5},      {"p75", 0.75},   {"p97.5", 0.975},
                                                             {"p99.95", 0.9995}};
-    ordered_json j;
+    Json j;
     for (const auto& [name, share] : shares) j[name] = quantile(losses, share);
     return j;
 }
@@ -142,12 +141,12 @@ struct Distance {
 };
 
 // Means with their intervals; sequences are what is resampled, and the two models' stay paired.
-ordered_json faithfulness_json(const Distance& distance, const std::vector<double>& losses,
-                               const std::vector<double>& baseline) {
+Json faithfulness_json(const Distance& distance, const std::vector<double>& losses,
+                       const std::vector<double>& baseline) {
     constexpr uint64_t kSeed = 1;  // of the resampling
     std::vector<double> minus(losses.size());
     for (size_t i = 0; i < minus.size(); i++) minus[i] = losses[i] - baseline[i];
-    ordered_json j;
+    Json j;
     for (const auto& [key, values] : {std::pair{"kl", &distance.kl},
                                       {"agreement", &distance.agreement},
                                       {"loss_minus_baseline", &std::as_const(minus)}}) {
@@ -158,11 +157,11 @@ ordered_json faithfulness_json(const Distance& distance, const std::vector<doubl
 }
 
 // What is beside a given baseline, if there is one.
-void add_faithfulness(ordered_json& j, const Evaluated& model, const Evaluated* baseline, const Distance& distance) {
+void add_faithfulness(Json& j, const Evaluated& model, const Evaluated* baseline, const Distance& distance) {
     if (baseline == nullptr) return;
     const std::string why_not = why_not_comparable(model, *baseline);
     j["baseline"] = baseline->folder;
-    j["faithfulness"] = why_not.empty() ? faithfulness_json(distance, model.losses, baseline->losses) : ordered_json();
+    j["faithfulness"] = why_not.empty() ? faithfulness_json(distance, model.losses, baseline->losses) : Json();
     if (!why_not.empty()) j["not_compared"] = why_not;
 }
 
@@ -175,7 +174,7 @@ TokenShards shards_for(const Evaluated& e, const EvalOptions& o) {
 }
 
 // Measures a model in one pass over the data, of both models where there is a baseline to hold this one against.
-ordered_json evaluate(Evaluated& e, const std::string& folder, const EvalOptions& o, const Evaluated* baseline) {
+Json evaluate(Evaluated& e, const std::string& folder, const EvalOptions& o, const Evaluated* baseline) {
     const double begin = seconds_now();
     e.folder = folder;
     e.loaded = load_model(folder);
@@ -209,7 +208,7 @@ ordered_json evaluate(Evaluated& e, const std::string& folder, const EvalOptions
         throw RunFailure(folder + ": its loss is not finite; the model has diverged, take an earlier one");
     if (!o.logits.empty()) write_logits(o.logits, model, shards, T, paper_windows);
 
-    ordered_json j;
+    Json j;
     j["model"] = folder;
     j["loss"] = mean;
     j["perplexity"] = std::exp(mean);
@@ -234,9 +233,9 @@ size_t baseline_index(const EvalOptions& o) {
 }
 
 // What was measured of each, in the order of --model; a given baseline first, because the others are held against it.
-ordered_json evaluate_all(const EvalOptions& o) {
+Json evaluate_all(const EvalOptions& o) {
     const size_t first = baseline_index(o);
-    std::vector<ordered_json> all(o.models.size());
+    std::vector<Json> all(o.models.size());
     Evaluated baseline;
     if (!o.baseline.empty()) all[first] = evaluate(baseline, o.models[first], o, nullptr);
     for (size_t i = 0; i < all.size(); i++) {
@@ -260,22 +259,22 @@ void check_options(const EvalOptions& o) {
 }
 
 // "0.0162 [0.0150, 0.0174]"; empty where nothing was compared.
-std::string with_interval(const ordered_json& model, const std::string& key, double unit, int digits) {
+std::string with_interval(const Json& model, const std::string& key, double unit, int digits) {
     if (!model.contains("faithfulness") || model["faithfulness"].is_null()) return "";
-    const ordered_json &f = model["faithfulness"], &ends = f[key + "_interval"];
-    const auto fixed = [&](const ordered_json& x) { return format_fixed(unit * x.get<double>(), digits); };
+    const Json &f = model["faithfulness"], &ends = f[key + "_interval"];
+    const auto fixed = [&](const Json& x) { return format_fixed(unit * x.get<double>(), digits); };
     return fixed(f[key]) + " [" + fixed(ends[0]) + ", " + fixed(ends[1]) + "]";
 }
 
 // A row for each model.
-Table comparison(const ordered_json& models, size_t baseline, bool faithfulness) {
+Table comparison(const Json& models, size_t baseline, bool faithfulness) {
     const double reference = models[baseline]["loss"].get<double>();
     std::vector<std::string> columns = {
         "model",  "loss (nats)", "minus " + models[baseline]["model"].get<std::string>(), "perplexity", "median loss",
         "tokens", "LayerNorm"};
     if (faithfulness) columns.insert(columns.end(), {"KL (nats)", "same likeliest token (%)", "loss minus baseline"});
     Table table(columns);
-    for (const ordered_json& j : models) {
+    for (const Json& j : models) {
         std::vector<std::string> cells = {j["model"].get<std::string>(),
                                           format_fixed(j["loss"].get<double>(), 4),
                                           format_fixed(j["loss"].get<double>() - reference, 4),
@@ -292,18 +291,18 @@ Table comparison(const ordered_json& models, size_t baseline, bool faithfulness)
 }
 
 // Below the table: what its columns are, and which cells are empty for what reason.
-std::string notes(const ordered_json& models, const std::string& baseline) {
+std::string notes(const Json& models, const std::string& baseline) {
     std::string text = "\nKL(" + baseline + " || model) per token; 95 % intervals by the bootstrap over sequences.\n";
-    for (const ordered_json& j : models)
+    for (const Json& j : models)
         if (j.contains("not_compared"))
             text += j["model"].get<std::string>() + " was not compared with " + baseline + ": " +
                     j["not_compared"].get<std::string>() + ".\n";
     return text;
 }
 
-Table worst_table(const ordered_json& worst) {
+Table worst_table(const Json& worst) {
     Table table({"worst tokens: loss", "sequence", "position", "token", "after"});
-    for (const ordered_json& w : worst) {
+    for (const Json& w : worst) {
         const std::string text = w["text"].get<std::string>();
         table.add_row({format_fixed(w["loss"].get<double>(), 3), w["sequence"].dump(), w["position"].dump(),
                        text.empty() ? w["token"].dump() : text, w["context"].get<std::string>()});
@@ -316,9 +315,9 @@ Table worst_table(const ordered_json& worst) {
 int eval_command(const EvalOptions& o) {
     check_options(o);
     backend().use_precision(o.precision);
-    const ordered_json all = evaluate_all(o);
+    const Json all = evaluate_all(o);
     if (o.json_output) {
-        print_json(true, all.size() == 1 ? all[0] : ordered_json{{"models", all}});
+        print_json(true, all.size() == 1 ? all[0] : Json{{"models", all}});
         return 0;
     }
     const bool faithfulness = !o.baseline.empty() && all.size() > 1;

@@ -1,10 +1,10 @@
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/model_card.h"
 #include "data/model_folder.h"
 #include "dev/commands/commands.h"
@@ -16,7 +16,6 @@
 namespace lnfree {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -37,10 +36,9 @@ bool check_output_folder(const ExportOptions& o) {
 }
 
 // What the model's lnfree.json says, in the new form.
-ordered_json lnfree_for(const LoadedModel& loaded, const std::string& form) {
-    const nlohmann::json recorded = lnfree_of(loaded);
-    ordered_json j =
-        recorded.is_object() ? ordered_json::parse(recorded.dump()) : ordered_json{{"version", kFormatVersion}};
+Json lnfree_for(const LoadedModel& loaded, const std::string& form) {
+    const Json recorded = lnfree_of(loaded);
+    Json j = recorded.is_object() ? recorded : Json{{"version", kFormatVersion}};
     for (const char* of_a_run : {"resume", "checkpoint_version"}) j.erase(of_a_run);
     j["form"] = form;
     j["layernorm_free"] = loaded.model->sites.all_linear_everywhere();
@@ -48,7 +46,7 @@ ordered_json lnfree_for(const LoadedModel& loaded, const std::string& form) {
     if (form != "folded") return j;
     Site folded;
     folded.folded = true;
-    for (ordered_json& site : j["sites"]) site["norm"] = norm_name(folded);
+    for (Json& site : j["sites"]) site["norm"] = norm_name(folded);
     return j;
 }
 
@@ -74,7 +72,7 @@ int export_command(const ExportOptions& o) {
             "--dtype f16: the hf form's gammas (of the order of 1e6) overflow in float16; use bf16 or f32, or --form "
             "folded");
     const bool fresh = check_output_folder(o);
-    const ordered_json lnfree = lnfree_for(loaded, o.form);
+    const Json lnfree = lnfree_for(loaded, o.form);
     const bool layernorm_free = loaded.model->sites.all_linear_everywhere();
     const std::string card = card_for(o.model, config.form, layernorm_free);
     if (!fresh) remove_model_files(o.out);

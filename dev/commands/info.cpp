@@ -1,12 +1,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "data/console.h"
 #include "data/error.h"
+#include "data/json.h"
 #include "data/shards.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
@@ -16,8 +16,6 @@
 #include "dev/run/report.h"
 
 namespace lnfree {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -38,7 +36,7 @@ std::vector<SigmaSum> measured_sigmas(Engine& model, const TokenShards& shards, 
     return model.sigma_sums;
 }
 
-void add_measured_sigmas(ordered_json& sites, const LoadedModel& loaded, const InfoOptions& o) {
+void add_measured_sigmas(Json& sites, const LoadedModel& loaded, const InfoOptions& o) {
     Engine& model = *loaded.model;
     const int64_t T = sequence_length(o.seq, model.config, o.model);
     const TokenShards shards(o.data);
@@ -59,10 +57,10 @@ const char* form_name(ModelForm form) {
     return form == ModelForm::checkpoint ? "checkpoint" : "folded";
 }
 
-ordered_json describe(const LoadedModel& loaded, const InfoOptions& o) {
+Json describe(const LoadedModel& loaded, const InfoOptions& o) {
     const Engine& model = *loaded.model;
     const GPT2Config& c = model.config;
-    ordered_json j;
+    Json j;
     j["model"] = o.model;
     j["form"] = form_name(c.form);
     j["layernorm_free"] = model.sites.all_linear_everywhere();
@@ -76,7 +74,7 @@ ordered_json describe(const LoadedModel& loaded, const InfoOptions& o) {
     j["eos_token_id"] = c.end_of_text;
     j["tokenizer"] = loaded.tokenizer ? loaded.tokenizer->name() : "";
     j["sites_removed"] = model.sites.removed();
-    const nlohmann::json lnfree = lnfree_of(loaded);
+    const Json lnfree = lnfree_of(loaded);
     const bool recorded = lnfree.is_object() && lnfree.contains("sites");
     j["sites"] = recorded
                      ? sites_json(sites_from_json(lnfree["sites"], static_cast<int>(c.L), o.model + "/lnfree.json"))
@@ -87,7 +85,7 @@ ordered_json describe(const LoadedModel& loaded, const InfoOptions& o) {
 }
 
 // Everything but the lists.
-Table facts_table(const ordered_json& j) {
+Table facts_table(const Json& j) {
     Table table({"model", j["model"].get<std::string>()});
     for (const auto& [key, value] : j.items())
         if (key != "model" && !value.is_array())
@@ -95,7 +93,7 @@ Table facts_table(const ordered_json& j) {
     return table;
 }
 
-Table sites_table(const ordered_json& sites, bool measured) {
+Table sites_table(const Json& sites, bool measured) {
     std::vector<std::string> head = {"site", "norm", "sigma_bar", "mean sigma at last step"};
     std::vector<const char*> numbers = {"sigma_bar", "sigma_avg"};
     if (measured) {
@@ -103,7 +101,7 @@ Table sites_table(const ordered_json& sites, bool measured) {
         numbers.insert(numbers.end(), {"sigma_position0", "sigma_elsewhere", "position0_ratio"});
     }
     Table table(head);
-    for (const ordered_json& site : sites) {
+    for (const Json& site : sites) {
         std::vector<std::string> row = {site["site"].get<std::string>(), site["norm"].get<std::string>()};
         for (const char* key : numbers) {
             const double value = number_or_nan(site, key);
@@ -116,7 +114,7 @@ Table sites_table(const ordered_json& sites, bool measured) {
 
 int model_command(const InfoOptions& o) {
     backend().use_precision(o.precision);
-    const ordered_json j = describe(load_model(o.model), o);
+    const Json j = describe(load_model(o.model), o);
     print_json(o.json_output, j);
     if (!o.json_output)
         std::printf("%s\n%s", facts_table(j).text().c_str(), sites_table(j["sites"], !o.data.empty()).text().c_str());

@@ -1,18 +1,16 @@
 // info --memory: what fits into which GPU, from the same layout that allocates.
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "data/console.h"
 #include "data/error.h"
+#include "data/json.h"
 #include "data/model_config.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
 
 namespace lnfree {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -20,6 +18,10 @@ constexpr int kCards[] = {24, 80, 141};  // GB
 constexpr double kShare = 0.95;          // of a card; the rest is left to others
 
 int64_t training_bytes(const GPT2Config& c, int64_t batch, bool in_bf16, int recompute) {
+    if (backend().device_bytes == nullptr)
+        throw BadInput(
+            "--memory: the table is that of train_gpt2_lnfree_cuda; on the CPU `remove --dry-run` says what a run "
+            "needs");
     return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute);
 }
 
@@ -30,17 +32,17 @@ int64_t largest_batch(const GPT2Config& c, bool in_bf16, int recompute, double b
     return batch;
 }
 
-ordered_json memory_row(const GPT2Config& c, bool in_bf16, int recompute) {
-    ordered_json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
+Json memory_row(const GPT2Config& c, bool in_bf16, int recompute) {
+    Json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
     for (const int gigabytes : kCards)
         row["batch_" + std::to_string(gigabytes)] = largest_batch(c, in_bf16, recompute, kShare * 1e9 * gigabytes);
     row["bytes_of_one"] = training_bytes(c, 1, in_bf16, recompute);
     return row;
 }
 
-Table memory_table(const ordered_json& rows) {
+Table memory_table(const Json& rows) {
     Table table({"precision", "recompute", "24 GB", "80 GB", "141 GB", "one sequence needs"});
-    for (const ordered_json& row : rows) {
+    for (const Json& row : rows) {
         std::vector<std::string> cells = {row["precision"].get<std::string>(), row["recompute"].dump()};
         for (const int gigabytes : kCards) {
             const int64_t batch = row["batch_" + std::to_string(gigabytes)].get<int64_t>();
@@ -62,13 +64,9 @@ GPT2Config config_of(const InfoOptions& o) {
 
 int memory_command(const InfoOptions& o) {
     const GPT2Config c = config_of(o);
-    if (backend().device_bytes == nullptr)
-        throw BadInput(
-            "--memory: the table is that of train_gpt2_lnfree_cuda; on the CPU `remove --dry-run` says what a run "
-            "needs");
-    ordered_json j;
+    Json j;
     j["model"] = o.size.empty() ? o.model : o.size;
-    j["rows"] = ordered_json::array();
+    j["rows"] = Json::array();
     for (const bool in_bf16 : {true, false})
         for (const int recompute : {0, 1, 2}) j["rows"].push_back(memory_row(c, in_bf16, recompute));
     if (!o.json_output)

@@ -1,6 +1,5 @@
 // info --settings: the table of settings (dev/run/settings.h) as a list; the one in dev/README.md is made by it.
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -9,14 +8,13 @@
 
 #include "data/console.h"
 #include "data/error.h"
+#include "data/json.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
 #include "dev/run/report.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -77,15 +75,15 @@ std::string joined(const std::vector<std::string>& words, const char* between) {
     return text;
 }
 
-ordered_json row_json(const Setting& row) {
-    ordered_json j;
+Json row_json(const Setting& row) {
+    Json j;
     j["key"] = row.key;
-    j["flag"] = row.flag != nullptr ? ordered_json(row.flag) : ordered_json();
+    j["flag"] = row.flag != nullptr ? Json(row.flag) : Json();
     j["type"] = type_name(row);
     j["commands"] = commands_of(row);
     j["default"] = default_of(row);
-    j["low"] = has_low(row) ? ordered_json(row.low) : ordered_json();
-    j["high"] = has_high(row) ? ordered_json(row.high) : ordered_json();
+    j["low"] = has_low(row) ? Json(row.low) : Json();
+    j["high"] = has_high(row) ? Json(row.high) : Json();
     j["choices"] = row.choices;
     j["trajectory"] = row.trajectory;
     j["recorded"] = row.recorded;
@@ -121,7 +119,7 @@ int settings_command(const InfoOptions& o) {
     if (!o.model.empty() || !o.size.empty() || o.memory || !o.data.empty())
         throw BadInput("info --settings is about no model; leave out --model, --size, --memory and --data");
     if (o.json_output) {
-        ordered_json rows = ordered_json::array();
+        Json rows = Json::array();
         for (const Setting& row : setting_table()) rows.push_back(row_json(row));
         print_json(true, {{"settings", rows}});
         return 0;

@@ -1,19 +1,17 @@
 #include "dev/commands/output.h"
 
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
+#include "data/json.h"
 #include "data/model_folder.h"
 
 namespace lnfree {
 
-using nlohmann::ordered_json;
-
-void print_json(bool wanted, const ordered_json& j) {
+void print_json(bool wanted, const Json& j) {
     if (!wanted) return;
-    ordered_json output = {{"version", kFormatVersion}};
+    Json output = {{"version", kFormatVersion}};
     output.update(j);
-    std::printf("%s\n", output.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    std::printf("%s\n", output.dump(2, true).c_str());
 }
 
 int print_report(const Report& report, bool json_output) {

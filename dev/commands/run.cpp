@@ -1,8 +1,6 @@
 // pretrain, remove, finetune: dev/run does the work.
 #include "dev/run/run.h"
 
-#include <nlohmann/json.hpp>
-
 #include "data/error.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"

@@ -1,10 +1,10 @@
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/story_world.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
@@ -12,7 +12,6 @@
 namespace lnfree {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 int stories_command(const StoriesOptions& o) {
     const bool to_stdout = o.out == "-";
@@ -21,7 +20,7 @@ int stories_command(const StoriesOptions& o) {
         throw BadInput("--out " + o.out + ": already exists; name another file or give --force");
     StoryWorld world(o.seed);
     std::string text;
-    for (uint64_t i = 0; i < o.count; i++) text += ordered_json{{"text", world.next_story()}}.dump() + "\n";
+    for (uint64_t i = 0; i < o.count; i++) text += Json{{"text", world.next_story()}}.dump() + "\n";
     if (to_stdout) {
         std::fputs(text.c_str(), stdout);
     } else {

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "data/console.h"
+#include "data/json.h"
 #include "data/random.h"
 #include "dev/cpu/machine.h"
 #include "dev/cpu/operations.h"
@@ -15,8 +15,6 @@
 
 namespace lnfree {
 namespace bench {
-
-using nlohmann::ordered_json;
 
 double seconds_of(const std::function<void()>& run, double budget) {
     run();
@@ -260,8 +258,8 @@ struct Figures {
     double yardstick = 0;  // FLOP/s; 0: there is none
 };
 
-ordered_json op_json(const Op& op) {
-    ordered_json j;
+Json op_json(const Op& op) {
+    Json j;
     j["op"] = op.name;
     j["calls"] = op.calls;
     j["seconds"] = op.calls * op.seconds;
@@ -323,18 +321,16 @@ double yardstick_flops_per_s(const std::vector<Op>& ops) {
     return seconds > 0 ? flops / seconds : 0;
 }
 
-ordered_json figures_json(const Options& o, const Figures& f, const std::vector<Op>& ops) {
+Json figures_json(const Options& o, const Figures& f, const std::vector<Op>& ops) {
     const StepTimes& step = f.step;
-    const auto share = [&](double flops_per_s) {
-        return f.yardstick > 0 ? ordered_json(flops_per_s / f.yardstick) : ordered_json();
-    };
-    ordered_json j;
+    const auto share = [&](double flops_per_s) { return f.yardstick > 0 ? Json(flops_per_s / f.yardstick) : Json(); };
+    Json j;
     j["machine"] = {{"processor", processor_name()}, {"threads", thread_count()}, {"isa", operations().isa}};
     j["precision"] = o.precision;
     j["model"] = o.name;
     j["batch"] = o.batch;
     j["seq"] = o.seq;
-    j["yardstick_gflops"] = f.yardstick > 0 ? ordered_json(f.yardstick / 1e9) : ordered_json();
+    j["yardstick_gflops"] = f.yardstick > 0 ? Json(f.yardstick / 1e9) : Json();
     j["step"] = {{"first_seconds", step.first},
                  {"seconds", step.median},
                  {"tokens_per_s", f.tokens / step.median},
@@ -344,10 +340,10 @@ ordered_json figures_json(const Options& o, const Figures& f, const std::vector<
                  {"peak_bytes", step.peak_bytes}};
     j["evaluation"] = {
         {"seconds", step.evaluation}, {"gflops", f.evaluated / 1e9}, {"of_yardstick", share(f.evaluated)}};
-    j["one_thread"] = ordered_json();
+    j["one_thread"] = Json();
     if (step.one_thread > 0)
         j["one_thread"] = {{"seconds", step.one_thread}, {"speed_up", step.one_thread / step.median}};
-    j["ops"] = ordered_json::array();
+    j["ops"] = Json::array();
     for (const Op& op : ops) j["ops"].push_back(op_json(op));
     return j;
 }
@@ -364,7 +360,7 @@ void print_figures(const Options& o, const Figures& f, const std::vector<Op>& op
 
 }  // namespace
 
-ordered_json run(const Options& o, FILE* screen) {
+Json run(const Options& o, FILE* screen) {
     Figures f;
     f.step = time_steps(o.config, o.batch, o.seq, o.seconds);
     const OpenBlas blas;

@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/cpu/matmul_types.h"
 #include "dev/engine.h"
 
@@ -28,7 +28,7 @@ struct Options {
 };
 
 // Measures, prints a table for people to `screen`, and returns everything under the names of data/README.md.
-nlohmann::ordered_json run(const Options& o, FILE* screen);
+Json run(const Options& o, FILE* screen);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The parts, for growth.cpp as well

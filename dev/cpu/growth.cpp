@@ -2,11 +2,11 @@
 #include "dev/cpu/growth.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "data/console.h"
+#include "data/json.h"
 #include "dev/cpu/bench.h"
 #include "dev/cpu/machine.h"
 #include "dev/cpu/operations.h"
@@ -98,11 +98,11 @@ Chart growth_chart(const std::vector<GrowthPoint>& points, const std::string& ma
 
 }  // namespace
 
-nlohmann::ordered_json run_growth(double seconds, FILE* screen, Chart& chart) {
+Json run_growth(double seconds, FILE* screen, Chart& chart) {
     const Ceiling ceiling = measure_ceiling(seconds);
     std::vector<GrowthPoint> points;
     Table table({"n_embd", "T", "B", "tokens/s", "% of roofline"});
-    nlohmann::ordered_json j;
+    Json j;
     j["machine"] = {{"processor", processor_name()}, {"threads", thread_count()}, {"isa", operations().isa}};
     j["ceiling"] = {{"gflops", ceiling.flops_per_s / 1e9}, {"gbytes_per_s", ceiling.bytes_per_s / 1e9}};
     ProgressBar progress("bench", 21);

@@ -7,15 +7,15 @@
 #pragma once
 
 #include <cstdio>
-#include <nlohmann/json_fwd.hpp>
 
+#include "data/json.h"
 #include "data/svg_chart.h"
 
 namespace lnfree {
 namespace bench {
 
 // Measures for `seconds` a figure, prints a table to `screen`, and returns the points; `chart` becomes the picture.
-nlohmann::ordered_json run_growth(double seconds, FILE* screen, Chart& chart);
+Json run_growth(double seconds, FILE* screen, Chart& chart);
 
 }  // namespace bench
 }  // namespace lnfree

@@ -15,7 +15,6 @@
 #include <exception>
 #include <fstream>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <thread>
@@ -24,6 +23,7 @@
 #include "data/console.h"
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "dev/cpu/machine.h"
 #include "dev/cpu/matmul_check.h"
 #include "dev/cpu/matmul_versions.h"
@@ -365,29 +365,28 @@ Table summary(const Report& report) {
     return table;
 }
 
-nlohmann::ordered_json to_json(const Report& report) {
-    nlohmann::ordered_json json, machine, versions, shapes;
+Json to_json(const Report& report) {
+    Json json, machine, versions, shapes;
     machine["processor"] = report.machine.processor;
     machine["cores"] = report.machine.cores;
     machine["threads"] = report.machine.threads;
     machine["isa"] = report.machine.isa;
     machine["compiler"] = report.machine.compiler;
-    machine["yardstick"] = report.has_yardstick() ? nlohmann::ordered_json(report.machine.yardstick) : nullptr;
+    machine["yardstick"] = report.has_yardstick() ? Json(report.machine.yardstick) : nullptr;
     for (size_t i = 0; i < report.options.versions.size(); ++i) {
-        nlohmann::ordered_json version;
+        Json version;
         version["version"] = report.options.versions[i].number;
         version["name"] = report.options.versions[i].name;
         version["idea"] = report.options.versions[i].idea;
         version["gflops"] = report.of(i).gflops();
         for (const Orientation o : {FORWARD, DINP, DWEIGHT})
             version[std::string(ORIENTATIONS[o]) + "_gflops"] = report.of(i, o).gflops();
-        version["percent_of_openblas"] =
-            report.has_yardstick() ? nlohmann::ordered_json(report.percent(i)) : nlohmann::ordered_json(nullptr);
+        version["percent_of_openblas"] = report.has_yardstick() ? Json(report.percent(i)) : Json(nullptr);
         versions.push_back(version);
     }
     for (size_t s = 0; s < report.shapes.size(); ++s) {
         const Shape& shape = report.shapes[s];
-        nlohmann::ordered_json entry, seconds;
+        Json entry, seconds;
         entry["op"] = shape.op;
         entry["rows"] = shape.rows;
         entry["orientation"] = ORIENTATIONS[shape.orientation];

@@ -2,16 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <utility>
 
+#include "data/json.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/experiments.h"
 #include "dev/run/state.h"
 
 namespace lnfree {
-
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -118,7 +116,7 @@ std::vector<size_t> choose(Engine& model, RunState& state, const AdaptiveTools& 
     a.before = now;
     a.expected = std::min(std::max(0.0, choice.cost), 2.0);
     a.chosen_at = state.step;
-    ordered_json names = ordered_json::array();
+    Json names = Json::array();
     for (const size_t i : choice.group) names.push_back(site_name(model.sites.all[i]));
     tools.decide("remove", {{"sites", names}, {"held_out", now}, {"cost", choice.cost}, {"gradual", gradual}});
     return choice.group;

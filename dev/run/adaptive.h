@@ -12,10 +12,10 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "data/json.h"
 #include "data/shards.h"
 #include "dev/engine.h"
 
@@ -61,7 +61,7 @@ struct AdaptiveTools {
     const TokenShards& held_out;
     const StepBatches& batches;           // this step's
     std::function<void()> take_snapshot;  // of the state before this step, to go back to
-    std::function<void(const std::string& what, const nlohmann::ordered_json& why)> decide;  // says and logs it
+    std::function<void(const std::string& what, const Json& why)> decide;  // says and logs it
 };
 
 // Before a step: what stands out at the start, the next removal, or the end (the settings' stop). Returns the sites that

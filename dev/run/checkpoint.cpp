@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "data/files.h"
+#include "data/json.h"
 #include "data/model_folder.h"
 #include "data/safetensors.h"
 #include "dev/method.h"
@@ -15,23 +15,21 @@
 namespace lnfree {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
-using nlohmann::ordered_json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // lnfree.json
 
 namespace {
 
-ordered_json shards_json(const TokenShards& shards) {
-    ordered_json j;
+Json shards_json(const TokenShards& shards) {
+    Json j;
     for (const std::string& path : shards.paths()) j["files"].push_back(fs::path(path).filename().string());
     j["tokens"] = shards.tokens();
     j["fingerprint"] = hex(shards.fingerprint());
     return j;
 }
 
-ordered_json tokenizer_json(const Tokenizer* tokenizer) {
+Json tokenizer_json(const Tokenizer* tokenizer) {
     if (tokenizer == nullptr) return {};
     return {{"name", tokenizer->name()},
             {"fingerprint", tokenizer->fingerprint()},
@@ -50,8 +48,8 @@ const char* form_name(ModelForm form) {
 
 }  // namespace
 
-ordered_json model_record(const Session& session, const RunState& state, ModelForm form, bool finished) {
-    ordered_json j;
+Json model_record(const Session& session, const RunState& state, ModelForm form, bool finished) {
+    Json j;
     j["version"] = kFormatVersion;
     j["form"] = form_name(form);
     j["command"] = session.request.command;
@@ -66,7 +64,7 @@ ordered_json model_record(const Session& session, const RunState& state, ModelFo
     if (session.teacher)
         j["teacher"] = {{"folder", folder_name(session.options().teacher)},
                         {"fingerprint", session.teacher_fingerprint}};
-    j["based_on"] = session.based_on.empty() ? ordered_json() : ordered_json::parse(session.based_on);
+    j["based_on"] = session.based_on.empty() ? Json() : parse_json(session.based_on, "based_on");
     return j;
 }
 
@@ -85,7 +83,7 @@ std::vector<std::string> absolute_patterns(const std::vector<std::string>& patte
 }
 
 // What going on needs beyond the state: the run's options.
-void add_options(ordered_json& resume, const Session& session) {
+void add_options(Json& resume, const Session& session) {
     const RunSettings& o = session.options();
     resume["model"] = o.model.empty() ? "" : fs::absolute(o.model).string();
     resume["data"] = absolute_patterns(o.data);
@@ -114,7 +112,7 @@ bool has_snapshot_of_its_own(const Session& session, const RunState& at) {
     return session.snapshot.taken() && session.snapshot.state.step < at.step;
 }
 
-void write_files(const std::string& folder, const Session& session, const ordered_json& record, bool with_snapshot) {
+void write_files(const std::string& folder, const Session& session, const Json& record, bool with_snapshot) {
     const Engine& model = *session.model;
     write_buffer(folder + "/adam_m.safetensors", model.tensors, model.m);
     write_buffer(folder + "/adam_v.safetensors", model.tensors, model.v);
@@ -133,7 +131,7 @@ void write_files(const std::string& folder, const Session& session, const ordere
 void save_checkpoint(Session& session, const RunState& at) {
     session.model->fetch_parameters();
     session.model->fetch_moments();
-    ordered_json record = model_record(session, at, ModelForm::checkpoint, false);
+    Json record = model_record(session, at, ModelForm::checkpoint, false);
     record["checkpoint_version"] = kCheckpointVersion;
     add_options(record["resume"], session);
     const bool with_snapshot = has_snapshot_of_its_own(session, at);
@@ -151,7 +149,7 @@ namespace {
 std::string newest_checkpoint(const std::string& out) {
     const auto checkpoints = list_checkpoints(out);
     if (!checkpoints.empty()) return checkpoints.back().string();
-    const json done = read_lnfree_json(out);
+    const Json done = read_lnfree_json(out);
     if (done.is_object() && done.contains("finished") && done["finished"] == true)
         throw BadInput("--out " + out +
                        ": that run is finished, nothing is left to resume; train the model further with --model " +
@@ -167,7 +165,7 @@ void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
 }
 
 // Options that the command line named win over the saved ones; the others cannot be named (require_resumable_flags).
-void take_options(RunSettings& o, const json& resume) {
+void take_options(RunSettings& o, const Json& resume) {
     resume.at("model").get_to(o.model);
     resume.at("data").get_to(o.data);
     resume.at("val").get_to(o.val);
@@ -180,7 +178,7 @@ void take_options(RunSettings& o, const json& resume) {
     if (!o.has("teacher") && resume.contains("teacher")) resume["teacher"].get_to(o.teacher);
 }
 
-void require_command(const json& record, const Session& session) {
+void require_command(const Json& record, const Session& session) {
     if (record.at("command") != session.request.command)
         throw BadInput("--out " + session.options().out + " is a run of " +
                        quoted_name(record.at("command").get<std::string>()) + "; resume it with that command");
@@ -206,7 +204,7 @@ void take_model(Session& session, LoadedModel& loaded, const std::string& folder
     restore_engine(model, session.state);
 }
 
-void take_snapshot(Session& session, const json& resume, const std::string& folder) {
+void take_snapshot(Session& session, const Json& resume, const std::string& folder) {
     if (!resume.contains("snapshot")) return;
     const Engine& model = *session.model;
     Snapshot& snapshot = session.snapshot;
@@ -221,11 +219,11 @@ void take_snapshot(Session& session, const json& resume, const std::string& fold
 void load_checkpoint(Session& session) {
     const std::string folder = newest_checkpoint(session.options().out), path = folder + "/lnfree.json";
     LoadedModel loaded = load_model(folder);
-    const json record = lnfree_of(loaded);
+    const Json record = lnfree_of(loaded);
     try {
         require_checkpoint_version(record, folder);  // also of a folded model, which load_model takes for what it is
         require_command(record, session);
-        const json& resume = record.at("resume");
+        const Json& resume = record.at("resume");
         session.state = state_from_json(record, loaded.model->sites.L, path);
         take_options(session.options(), resume);
         if (session.settings().distill > 0) record.at("teacher").at("fingerprint").get_to(session.teacher_fingerprint);
@@ -238,7 +236,7 @@ void load_checkpoint(Session& session) {
         if (resume.at("data_fingerprint") != hex(session.train->fingerprint()))
             throw BadInput("--data of the run in " + session.options().out +
                            " has changed since its checkpoint; a resumed run needs the same shards");
-    } catch (const json::exception& e) {
+    } catch (const JsonError& e) {
         throw BadInput(path + ": cannot be resumed from: " + e.what());
     }
 }

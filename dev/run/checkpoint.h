@@ -2,15 +2,15 @@
 // and of an adaptive run the snapshot that it would go back to. Also lnfree.json of the finished model.
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "data/json.h"
 #include "dev/run/session.h"
 
 namespace lnfree {
 
 // lnfree.json of the model in this state, as data/README.md describes it.
-nlohmann::ordered_json model_record(const Session& session, const RunState& state, ModelForm form, bool finished);
+Json model_record(const Session& session, const RunState& state, ModelForm form, bool finished);
 
 // Writes the checkpoint of the state before step `at.step`, to which the engine's weights and moments still belong, and
 // removes all but the last two. RunFailure when the disk fails; the checkpoints before stay.

@@ -2,18 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "data/console.h"
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "dev/cpu/machine.h"
 #include "dev/cpu/operations.h"
 
 namespace lnfree {
-
-using nlohmann::json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Losses
@@ -122,13 +120,13 @@ double quantile(std::vector<double>& values, double share) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Whether model and shards belong together
 
-json tokenizer_of_shard(const std::string& shard) {
+Json tokenizer_of_shard(const std::string& shard) {
     const auto sidecar = read_sidecar(shard);
-    if (!sidecar || !sidecar->contains("tokenizer")) return json();
-    const json& tokenizer = (*sidecar)["tokenizer"];
+    if (!sidecar || !sidecar->contains("tokenizer")) return Json();
+    const Json& tokenizer = (*sidecar)["tokenizer"];
     const auto is = [&](const char* key, auto check) { return tokenizer.contains(key) && (tokenizer[key].*check)(); };
-    if (!is("name", &json::is_string) || !is("fingerprint", &json::is_string) ||
-        !is("vocab_size", &json::is_number_integer))
+    if (!is("name", &Json::is_string) || !is("fingerprint", &Json::is_string) ||
+        !is("vocab_size", &Json::is_number_integer))
         throw BadInput(
             *sidecar_path(shard) +
             ": \"tokenizer\" lacks its name, fingerprint or vocab_size; make the shards again with `tokenize`");
@@ -140,7 +138,7 @@ void require_same_tokenizer(const TokenShards& shards, const Tokenizer* tokenize
     std::set<std::string> seen;
     for (const std::string& path : shards.paths()) {
         if (!seen.insert(sidecar_path(path).value_or("")).second) continue;
-        const json made_by = tokenizer_of_shard(path);
+        const Json made_by = tokenizer_of_shard(path);
         if (made_by.is_object() && made_by["fingerprint"] != tokenizer->fingerprint())
             throw BadInput(flag + " " + path + " was tokenised with another tokenizer (" +
                            quoted_name(made_by["fingerprint"].get<std::string>()) + ") than the model's (" +

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "data/json.h"
 #include "data/shards.h"
 #include "data/tokenizer.h"
 #include "dev/engine.h"
@@ -35,7 +35,7 @@ Faithfulness mean_faithfulness(Engine& model, Engine& original, const TokenShard
                                const ComparisonVisitor& each = nullptr);
 
 // The tokenizer that made a shard, as its PREFIX.json describes it; null if there is none. BadInput if it is damaged.
-nlohmann::json tokenizer_of_shard(const std::string& shard);
+Json tokenizer_of_shard(const std::string& shard);
 
 // Throws BadInput if any shard was made with another tokenizer than the model's. Shards and models that do not say are
 // taken as they are. `flag` names where the shards were given.

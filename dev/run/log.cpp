@@ -2,15 +2,13 @@
 
 #include <cerrno>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 
 namespace lnfree {
-
-using nlohmann::json;
 
 namespace {
 
@@ -21,7 +19,7 @@ std::string lines_before(const std::string& path, int64_t step) {
     std::string kept;
     std::istringstream lines(read_file(path, kLargestLog));
     for (std::string line; std::getline(lines, line);) {
-        const json j = json::parse(line, nullptr, false);
+        const Json j = json_in(line).value_or(Json());
         const bool of_a_step = j.is_object() && j.contains("step") && j["step"].is_number_integer();
         if (of_a_step && j["step"].get<int64_t>() < step) kept += line + "\n";
     }
@@ -38,7 +36,7 @@ void RunLog::open(const std::string& path, int64_t from_step) {
     if (!file_) throw RunFailure(path + ": cannot be written: " + errno_text(errno));
 }
 
-void RunLog::write(const nlohmann::ordered_json& j) {
+void RunLog::write(const Json& j) {
     const std::string line = j.dump() + "\n";
     if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() || std::fflush(file_.get()) != 0)
         throw RunFailure(path_ + ": cannot be written: " + errno_text(errno) + "; make room or write to another disk");

@@ -4,8 +4,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
+
+#include "data/json.h"
 
 namespace lnfree {
 
@@ -14,7 +15,7 @@ class RunLog {
   public:
     // Opens the log; lines of steps from `from_step` on are cut off, which is how a resumed run continues it.
     void open(const std::string& path, int64_t from_step);
-    void write(const nlohmann::ordered_json& line);
+    void write(const Json& line);
 
   private:
     struct Close {

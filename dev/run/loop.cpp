@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "data/console.h"
 #include "data/error.h"
+#include "data/json.h"
 #include "dev/cpu/machine.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/evaluate.h"
@@ -74,9 +74,8 @@ void Loop::happened(const std::vector<Event>& events) {
 }
 
 AdaptiveTools Loop::tools(const StepBatches& batches) {
-    return {
-        *session_.val, batches, [this] { session_.snapshot.take(before_, model_); },
-        [this](const std::string& what, const nlohmann::ordered_json& why) { report_decision(session_, what, why); }};
+    return {*session_.val, batches, [this] { session_.snapshot.take(before_, model_); },
+            [this](const std::string& what, const Json& why) { report_decision(session_, what, why); }};
 }
 
 // A loss that is not finite is for after_loss, which knows what was removed in this step.

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 
 #include "data/error.h"
+#include "data/json.h"
 #include "data/model_folder.h"
 #include "data/parallel.h"
 #include "data/random.h"
@@ -13,14 +13,11 @@
 
 namespace lnfree {
 
-using nlohmann::json;
-using nlohmann::ordered_json;
-
 namespace {
 
 // The sites that the folder's weights were trained with become the model's. `record` is its lnfree.json, or null. Throws
 // BadInput where the two contradict each other.
-void take_sites(Engine& model, const json& record, const std::string& folder) {
+void take_sites(Engine& model, const Json& record, const std::string& folder) {
     const int L = static_cast<int>(model.config.L);
     const bool recorded = record.is_object() && record.contains("sites");
     const Sites sites = recorded ? sites_from_json(record["sites"], L, folder + "/lnfree.json") : Sites(L);
@@ -37,7 +34,7 @@ void take_sites(Engine& model, const json& record, const std::string& folder) {
 }
 
 // Kept as text: who includes models.h need not know JSON.
-std::string text_of(const json& record) {
+std::string text_of(const Json& record) {
     return record.is_null() ? "" : record.dump();
 }
 
@@ -60,7 +57,7 @@ LoadedModel load_model(const std::string& folder) {
     const ModelFolder files(folder);
     const std::vector<Tensor> table = tensor_table(files.config());
     const std::vector<TensorView> views = files.tensors(table);  // before anything is allocated
-    const json record = files.lnfree();
+    const Json record = files.lnfree();
     if (files.config().form == ModelForm::checkpoint && record.is_object()) require_checkpoint_version(record, folder);
 
     LoadedModel loaded;
@@ -72,12 +69,12 @@ LoadedModel load_model(const std::string& folder) {
     return loaded;
 }
 
-json lnfree_of(const LoadedModel& loaded) {
-    return loaded.lnfree.empty() ? json() : json::parse(loaded.lnfree);
+Json lnfree_of(const LoadedModel& loaded) {
+    return loaded.lnfree.empty() ? Json() : parse_json(loaded.lnfree, "lnfree.json");
 }
 
 void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
-                 WeightType type, const ordered_json& lnfree, const Tokenizer* tokenizer, const std::string& card) {
+                 WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card) {
     TensorRecipes<real> tensors;
     for (const TensorRecipe& r : recipes) tensors.push_back({r.name, r.shape, r.fill});
     write_model_folder<real>(folder, config, tensors, stored_as(type), lnfree, tokenizer, card);

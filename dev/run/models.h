@@ -3,9 +3,9 @@
 
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "data/json.h"
 #include "data/shards.h"
 #include "data/tokenizer.h"
 #include "dev/engine.h"
@@ -24,13 +24,12 @@ struct LoadedModel {
 LoadedModel load_model(const std::string& folder);
 
 // lnfree.json of a loaded model as JSON; null if there is none.
-nlohmann::json lnfree_of(const LoadedModel& loaded);
+Json lnfree_of(const LoadedModel& loaded);
 
 // Writes a model folder, config.json last. dtype of the tensors: f32, bf16, f16 or, in double precision, f64.
 enum class WeightType { f32, bf16, f16, of_real };
 void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
-                 WeightType type, const nlohmann::ordered_json& lnfree, const Tokenizer* tokenizer,
-                 const std::string& card);
+                 WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card);
 
 // What a model computes goes into a fingerprint: shape, sites, weights. And any bytes, on all cores.
 void add_model(Hash64& hash, const Engine& model);

@@ -2,20 +2,17 @@
 
 #include <cmath>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
 
-using nlohmann::json;
-using nlohmann::ordered_json;
-
-void require_checkpoint_version(const json& record, const std::string& folder) {
-    const auto version = record.find("checkpoint_version");
-    if (version == record.end())
+void require_checkpoint_version(const Json& record, const std::string& folder) {
+    const Json* const version = record.find("checkpoint_version");
+    if (version == nullptr)
         throw BadInput(folder +
                        ": a checkpoint of an earlier version of this program; start the run anew, or finish it with "
                        "that version");
@@ -27,24 +24,13 @@ void require_checkpoint_version(const json& record, const std::string& folder) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Numbers
 
-ordered_json number_or_null(double x) {
-    return std::isfinite(x) ? ordered_json(x) : ordered_json();
+Json number_or_null(double x) {
+    return std::isfinite(x) ? Json(x) : Json();
 }
 
-namespace {
-
-template <class Json>
-double number_in(const Json& j, const char* key) {
-    return j.contains(key) && j[key].is_number() ? j[key].template get<double>() : NAN;
-}
-
-}  // namespace
-
-double number_or_nan(const json& j, const char* key) {
-    return number_in(j, key);
-}
-double number_or_nan(const ordered_json& j, const char* key) {
-    return number_in(j, key);
+double number_or_nan(const Json& j, const char* key) {
+    const Json* const found = j.find(key);
+    return found != nullptr && found->is_number() ? found->number() : NAN;
 }
 
 std::string hex(uint64_t x) {
@@ -61,10 +47,10 @@ const char* norm_name(const Site& site) {
     return site.has_layer_norm() ? "layernorm" : site.removed() ? "fakeln" : "gradual";
 }
 
-ordered_json sites_json(const Sites& sites) {
-    ordered_json list = ordered_json::array();
+Json sites_json(const Sites& sites) {
+    Json list = Json::array();
     for (const Site& site : sites.all) {
-        ordered_json j;
+        Json j;
         j["site"] = site_name(site);
         j["norm"] = norm_name(site);
         if (norm_name(site) == std::string("gradual")) j["a"] = site.a;
@@ -84,7 +70,7 @@ ordered_json sites_json(const Sites& sites) {
 namespace {
 
 // How far the site has gone, from "norm" and, on the way, "a". `where` begins messages.
-void read_norm(Site& site, const json& j, const std::string& where) {
+void read_norm(Site& site, const Json& j, const std::string& where) {
     const std::string norm = j.value("norm", "");
     if (norm != "layernorm" && norm != "gradual" && norm != "fakeln" && norm != "folded")
         throw BadInput(where + " has norm " + quoted_name(norm) + "; expected layernorm, gradual, fakeln or folded");
@@ -98,7 +84,7 @@ void read_norm(Site& site, const json& j, const std::string& where) {
         throw BadInput(where + " is gradual but its a is not between 0 and 1");
 }
 
-void read_site(Site& site, const json& j, const std::string& where) {
+void read_site(Site& site, const Json& j, const std::string& where) {
     read_norm(site, j, where);
     site.sigma_bar = number_or_nan(j, "sigma_bar");
     site.sigma_avg = number_or_nan(j, "sigma_avg");
@@ -113,7 +99,7 @@ void read_site(Site& site, const json& j, const std::string& where) {
 
 }  // namespace
 
-Sites sites_from_json(const json& list, int L, const std::string& path) try {
+Sites sites_from_json(const Json& list, int L, const std::string& path) try {
     Sites sites(L);
     if (!list.is_array() || list.size() != sites.all.size())
         throw BadInput(path + ": \"sites\" must list the " + std::to_string(sites.all.size()) +
@@ -125,7 +111,7 @@ Sites sites_from_json(const json& list, int L, const std::string& path) try {
         read_site(sites.all[i], list[i], path + ": site " + expected);
     }
     return sites;
-} catch (const json::exception&) {
+} catch (const JsonError&) {
     throw BadInput(path +
                    ": \"sites\" holds a value of the wrong type; take the file from the same folder as the weights");
 }
@@ -133,10 +119,10 @@ Sites sites_from_json(const json& list, int L, const std::string& path) try {
 // ---------------------------------------------------------------------------------------------------------------------
 // Events
 
-ordered_json events_json(const std::vector<Event>& events, const Sites& sites) {
-    ordered_json list = ordered_json::array();
+Json events_json(const std::vector<Event>& events, const Sites& sites) {
+    Json list = Json::array();
     for (const Event& e : events) {
-        ordered_json j;
+        Json j;
         j["step"] = e.step;
         j["site"] = site_name(sites.all[static_cast<size_t>(e.site)]);
         j["action"] = e.action;
@@ -146,9 +132,9 @@ ordered_json events_json(const std::vector<Event>& events, const Sites& sites) {
     return list;
 }
 
-std::vector<Event> events_from_json(const json& list, const Sites& sites) {
+std::vector<Event> events_from_json(const Json& list, const Sites& sites) {
     std::vector<Event> events;
-    for (const json& j : list)
+    for (const Json& j : list)
         for (size_t i = 0; i < sites.all.size(); i++)
             if (j.at("site") == site_name(sites.all[i]))
                 events.push_back({j.at("step").get<int64_t>(), static_cast<int>(i), j.at("action").get<std::string>(),
@@ -159,16 +145,16 @@ std::vector<Event> events_from_json(const json& list, const Sites& sites) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Settings
 
-ordered_json settings_json(const Settings& s) {
+Json settings_json(const Settings& s) {
     RunSettings all;
     all.values = s;
-    ordered_json j;
+    Json j;
     for (const Setting& row : setting_table())
         if (row.recorded) std::visit([&](auto field) { j[row.key] = field(all); }, row.field);
     return j;
 }
 
-Settings settings_from_json(const json& j) {
+Settings settings_from_json(const Json& j) {
     RunSettings all;
     const auto came_later = [&](const std::string& key) { return key == "distill" && !j.contains(key); };
     for (const Setting& row : setting_table())

@@ -1,10 +1,10 @@
 // Sites, events and settings as JSON: lnfree.json's parts (keys: data/README.md).
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/engine.h"
 
 namespace lnfree {
@@ -13,28 +13,28 @@ namespace lnfree {
 constexpr int kCheckpointVersion = 2;
 
 // Throws BadInput, naming it, for a checkpoint's lnfree.json of a version that this program cannot go on from.
-void require_checkpoint_version(const nlohmann::json& record, const std::string& folder);
+void require_checkpoint_version(const Json& record, const std::string& folder);
 
 // "layernorm", "fakeln", "folded"; "gradual" for a site on its way
 const char* norm_name(const Site& site);
 
-nlohmann::ordered_json number_or_null(double x);                 // null unless finite
-double number_or_nan(const nlohmann::json& j, const char* key);  // NaN if absent or no number
-double number_or_nan(const nlohmann::ordered_json& j, const char* key);
+Json number_or_null(double x);                         // null unless finite
+double number_or_nan(const Json& j, const char* key);  // NaN if absent or no number
+double number_or_nan(const Json& j, const char* key);
 
 // 16 hexadecimal digits: how fingerprints are written.
 std::string hex(uint64_t x);
 
-nlohmann::ordered_json sites_json(const Sites& sites);
+Json sites_json(const Sites& sites);
 // Throws BadInput unless the list names exactly the sites of an L-layer model, in order, with usable sigma_bars.
-Sites sites_from_json(const nlohmann::json& list, int L, const std::string& path);
+Sites sites_from_json(const Json& list, int L, const std::string& path);
 
-nlohmann::ordered_json events_json(const std::vector<Event>& events, const Sites& sites);
-std::vector<Event> events_from_json(const nlohmann::json& list, const Sites& sites);
+Json events_json(const std::vector<Event>& events, const Sites& sites);
+std::vector<Event> events_from_json(const Json& list, const Sites& sites);
 
 // Every row of the table of settings (dev/run/settings.h) that is a field of Settings, in the table's order.
-nlohmann::ordered_json settings_json(const Settings& s);
-// Throws json::exception if a key lacks; but runs from before --distill had no teacher.
-Settings settings_from_json(const nlohmann::json& j);
+Json settings_json(const Settings& s);
+// Throws JsonError if a key lacks; but runs from before --distill had no teacher.
+Settings settings_from_json(const Json& j);
 
 }  // namespace lnfree

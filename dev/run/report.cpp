@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "data/console.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/model_card.h"
 #include "dev/cpu/machine.h"
 #include "dev/run/evaluate.h"
@@ -16,9 +16,6 @@
 #include "dev/run/session.h"
 
 namespace lnfree {
-
-using nlohmann::json;
-using nlohmann::ordered_json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // As it goes
@@ -43,7 +40,7 @@ std::string in_percent(double share) {
 
 void report_step(Session& session, const StepReport& r, const std::vector<Event>& events, double tokens_per_s) {
     const Sites& sites = session.model->sites;
-    ordered_json line;
+    Json line;
     line["step"] = r.step;
     line["loss"] = r.loss.loss;
     if (session.teacher) line["kl"] = r.loss.kl;
@@ -51,7 +48,7 @@ void report_step(Session& session, const StepReport& r, const std::vector<Event>
     line["grad_norm"] = r.gradient_norm;
     line["lr"] = r.lr;
     line["tokens_per_s"] = tokens_per_s;
-    line["removed"] = ordered_json::array();
+    line["removed"] = Json::array();
     for (const Event& e : events)
         line[e.action == "removed" ? "removed" : "released"].push_back(
             site_name(sites.all[static_cast<size_t>(e.site)]));
@@ -70,7 +67,7 @@ void report_step(Session& session, const StepReport& r, const std::vector<Event>
 
 void report_validation(Session& session) {
     const RunState& state = session.state;
-    ordered_json line{{"step", state.step}, {"val_loss", state.last_val_loss}};
+    Json line{{"step", state.step}, {"val_loss", state.last_val_loss}};
     if (session.teacher) {
         line["val_kl"] = number_or_null(state.last_val_kl);
         line["val_agreement"] = state.last_val_agreement;
@@ -85,8 +82,8 @@ void report_validation(Session& session) {
     std::fflush(session.screen);
 }
 
-void report_decision(Session& session, const std::string& what, const ordered_json& why) {
-    ordered_json line{{"step", session.state.step}, {"decision", what}};
+void report_decision(Session& session, const std::string& what, const Json& why) {
+    Json line{{"step", session.state.step}, {"decision", what}};
     line.update(why);
     session.log.write(line);
     std::fprintf(session.screen, "step %lld  %s  %s\n", static_cast<long long>(session.state.step), what.c_str(),
@@ -110,7 +107,7 @@ namespace {
 
 // What the adaptive schedule decided beside removals, as shaded parts of the axis that say what they are: the steps that
 // were undone by going back (where the line breaks off), those in which removals waited for position 0.
-void show_decision(Chart& chart, ChartSeries& series, const json& j) {
+void show_decision(Chart& chart, ChartSeries& series, const Json& j) {
     const double step = j["step"].get<double>();
     if (j["decision"] == "roll back") {
         const std::string to = j["to"].get<std::string>();  // step_000050
@@ -125,14 +122,14 @@ void show_decision(Chart& chart, ChartSeries& series, const json& j) {
 }
 
 // Sites of one step: a line each, by kind; of a schedule that adapts, which takes what is cheapest, one line for all.
-void show_removals(Chart& chart, const json& sites, double step, bool adapts) {
+void show_removals(Chart& chart, const Json& sites, double step, bool adapts) {
     if (sites.empty()) return;
     if (adapts) {
         const std::string only = sites[0].get<std::string>();
         chart.markers.push_back({step, "removed", sites.size() == 1 ? only : std::to_string(sites.size()) + " sites"});
         return;
     }
-    for (const json& site : sites) {
+    for (const Json& site : sites) {
         const std::string name = site.get<std::string>();
         chart.markers.push_back({step, name.substr(0, name.find('[')), name});
     }
@@ -145,7 +142,7 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
     bool first_validation = chart.references.empty(), adapts = false;
     std::istringstream lines(read_file(folder + "/log.jsonl", uint64_t{1} << 31));
     for (std::string line; std::getline(lines, line);) {
-        const json j = json::parse(line, nullptr, false);
+        const Json j = json_in(line).value_or(Json());
         if (!j.is_object() || !j.contains("step")) continue;
         const double step = j["step"].get<double>();
         if (j.contains("loss")) {
@@ -158,7 +155,7 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
             chart.references.push_back({number_or_nan(j, "val_loss"), "original, validation"});
             first_validation = false;
         }
-        show_removals(chart, j.value("removed", json::array()), step, adapts);
+        show_removals(chart, j.value("removed", Json::array()), step, adapts);
     }
     return series;
 }
@@ -196,7 +193,7 @@ std::string model_card(const Session& session, ModelForm form) {
     if (free) card += loading_section(form) + "\n";
     card += "## Protocol\n\n";
     Table protocol({"setting", "value"});
-    const ordered_json settings = settings_json(session.settings());
+    const Json settings = settings_json(session.settings());
     for (const auto& [key, value] : settings.items()) protocol.add_row({key, value.dump()});
     card += protocol.markdown();
     if (sites.removed() == 0) return card;
@@ -206,10 +203,10 @@ std::string model_card(const Session& session, ModelForm form) {
     return card + "\n## Sites\n\n" + table.markdown();
 }
 
-ordered_json summary_of(const Session& session) {
+Json summary_of(const Session& session) {
     const RunState& state = session.state;
     const Sites& sites = session.model->sites;
-    ordered_json j;
+    Json j;
     j["out"] = session.options().out;
     j["steps"] = state.step;
     j["tokens"] = state.step * state.settings.tokens_per_step();
@@ -227,7 +224,7 @@ ordered_json summary_of(const Session& session) {
     return j;
 }
 
-void print_summary(const Session& session, const ordered_json& s) {
+void print_summary(const Session& session, const Json& s) {
     const RunState& state = session.state;
     Table table({session.request.command, session.options().out});
     table.add_row({"steps", std::to_string(state.step)});
@@ -283,9 +280,9 @@ double estimated_seconds(const Session& session, double tokens) {
     return flops * tokens / (0.8 * measure_flops(c));
 }
 
-void print_dry_run(const Session& session, const ordered_json& j) {
+void print_dry_run(const Session& session, const Json& j) {
     const Settings& s = session.settings();
-    const auto count = [](const ordered_json& n) { return format_count(n.get<uint64_t>()); };
+    const auto count = [](const Json& n) { return format_count(n.get<uint64_t>()); };
     Table table({session.request.command, "dry run, nothing is written"});
     table.add_row({"parameters", count(j["parameters"])});
     table.add_row({"tokens per step", format_count(static_cast<uint64_t>(s.tokens_per_step())) + " = " +
@@ -299,7 +296,7 @@ void print_dry_run(const Session& session, const ordered_json& j) {
     std::fprintf(session.screen, "%s", table.text().c_str());
     if (!s.removes) return;
     std::fprintf(session.screen, "\nremovals:%s", s.adaptive() ? " as the loss allows" : "");
-    for (const ordered_json& removal : j["schedule"])
+    for (const Json& removal : j["schedule"])
         std::fprintf(session.screen, " %s@%s", removal["site"].get<std::string>().c_str(),
                      removal["step"].dump().c_str());
     std::fprintf(session.screen, "\n");
@@ -307,10 +304,10 @@ void print_dry_run(const Session& session, const ordered_json& j) {
 
 }  // namespace
 
-ordered_json dry_run(const Session& session) {
+Json dry_run(const Session& session) {
     const Settings& s = session.settings();
     const double tokens = static_cast<double>((s.stop - session.state.step) * s.tokens_per_step());
-    ordered_json j;
+    Json j;
     j["protocol"] = settings_json(s);
     j["parameters"] = session.model->parameters();
     j["tokens"] = static_cast<int64_t>(tokens);
@@ -319,7 +316,7 @@ ordered_json dry_run(const Session& session) {
     j["estimated_seconds"] = estimated_seconds(session, tokens);
     if (s.removes) {
         const Sites& sites = session.model->sites;
-        j["schedule"] = ordered_json::array();
+        j["schedule"] = Json::array();
         for (const Removal& removal : removals_left(s, sites))
             j["schedule"].push_back(
                 {{"step", removal.step}, {"site", site_name(sites.all[static_cast<size_t>(removal.site)])}});

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "data/json.h"
 #include "data/svg_chart.h"
 #include "dev/engine.h"
 #include "dev/method.h"
@@ -21,7 +21,7 @@ struct Session;
 void report_step(Session& session, const StepReport& report, const std::vector<Event>& events, double tokens_per_s);
 void report_validation(Session& session);
 // What the schedule that adapts decided, and why.
-void report_decision(Session& session, const std::string& what, const nlohmann::ordered_json& why);
+void report_decision(Session& session, const std::string& what, const Json& why);
 // On standard error, if the first step's loss is that of guessing.
 void warn_if_untrained(const Session& session, double loss);
 
@@ -35,12 +35,12 @@ Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, c
 std::string model_card(const Session& session, ModelForm form);
 
 // The keys of a run's --json, and the same as a table.
-nlohmann::ordered_json summary_of(const Session& session);
-void print_summary(const Session& session, const nlohmann::ordered_json& summary);
+Json summary_of(const Session& session);
+void print_summary(const Session& session, const Json& summary);
 
 // ----- instead of it
 
 // What the run would be: every setting, its schedule, memory and time. Writes nothing.
-nlohmann::ordered_json dry_run(const Session& session);
+Json dry_run(const Session& session);
 
 }  // namespace lnfree

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "dev/method.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/loop.h"
@@ -18,7 +18,6 @@
 namespace lnfree {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -63,7 +62,7 @@ std::string where_to_go_on(const std::string& out) {
 
 }  // namespace
 
-ordered_json run(const RunRequest& request) {
+Json run(const RunRequest& request) {
     Session session(request);
     if (request.resume) {
         load_resume_point(session);
@@ -81,7 +80,7 @@ ordered_json run(const RunRequest& request) {
     } catch (const RunFailure& e) {
         throw RunFailure(e.what() + where_to_go_on(session.options().out));
     }
-    ordered_json summary = summary_of(session);
+    Json summary = summary_of(session);
     print_summary(session, summary);
     return summary;
 }

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "data/json.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
@@ -21,6 +21,6 @@ struct RunRequest {
 
 // Carries the run out and returns its summary. Throws BadInput before anything is written, RunFailure when the run itself
 // fails, Interrupted after a signal.
-nlohmann::ordered_json run(const RunRequest& request);
+Json run(const RunRequest& request);
 
 }  // namespace lnfree

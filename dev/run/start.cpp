@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "data/console.h"
 #include "data/error.h"
 #include "data/files.h"
+#include "data/json.h"
 #include "data/model_config.h"
 #include "data/model_folder.h"
 #include "dev/cpu/machine.h"
@@ -19,7 +19,6 @@
 namespace lnfree {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
 void configure_engine(const Session& session) {
     backend().use_precision(session.settings().precision);
@@ -32,13 +31,13 @@ void configure_engine(const Session& session) {
 namespace {
 
 // --tokenizer, or the built-in one that made the data; "" if neither says.
-std::string tokenizer_source(const std::string& given, const json& made_by) {
+std::string tokenizer_source(const std::string& given, const Json& made_by) {
     const bool bytes = made_by.is_object() && made_by["name"] == "byte";
     return given.empty() && bytes ? "byte" : given;
 }
 
 void make_new_model(Session& session) {
-    const json made_by = tokenizer_of_shard(session.train->paths()[0]);
+    const Json made_by = tokenizer_of_shard(session.train->paths()[0]);
     const std::string source = tokenizer_source(session.options().tokenizer, made_by);
     if (!source.empty()) session.tokenizer = load_tokenizer(source);
     const Tokenizer* tokenizer = session.tokenizer.get();

@@ -1,16 +1,13 @@
 #include "dev/run/state.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <type_traits>
 
+#include "data/json.h"
 #include "dev/run/records.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
-
-using nlohmann::json;
-using nlohmann::ordered_json;
 
 RunState captured(const RunState& now, const Engine& model) {
     RunState state = now;
@@ -27,8 +24,8 @@ void restore_engine(Engine& model, const RunState& state) {
 // ---------------------------------------------------------------------------------------------------------------------
 // JSON
 
-ordered_json state_json(const RunState& state) {
-    ordered_json j;
+Json state_json(const RunState& state) {
+    Json j;
     j["step"] = state.step;
     j["protocol"] = settings_json(state.settings);
     j["sites"] = sites_json(state.sites);
@@ -50,7 +47,7 @@ ordered_json state_json(const RunState& state) {
     return j;
 }
 
-RunState state_from_json(const json& record, int L, const std::string& path) {
+RunState state_from_json(const Json& record, int L, const std::string& path) {
     RunState state;
     record.at("step").get_to(state.step);
     state.settings = settings_from_json(record.at("protocol"));
@@ -61,10 +58,10 @@ RunState state_from_json(const json& record, int L, const std::string& path) {
     state.last_val_loss = number_or_nan(record.at("results"), "val_loss_last");
     state.last_val_kl = number_or_nan(record["results"], "val_kl");
     state.last_val_agreement = number_or_nan(record["results"], "val_agreement");
-    const json& resume = record.at("resume");
+    const Json& resume = record.at("resume");
     resume.at("adam_updates").get_to(state.adam_updates);
     if (!state.settings.adaptive()) return state;
-    const json& adaptive = resume.at("adaptive");
+    const Json& adaptive = resume.at("adaptive");
     AdaptiveState::visit(state.adaptive, [&](const char* key, auto& value) {
         if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
             value = number_or_nan(adaptive, key);

@@ -4,10 +4,10 @@
 
 #include <cmath>
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/engine.h"
 #include "dev/run/adaptive.h"
 
@@ -32,10 +32,10 @@ RunState captured(const RunState& now, const Engine& model);
 void restore_engine(Engine& model, const RunState& state);
 
 // The one way to and from JSON: the keys that lnfree.json has of a run, and under "resume" what only going on needs.
-nlohmann::ordered_json state_json(const RunState& state);
+Json state_json(const RunState& state);
 // For a model of L layers; `path` names the file. Throws BadInput for sites or settings that cannot be,
-// json::exception if something lacks.
-RunState state_from_json(const nlohmann::json& record, int L, const std::string& path);
+// JsonError if something lacks.
+RunState state_from_json(const Json& record, int L, const std::string& path);
 
 // A state that a run can go back to, whole, in the host's memory: as much again as weights and moments take.
 struct Snapshot {

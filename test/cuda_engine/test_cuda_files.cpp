@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "data/error.h"
+#include "data/json.h"
 #include "dev/commands/commands.h"
 #include "dev/cuda/cuda_engine.h"
 #include "dev/engine.h"
@@ -25,7 +25,6 @@
 #include "test/tiny_task.h"
 
 using namespace lnfree;
-using nlohmann::json;
 
 namespace {
 
@@ -163,19 +162,19 @@ TEST_CASE("eval and generate compute in the precision that is asked for, in fp32
         words.insert(words.end(), more.begin(), more.end());
         const Outcome outcome = command_line(words, task.scratch / "out");
         REQUIRE(outcome.status == 0);
-        return json::parse(outcome.out);
+        return parse_json(outcome.out, "test");
     };
-    const json reference = evaluated({});
+    const Json reference = evaluated({});
     const WithCuda with_cuda;
-    const json by_itself = evaluated({}), fp32 = evaluated({"--precision", "fp32"}),
+    const Json by_itself = evaluated({}), fp32 = evaluated({"--precision", "fp32"}),
                bf16 = evaluated({"--precision", "bf16"});
-    const double loss = reference["loss"];
+    const double loss = reference["loss"].number();
     CHECK(by_itself["loss"] == fp32["loss"]);
     CHECK(by_itself["precision"] == "fp32");
     CHECK(fp32["loss"].get<double>() == doctest::Approx(loss).epsilon(1e-6));
     CHECK(bf16["precision"] == "bf16");
     CHECK(bf16["loss"].get<double>() == doctest::Approx(loss).epsilon(0.01));
-    const auto off = [&](const json& other) {  // in the mean rounding averages out
+    const auto off = [&](const Json& other) {  // in the mean rounding averages out
         double sum = 0;
         for (const auto& [name, value] : reference["percentiles"].items())
             sum += std::abs(value.get<double>() - other["percentiles"][name].get<double>());

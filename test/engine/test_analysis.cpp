@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "data/error.h"
+#include "data/json.h"
 #include "data/model_folder.h"
 #include "data/random.h"
 #include "data/shards.h"
@@ -33,7 +33,6 @@
 
 using namespace lnfree;
 using namespace lnfree::analysis;
-using nlohmann::ordered_json;
 
 namespace {
 
@@ -74,13 +73,12 @@ Procedure batches_of(int64_t batch) {
 }
 
 // Numbers in two JSON values that differ by more than `allowed` of the larger, or anything else that differs.
-void check_alike(const ordered_json& a, const ordered_json& b, double allowed) {
+void check_alike(const Json& a, const Json& b, double allowed) {
     if (a.is_number() && b.is_number()) {
         CHECK(a.get<double>() == doctest::Approx(b.get<double>()).epsilon(allowed).scale(1e-3));
         return;
     }
-    REQUIRE(a.type() == b.type());
-    if (!a.is_structured()) {
+    if (!a.is_array() && !a.is_object()) {
         CHECK(a == b);
         return;
     }
@@ -134,7 +132,7 @@ TEST_CASE("attribution misses the direct effect of a model with LayerNorm and no
     const Sample sample = random_sample(5, 11, model.config.V);
     CHECK(measure_attribution(model, sample, batches_of(2))["nmae"].get<double>() > 1);
     make_linear(model);
-    const ordered_json free = measure_attribution(model, sample, batches_of(2));
+    const Json free = measure_attribution(model, sample, batches_of(2));
     CHECK(free["nmae"].get<double>() < 1e-9);
     CHECK(free["nmae_embedding"].get<double>() < 1e-9);
     CHECK(free["nmae_head"].size() == 3);
@@ -146,7 +144,7 @@ TEST_CASE("no measurement depends on how many sequences are taken at a time") {
     Engine& model = *made;
     const Sample sample = random_sample(5, 11, model.config.V);
     for (const auto measure : {measure_attribution, measure_norms, measure_sinks, measure_confidence}) {
-        const ordered_json one = measure(model, sample, batches_of(1));
+        const Json one = measure(model, sample, batches_of(1));
         check_alike(one, measure(model, sample, batches_of(2)), 1e-4);
         check_alike(one, measure(model, sample, batches_of(64)), 1e-4);
     }
@@ -157,7 +155,7 @@ TEST_CASE("a model is no distance from itself, and its loss is what eval compute
     const auto made = random_model(3), other = random_model(4);
     Engine& model = *made;
     const Sample sample = random_sample(4, 13, model.config.V);
-    const ordered_json j = measure_loss({&model, other.get(), &model}, sample, batches_of(3));
+    const Json j = measure_loss({&model, other.get(), &model}, sample, batches_of(3));
     REQUIRE(j["divergences"].size() == 3);
     CHECK(std::abs(j["divergences"][1]["js"].get<double>()) < 1e-6);  // first and third
     CHECK(j["divergences"][0]["js"].get<double>() > 1e-3);
@@ -175,15 +173,15 @@ TEST_CASE("every token that a model is sure will not come is listed with what st
     real* wte = model.tensor("wte.weight");
     for (int64_t i = 0; i < model.config.V * model.config.C; i++) wte[i] *= 40;
     const Sample sample = random_sample(4, 13, model.config.V);
-    const ordered_json j = measure_loss({&model}, sample, batches_of(3));
-    const ordered_json& listed = j["models"][0]["over_50"];
+    const Json j = measure_loss({&model}, sample, batches_of(3));
+    const Json& listed = j["models"][0]["over_50"];
     const real* losses = model.token_losses(sample.inputs.data(), sample.targets.data(), 4, 13);
     size_t k = 0;
     for (size_t n = 0; n < 52; n++) {
         if (!(losses[n] > 50)) continue;
         CAPTURE(n);
         REQUIRE(k < listed.size());
-        const ordered_json& entry = listed[k++];
+        const Json& entry = listed[k++];
         const size_t position = n % 13;
         CHECK(entry["window"] == n / 13);
         CHECK(entry["position"] == position);
@@ -332,18 +330,20 @@ TEST_CASE("a chart draws dots without a line") {
 }
 
 TEST_CASE("patching pictures average the sets that count, of the commonest length") {
-    const ordered_json model = ordered_json::parse(R"({"sets": [
+    const Json model = parse_json(R"({"sets": [
         {"counts": true, "activation": [[0, 1]]}, {"counts": true, "activation": [[1, 1]]},
-        {"counts": true, "activation": [[5, 5, 5]]}, {"counts": false}]})");
+        {"counts": true, "activation": [[5, 5, 5]]}, {"counts": false}]})",
+                                  "test");
     size_t sets = 0;
     CHECK(mean_effects(model, "activation", sets) == std::vector<std::vector<double>>{{0.5, 1}});
     CHECK(sets == 2);
-    CHECK(mean_effects(ordered_json::parse(R"({"sets": [{"counts": false}]})"), "activation", sets).empty());
+    CHECK(mean_effects(parse_json(R"({"sets": [{"counts": false}]})", "test"), "activation", sets).empty());
 }
 
 TEST_CASE("a report's overview leaves out what was not measured") {
-    const ordered_json all = ordered_json::parse(R"({"version": 1, "what": "report",
-        "loss": {"models": [{"model": "runs/a", "layernorm_free": true, "loss": 1.25}]}, "dla": null})");
+    const Json all = parse_json(R"({"version": 1, "what": "report",
+        "loss": {"models": [{"model": "runs/a", "layernorm_free": true, "loss": 1.25}]}, "dla": null})",
+                                "test");
     const Table table = overview(all, 1);
     REQUIRE(table.row_count() == 1);
     CHECK(table.rows()[0] == std::vector<std::string>{"a", "none", "1.2500", "", "", "", "", "", ""});
@@ -412,7 +412,7 @@ struct Reported {
     void mark() const {
         for (const Measurement& m : measurements()) {
             const std::string path = options.out + "/" + m.name + ".json";
-            ordered_json j = ordered_json::parse(read_bytes(path));
+            Json j = parse_json(read_bytes(path), "test");
             j["marked"] = true;
             write_bytes(path, j.dump());
         }
@@ -420,7 +420,7 @@ struct Reported {
     // The measurements that a report takes from an earlier run, in the table's order.
     std::vector<std::string> reused() const {
         mark();
-        const ordered_json report = analyze_command("report", options);
+        const Json report = analyze_command("report", options);
         std::vector<std::string> names;
         for (const Measurement& m : measurements()) {
             CAPTURE(m.name);
@@ -436,13 +436,13 @@ struct Reported {
 TEST_CASE("a report takes earlier results for what was measured, not for what it was called") {
     typedef std::vector<std::string> Names;
     Reported r;
-    const ordered_json first = analyze_command("report", r.options);
+    const Json first = analyze_command("report", r.options);
     CHECK(r.reused() == Names{"loss", "dla", "patching", "norms", "sinks", "confidence", "benchmarks"});
 
     SUBCASE("other weights in the same folder") {
         r.write_weights("model", 4);
         CHECK(r.reused().empty());
-        const ordered_json second = analyze_command("report", r.options);
+        const Json second = analyze_command("report", r.options);
         Options alone = r.options;
         alone.out = "";
         CHECK(second["dla"]["models"] == analyze_command("dla", alone)["models"]);

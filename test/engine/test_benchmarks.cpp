@@ -9,13 +9,13 @@
 #include <filesystem>
 #include <limits>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "data/error.h"
+#include "data/json.h"
 #include "data/random.h"
 #include "data/tokenizer.h"
 #include "dev/analysis/benchmarks.h"
@@ -27,8 +27,6 @@
 using namespace lnfree;
 using namespace lnfree::analysis;
 namespace fs = std::filesystem;
-using nlohmann::json;
-using nlohmann::ordered_json;
 
 static Question question_of(const char* task, const std::string& line) {
     return read_question(benchmark_named(task), line, "items.jsonl", 7);
@@ -425,7 +423,7 @@ TEST_CASE("accuracies and their standard errors, by hand") {
         CHECK(replies[i].choice == choices[i]);
         CHECK(replies[i].choice_norm == choices_norm[i]);
     }
-    const ordered_json j = benchmark_summary(task, replies);
+    const Json j = benchmark_summary(task, replies);
     CHECK(j["acc"] == 0.8);
     CHECK(j["acc_stderr"].get<double>() == doctest::Approx(0.2));  // sqrt(5 * 0.8 * 0.2 / 4 / 5)
     CHECK(j["acc_norm"] == 0.6);
@@ -441,7 +439,7 @@ TEST_CASE("LAMBADA: accuracy of greedy decoding, and perplexity") {
     const BenchmarkTask task =
         task_of("lambada", {{{{"c", " a", 1}}, 0}, {{{"c", " b", 1}}, 0}, {{{"c", " d", 1}}, 0}});
     const std::vector<Reply> replies = replies_of(task, {{-1, true}, {-2, false}, {-6, true}});
-    const ordered_json j = benchmark_summary(task, replies);
+    const Json j = benchmark_summary(task, replies);
     CHECK(j["acc"].get<double>() == doctest::Approx(2.0 / 3));
     CHECK(j["perplexity"].get<double>() == doctest::Approx(std::exp(3.0)));
     CHECK(j["perplexity_stderr"].get<double>() == doctest::Approx(std::exp(3.0) * std::sqrt(7.0 / 3)));
@@ -453,7 +451,7 @@ TEST_CASE("LAMBADA: accuracy of greedy decoding, and perplexity") {
 
 TEST_CASE("the standard error of a single item is not known") {
     const BenchmarkTask task = task_of("boolq", {{{{"c", " no", 2}, {"c", " yes", 3}}, 1}});
-    const ordered_json j = benchmark_summary(task, replies_of(task, {{-2, false}, {-1, false}}));
+    const Json j = benchmark_summary(task, replies_of(task, {{-2, false}, {-1, false}}));
     CHECK(j["acc"] == 1.0);
     CHECK(j["acc_stderr"].is_null());
     CHECK_FALSE(j.contains("acc_norm"));
@@ -500,7 +498,7 @@ TEST_CASE("all five tasks run on one model, and choices are written item by item
     const std::vector<BenchmarkTask> tasks = prepare_benchmarks(t.loaded, t.options);
     REQUIRE(tasks.size() == 5);
     CHECK(benchmark_flops(t.loaded.model->config, tasks) > 0);
-    const ordered_json j = run_benchmarks(t.loaded, tasks, t.options);
+    const Json j = run_benchmarks(t.loaded, tasks, t.options);
     CHECK(j["limit"] == 7);
     REQUIRE(j["tasks"].size() == 5);
     const std::vector<std::string> names = {"hellaswag", "piqa", "winogrande", "boolq", "lambada"};
@@ -515,7 +513,7 @@ TEST_CASE("all five tasks run on one model, and choices are written item by item
     for (size_t i = 0; i < 5; i++) {
         double right = 0;
         for (size_t item = 0; item < 7; item++) {
-            const json line = json::parse(lines[7 * i + item]);
+            const Json line = parse_json(lines[7 * i + item], "test");
             CHECK(line["task"] == names[i]);
             CHECK(line["item"] == item);
             const size_t answers = tasks[i].questions[item].answers.size();
@@ -570,7 +568,7 @@ TEST_CASE("a task whose answers are longer than the model reads is left out, and
     t.options.tasks = {"piqa", "boolq"};
     const std::string item = R"({"goal": "g", "sol1": "a", "sol2": ")" + std::string(67, 'b') + R"(", "label": 1})";
     write_bytes(t.folder / "piqa.jsonl", item);  // 68 tokens with the space, 67 positions
-    const ordered_json j = run_benchmarks(t.loaded, prepare_benchmarks(t.loaded, t.options), t.options);
+    const Json j = run_benchmarks(t.loaded, prepare_benchmarks(t.loaded, t.options), t.options);
     CHECK(j["tasks"][0]["skipped"] ==
           t.folder / "piqa.jsonl line 1: an answer of 68 tokens is longer than the model's 67 positions");
     CHECK_FALSE(j["tasks"][0].contains("acc"));

@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <utility>
@@ -19,6 +18,7 @@
 
 #include "data/checkpoints.h"
 #include "data/error.h"
+#include "data/json.h"
 #include "data/model_folder.h"
 #include "data/random.h"
 #include "data/shards.h"
@@ -38,8 +38,6 @@
 #include "test/wrapped_engine.h"
 
 using namespace lnfree;
-using nlohmann::json;
-using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
 static const GPT2Config kTrained = shape_of(3, 2, 22, 257, 50, 70);
@@ -61,7 +59,7 @@ static void write_form(const std::string& folder, Engine& model, bool folded, bo
     GPT2Config config;
     const std::vector<TensorRecipe> recipes =
         folded ? folded_recipes(model, config) : hugging_face_recipes(model, config);
-    ordered_json record{{"version", kFormatVersion}};
+    Json record{{"version", kFormatVersion}};
     if (with_record) record["sites"] = sites_json(model.sites);
     write_model(folder, config, recipes, WeightType::f32, record, nullptr, "");
 }
@@ -320,7 +318,7 @@ TEST_CASE("remove ends LayerNorm-free, whatever the number of threads with the s
 #endif
         RunRequest r = task.request;
         r.settings.out = task.scratch / ("threads" + std::to_string(threads));
-        const ordered_json summary = task.run(r);
+        const Json summary = task.run(r);
         CHECK(summary["layernorm_free"] == true);
         CHECK(summary["sites_removed"] == 10);
         if (expected.empty()) expected = TinyTask::weights(r.settings.out);
@@ -397,9 +395,9 @@ TEST_CASE("a planted position 0 stands out, and shrinking brings it back") {
     CHECK(ratio() < 1.5);
 }
 
-static std::vector<json> decisions_of(const std::string& run) {
-    std::vector<json> found;
-    for (const json& line : log_of(run))
+static std::vector<Json> decisions_of(const std::string& run) {
+    std::vector<Json> found;
+    for (const Json& line : log_of(run))
         if (line.contains("decision")) found.push_back(line);
     return found;
 }
@@ -438,12 +436,12 @@ TEST_CASE("the schedule that adapts brings a long position 0 down before it remo
     set(r.settings, "batch", "16");
     r.settings.out = task.scratch / "removed";
     CHECK(task.run(r)["layernorm_free"] == true);
-    const std::vector<json> decisions = decisions_of(r.settings.out);
+    const std::vector<Json> decisions = decisions_of(r.settings.out);
     REQUIRE(decisions.size() > 2);
     CHECK(decisions[0]["decision"] == "position 0 stands out");
     CHECK(decisions[1]["decision"].get<std::string>().find("position 0 ") == 0);
     CHECK(decisions[2]["decision"] == "remove");
-    CHECK(decisions[1]["sigma_ratio"] < decisions[0]["sigma_ratio"]);
+    CHECK(decisions[1]["sigma_ratio"].number() < decisions[0]["sigma_ratio"].number());
     CHECK(contains(read_bytes(r.settings.out + "/loss.svg"), "position 0 comes down"));
 }
 
@@ -487,11 +485,11 @@ TEST_CASE("the schedule that adapts goes back after a spike and still ends Layer
         expected_back = 2;
     }
     r.settings.out = task.scratch / "adaptive";
-    const ordered_json summary = task.run(r);
+    const Json summary = task.run(r);
     CHECK(PoisonedEngine::calls > 0);
     CHECK(summary["layernorm_free"] == true);
     size_t back = 0, removals = 0;
-    for (const json& decision : decisions_of(r.settings.out)) {
+    for (const Json& decision : decisions_of(r.settings.out)) {
         back += decision["decision"] == "roll back";
         removals += decision["decision"] == "remove";
     }
@@ -510,9 +508,9 @@ TEST_CASE("a budget in hours sets the steps, and goes with no other length of th
     r.settings.given.erase("steps");
     set(r.settings, "hours", "0.002");
     const Quiet quiet(1);
-    const int64_t few = task.run(r)["tokens"];
+    const int64_t few = task.run(r)["tokens"].get<int64_t>();
     set(r.settings, "hours", "2");
-    CHECK(task.run(r)["tokens"] > few);
+    CHECK(task.run(r)["tokens"].get<int64_t>() > few);
     set(r.settings, "steps", "20");
     CHECK_THROWS_WITH_AS(task.run(r), doctest::Contains("--hours, --steps and --tokens"), BadInput);
     CHECK_FALSE(fs::exists(r.settings.out));
@@ -579,7 +577,7 @@ TEST_CASE("a removal with a teacher says how far it is from it, and ends nearer 
     const LoadedModel original = load_model(r.settings.model), without = load_model(task.run_into("without", r));
     set(r.settings, "distill", "1");
     r.settings.out = task.scratch / "with";
-    const ordered_json summary = task.run(r);
+    const Json summary = task.run(r);
     const LoadedModel with = load_model(r.settings.out);
     const TokenShards shards(r.settings.val);
     const auto apart = [&](const LoadedModel& model) {
@@ -591,7 +589,7 @@ TEST_CASE("a removal with a teacher says how far it is from it, and ends nearer 
     CHECK(summary["val_agreement"] == logged(r.settings.out, "val_agreement").back());
     CHECK(summary["val_kl"].get<double>() == doctest::Approx(apart(with).kl).epsilon(1e-4));
     CHECK(apart(with).kl < apart(without).kl);
-    const json record = read_lnfree_json(r.settings.out);
+    const Json record = read_lnfree_json(r.settings.out);
     CHECK(record["protocol"]["distill"] == 1);
     CHECK(record["teacher"]["folder"] == "trained");
     CHECK(record["results"]["val_kl"] == summary["val_kl"]);
@@ -633,15 +631,15 @@ TEST_CASE("a dry run and a budget in hours count the teacher") {
     RunRequest r = task.request;
     r.settings.out = task.scratch / "dry";
     r.dry_run = true;
-    const ordered_json without = task.run(r);
+    const Json without = task.run(r);
     set(r.settings, "distill", "1");
-    const ordered_json with = task.run(r);
+    const Json with = task.run(r);
     const int64_t weights = with["parameters"].get<int64_t>() * static_cast<int64_t>(sizeof(real));
     CHECK(with["memory_bytes"].get<int64_t>() > without["memory_bytes"].get<int64_t>() + weights);
     CHECK(with["protocol"]["distill"] == 1);
     r.settings.given.erase("steps");
     set(r.settings, "hours", "0.002");
-    CHECK(task.run(r)["tokens"] > 0);
+    CHECK(task.run(r)["tokens"].number() > 0);
     CHECK_FALSE(fs::exists(r.settings.out));
 }
 
@@ -664,7 +662,7 @@ TEST_CASE("a finished model is fine-tuned further without getting its LayerNorms
     further.command = "finetune";
     further.settings.model = task.run_into("free", task.request);
     further.settings.out = task.scratch / "further";
-    const ordered_json summary = task.run(further);
+    const Json summary = task.run(further);
     CHECK(summary["layernorm_free"] == true);
     CHECK(summary["val_loss_first"].get<double>() < 8);
     CHECK(load_model(further.settings.out).model->sites.all_linear_everywhere());

@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
 #include <string>
@@ -20,6 +19,7 @@
 
 #include "data/checkpoints.h"
 #include "data/error.h"
+#include "data/json.h"
 #include "dev/engine.h"
 #include "dev/run/records.h"
 #include "dev/run/run.h"
@@ -33,8 +33,6 @@
 #include "test/wrapped_engine.h"
 
 using namespace lnfree;
-using nlohmann::json;
-using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
 namespace {
@@ -73,7 +71,7 @@ class WatchedEngine : public WrappedEngine {
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
         const uint64_t data = hash_of(inputs, static_cast<size_t>(B * T) * sizeof *inputs);
-        const ordered_json settings = {aux.weight, aux.everywhere, aux.relative, aux.position0};
+        const Json settings = Json::array({aux.weight, aux.everywhere, aux.relative, aux.position0});
         moments.push_back(
             {data, hash_of(params), hash_of(m), hash_of(v), updates, sites_json(sites).dump(), settings.dump()});
         BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
@@ -103,7 +101,7 @@ Listing result_of(const std::string& out) {
     for (const auto& entry : fs::directory_iterator(out))
         if (entry.is_regular_file()) listing[entry.path().filename()] = contents(entry.path());
     std::string log;
-    for (json line : log_of(out)) {
+    for (Json line : log_of(out)) {
         line.erase("tokens_per_s");
         log += line.dump() + "\n";
     }
@@ -378,8 +376,8 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
         field = static_cast<std::decay_t<decltype(field)>>(++count + 0.25);
     });
     CHECK(count >= 12);
-    const ordered_json written = state_json(state);
-    const RunState read = state_from_json(json::parse(written.dump()), 2, "file");
+    const Json written = state_json(state);
+    const RunState read = state_from_json(parse_json(written.dump(), "test"), 2, "file");
     CHECK(state_json(read) == written);
     CHECK(read.step == state.step);
     CHECK(read.adam_updates == state.adam_updates);
@@ -401,11 +399,11 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     });
 
     // Runs from before --distill had no teacher.
-    json older = json::parse(written.dump());
+    Json older = parse_json(written.dump(), "test");
     older["protocol"].erase("distill");
     CHECK(state_from_json(older, 2, "file").settings.distill == 0);
     older["protocol"].erase("lr");
-    CHECK_THROWS_AS(state_from_json(older, 2, "file"), json::exception);
+    CHECK_THROWS_AS(state_from_json(older, 2, "file"), JsonError);
 }
 
 TEST_CASE("a snapshot brings back weights, moments and the engine's part of the state") {
