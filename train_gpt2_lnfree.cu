@@ -1425,6 +1425,178 @@ void classifier(X* logits, float* losses, const int32_t* targets, float gradient
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Distillation (section 1 of the reference), in place of the classifier: with p and p_o the softmax of a row of logits z and
+// of the teacher's o, y its target and w the teacher's share
+//     loss = -log p[y],   kl = KL(p_o || p),   dz = scale * (p - (1 - w) * one-hot(y) - w * p_o)
+// A block takes a row of both. One read finds what all three need; KL's sum follows the teacher's maximum as it grows:
+//     kl = sum exp(o - max o) * (o - z) / sum exp(o - max o) + log sum exp z - log sum exp o
+// Equal rows have kl 0 and, for w = 1, gradient 0 to the bit: both go through the same arithmetic.
+struct DistillationSums {
+    SoftmaxSum model, teacher;
+    float apart = 0;  // sum of exp(o - teacher.largest) * (o - z)
+};
+constexpr int kDistillationSums = 5;  // floats in it
+
+__device__ __forceinline__ DistillationSums combine(const DistillationSums& a, const DistillationSums& b) {
+    DistillationSums both;
+    both.model = combine(a.model, b.model);
+    both.teacher = combine(a.teacher, b.teacher);
+    both.apart = a.apart * __expf(a.teacher.largest - both.teacher.largest) +
+                 b.apart * __expf(b.teacher.largest - both.teacher.largest);
+    return both;
+}
+
+// Of `width` logits, those behind the row's end being -infinity.
+template <int width>
+__device__ __forceinline__ void add_logits(DistillationSums& all, const float (&z)[width], const float (&o)[width]) {
+    const float before = all.teacher.largest;
+    add_logits<width>(all.model, z);
+    add_logits<width>(all.teacher, o);
+    all.apart *= __expf(before - all.teacher.largest);
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i++)
+        if (o[i] != -INFINITY) all.apart += __expf(o[i] - all.teacher.largest) * (o[i] - z[i]);
+}
+
+// The block's sum of every thread's, in every thread.
+__device__ __forceinline__ DistillationSums block_combine(DistillationSums mine, const Shared<float>& partial) {
+    LNFREE_UNROLL
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        DistillationSums other;
+        other.model.largest = __shfl_xor_sync(kAllLanes, mine.model.largest, offset);
+        other.model.sum = __shfl_xor_sync(kAllLanes, mine.model.sum, offset);
+        other.teacher.largest = __shfl_xor_sync(kAllLanes, mine.teacher.largest, offset);
+        other.teacher.sum = __shfl_xor_sync(kAllLanes, mine.teacher.sum, offset);
+        other.apart = __shfl_xor_sync(kAllLanes, mine.apart, offset);
+        mine = combine(mine, other);
+    }
+    if (lane_index() == 0) {
+        const int at = kDistillationSums * warp_index();
+        partial[at] = mine.model.largest;
+        partial[at + 1] = mine.model.sum;
+        partial[at + 2] = mine.teacher.largest;
+        partial[at + 3] = mine.teacher.sum;
+        partial[at + 4] = mine.apart;
+    }
+    __syncthreads();
+    DistillationSums all;
+    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; w++) {
+        DistillationSums other;
+        const int at = kDistillationSums * w;
+        other.model.largest = partial[at];
+        other.model.sum = partial[at + 1];
+        other.teacher.largest = partial[at + 2];
+        other.teacher.sum = partial[at + 3];
+        other.apart = partial[at + 4];
+        all = combine(all, other);
+    }
+    return all;
+}
+
+template <class X, int width>
+__global__ void __launch_bounds__(kClassifierThreads)
+    distillation_kernel(X* logits, float* losses, float* kls, const X* teacher_logits, const int32_t* targets,
+                        float share, float gradient_scale, bool with_gradient, int64_t V, int64_t Vp) {
+    begin_kernel();
+    SharedMemory shared;
+    const Shared<float> partial = shared.take<float>(kDistillationSums * kWarp);
+    const int64_t row = static_cast<int64_t>(gridDim.x) - 1 - blockIdx.x;  // as the classifier
+    X* z = logits + row * Vp;
+    const X* o = teacher_logits + row * Vp;
+    const int64_t target = targets[row], first = static_cast<int64_t>(threadIdx.x) * width,
+                  step = static_cast<int64_t>(blockDim.x) * width;
+    const bool has_target = static_cast<int64_t>(threadIdx.x) == target / width % blockDim.x;
+    const float target_logit = has_target ? to_float(z[target]) : 0.0f;
+
+    DistillationSums all;
+    for (int64_t c = first; c < V; c += step) {
+        const Vec<X, width> a = load_vec<width>(z + c), b = load_vec<width>(o + c);
+        float of_model[width], of_teacher[width];
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) {
+            of_model[i] = c + i < V ? to_float(a.v[i]) : -INFINITY;
+            of_teacher[i] = c + i < V ? to_float(b.v[i]) : -INFINITY;
+        }
+        add_logits<width>(all, of_model, of_teacher);
+    }
+    all = block_combine(all, partial);
+    if (has_target) {
+        const float log_sum = logf(all.model.sum) + all.model.largest;
+        losses[row] = log_sum - target_logit;
+        kls[row] = all.apart / all.teacher.sum + (log_sum - (logf(all.teacher.sum) + all.teacher.largest));
+    }
+    if (!with_gradient) return;
+
+    const float factor = gradient_scale / all.model.sum, ratio = share * (all.model.sum / all.teacher.sum);
+    const auto gradient = [&](float of_model, float of_teacher) {
+        return factor * (__expf(of_model - all.model.largest) - ratio * __expf(of_teacher - all.teacher.largest));
+    };
+    for (int64_t c = first; c < Vp; c += step) {
+        Vec<X, width> a = {}, b = {};
+        if (c < V) a = load_vec<width>(z + c), b = load_vec<width>(o + c);
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++)
+            a.v[i] = from_float<X>(c + i < V ? gradient(to_float(a.v[i]), to_float(b.v[i])) : 0.0f);
+        store_vec(z + c, a);
+    }
+    if (has_target)
+        z[target] = from_float<X>(gradient(target_logit, to_float(o[target])) - gradient_scale * (1 - share));
+}
+
+// logits, teacher_logits (rows,Vp), losses, kls (rows) in nats, targets (rows); else as the classifier. The teacher's stay
+// as they are.
+template <class X>
+void distillation(X* logits, float* losses, float* kls, const X* teacher_logits, const int32_t* targets, float share,
+                  float gradient_scale, bool with_gradient, int64_t rows, int64_t V, int64_t Vp, cudaStream_t stream) {
+    with_width<X>(rows_are_aligned<X>(Vp, logits, teacher_logits), [&](auto w) {
+        constexpr int width = decltype(w)::value;
+        const int64_t vectors = ceil_div(V, width);
+        const unsigned threads =
+            static_cast<unsigned>(std::min<int64_t>(kClassifierThreads, ceil_div(vectors, kWarp) * kWarp));
+        launch_dependent(distillation_kernel<X, width>, blocks(rows), dim3(threads),
+                         shared_bytes_of<float>(kDistillationSums * kWarp), stream, logits, losses, kls, teacher_logits,
+                         targets, share, gradient_scale, with_gradient, V, Vp);
+    });
+}
+
+// Whether two models find the same token likeliest, the first of equals. A warp takes a row.
+struct Likeliest {
+    float logit = -INFINITY;
+    int token = 0;
+    __device__ __forceinline__ void take(float other, int its_token) {
+        if (!(other > logit) && (other != logit || its_token > token)) return;
+        logit = other;
+        token = its_token;
+    }
+};
+
+template <class X>
+__device__ __forceinline__ int likeliest_of(const X* z, int V) {
+    Likeliest best;
+    for (int v = lane_index(); v < V; v += kWarp) best.take(to_float(z[v]), v);
+    for (int offset = kWarp / 2; offset > 0; offset /= 2)
+        best.take(__shfl_xor_sync(kAllLanes, best.logit, offset), __shfl_xor_sync(kAllLanes, best.token, offset));
+    return best.token;
+}
+
+template <class X>
+__global__ void same_likeliest_kernel(uint8_t* same, const X* a, const X* b, int64_t rows, int V, int64_t Vp) {
+    begin_kernel();
+    const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_index();
+    if (row >= rows) return;
+    const bool agree = likeliest_of(a + row * Vp, V) == likeliest_of(b + row * Vp, V);
+    if (lane_index() == 0) same[row] = agree ? 1 : 0;
+}
+
+// same (rows), of logits a, b (rows,Vp)
+template <class X>
+void same_likeliest(uint8_t* same, const X* a, const X* b, int64_t rows, int64_t V, int64_t Vp, cudaStream_t stream) {
+    constexpr int warps = 8;
+    launch_dependent(same_likeliest_kernel<X>, blocks(ceil_div(rows, warps)), dim3(warps * kWarp), 0, stream, same, a,
+                     b, rows, static_cast<int>(V), Vp);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Norm of the whole gradient, and what clipping makes of it.
 
 struct GradientNorm {
@@ -2959,8 +3131,9 @@ struct DeviceActivations {
     X* logits;                                  // (rows_per_chunk,Vp)
     X *dresidual, *dnormed, *dnormed_v, *datt;  // (B,T,C)
     X *dqkv, *dhidden;                          // (B,T,3C), (B,T,n_inner)
-    float *delta, *losses, *scratch;            // (B,NH,T), (B,T), partial sums
-    double* statistics;                         // (2L+1,2) sums of sigma, then the sum of the losses
+    float *delta, *losses, *kls, *scratch;      // (B,NH,T), (B,T), (B,T) with a teacher, partial sums
+    uint8_t* agreements;                        // (B,T) beside another model
+    double* statistics;                         // (2L+1,2) sums of sigma, then of the losses, then of kls
     AuxTerm* aux;                               // (2L+1), of which the last alone is used unless asked for all
     GradientNorm* norm;
     int32_t *tokens, *targets, *sorted;  // (B,T), (B,T), see sort_positions
@@ -3008,7 +3181,9 @@ struct DeviceActivations {
         rows_per_chunk = logits_rows<X>(N, c.V);
         take(logits, rows_per_chunk * Vp);
         take(losses, N);
-        take(statistics, 2 * sites + 1);
+        take(kls, N);
+        take(agreements, N);
+        take(statistics, 2 * sites + 2);
         take(aux, 2 * c.L + 1);
         take(norm, 1);
         take(tokens, N);
@@ -3048,6 +3223,16 @@ inline bool same_divisors(const Site& a, const Site& b) {
            (!a.own_position0 || a.sigma_bar_0 == b.sigma_bar_0);
 }
 
+// All work goes to one stream: a teacher's kernels run in order with its student's.
+inline cudaStream_t the_stream() {
+    static const cudaStream_t stream = [] {
+        cudaStream_t made = nullptr;
+        require_cuda(cudaStreamCreate(&made), "cudaStreamCreate");
+        return made;
+    }();
+    return stream;
+}
+
 // A model's state and passes, whatever X is.
 class DeviceModel {
   public:
@@ -3055,7 +3240,10 @@ class DeviceModel {
     // Room for gradients, moments, and micro-batches of B sequences of T positions (0: not yet).
     virtual void prepare_training(int64_t B, int64_t T) = 0;
     virtual BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                                       const AuxSettings& aux, int64_t grad_accum) = 0;
+                                       const AuxSettings& aux, int64_t grad_accum, double share,
+                                       DeviceModel* teacher) = 0;
+    virtual void compare(float* losses, float* kls, uint8_t* agreements, DeviceModel& original, const int32_t* inputs,
+                         const int32_t* targets, int64_t B, int64_t T) = 0;
     virtual void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) = 0;
     virtual void token_losses(float* losses, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) = 0;
     virtual void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) = 0;
@@ -3081,7 +3269,6 @@ class DeviceModelOf : public DeviceModel {
           wished_recompute_(static_cast<int>(options.recompute)),
           attention_(attention_kernels<X>(options.attention)),
           with_graphs_(options.cuda_graphs) {
-        require_cuda(cudaStreamCreate(&stream_), "cudaStreamCreate");
         master_.allocate(host.parameters());
         w_ = WeightsOf<float>(master_.data(), host.tensors, c_);
         if constexpr (std::is_same_v<X, float>) {
@@ -3096,8 +3283,6 @@ class DeviceModelOf : public DeviceModel {
         ranges_.upload(ranges.data(), ranges_.size(), stream_);
         upload(host.params.data());
     }
-    ~DeviceModelOf() override { cudaStreamDestroy(stream_); }
-
     void prepare_training(int64_t B, int64_t T) override {
         if (grads_.size() == 0) {
             for (DeviceArray<float>* array : {&grads_, &m_, &v_}) {
@@ -3110,13 +3295,15 @@ class DeviceModelOf : public DeviceModel {
     }
 
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
-                               const AuxSettings& aux, int64_t grad_accum) override {
+                               const AuxSettings& aux, int64_t grad_accum, double share,
+                               DeviceModel* teacher) override {
         prepare_training(B, T);
         upload_tokens(inputs, targets);
         with_aux_everywhere_ = aux.everywhere;
-        const auto pass = [&] { forward_and_backward(aux, grad_accum); };
+        const Teaching teaching = taught_by(teacher, share, inputs);
+        const auto pass = [&] { forward_and_backward(aux, grad_accum, teaching); };
         if (with_graphs_)
-            recorded_.run(frozen_in_a_pass(aux, grad_accum), stream_, pass);
+            recorded_.run(frozen_in_a_pass(aux, grad_accum, teaching), stream_, pass);
         else
             pass();
         // The GPU is busy now; the encoder's backward pass, which wants the positions by token, comes last.
@@ -3140,8 +3327,21 @@ class DeviceModelOf : public DeviceModel {
         reserve(B, T, false);
         upload_tokens(inputs, targets);
         run_blocks();
-        classify(0);
+        classify(0, {});
         copy_from_device(losses, a_.losses, N());
+    }
+
+    void compare(float* losses, float* kls, uint8_t* agreements, DeviceModel& original, const int32_t* inputs,
+                 const int32_t* targets, int64_t B, int64_t T) override {
+        reserve(B, T, false);
+        upload_tokens(inputs, targets);
+        const Teaching teaching = taught_by(&original, 1, inputs);
+        run_blocks();
+        teaching.teacher->run_blocks();
+        classify(0, teaching);
+        copy_from_device(losses, a_.losses, N());
+        copy_from_device(kls, a_.kls, N());
+        copy_from_device(agreements, a_.agreements, N());
     }
 
     void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
@@ -3224,11 +3424,12 @@ class DeviceModelOf : public DeviceModel {
     DeviceArray<TensorRange> ranges_;
     WeightsOf<float> w_, d_;  // norms' parameters are read from the masters
     WeightsOf<X> x_;          // all else
-    cudaStream_t stream_ = nullptr;
+    cudaStream_t stream_ = the_stream();
     DeviceArray<char> arena_;
     DeviceActivations<X> a_;
     int64_t B_ = 0, T_ = 0;
     bool training_ = false;
+    int64_t layouts_ = 0;  // times that the arena has been laid out
     int wished_recompute_, recompute_ = 0;
     AttentionKernels<X> attention_;
     bool with_graphs_, with_aux_everywhere_ = false;
@@ -3263,6 +3464,7 @@ class DeviceModelOf : public DeviceModel {
         recorded_.forget();
         if (needed > arena_.size()) arena_.allocate(needed);
         a_.lay_out(arena_.data(), c_, B, T, training, recompute_);
+        layouts_++;
         B_ = B;
         T_ = T;
         training_ = training;
@@ -3299,7 +3501,7 @@ class DeviceModelOf : public DeviceModel {
             std::copy(targets, targets + N(), pinned + N());
             copy_to_device(a_.targets, pinned + N(), N());
         }
-        const size_t bytes = static_cast<size_t>(4 * c_.L + 3) * sizeof(double);
+        const size_t bytes = static_cast<size_t>(4 * c_.L + 4) * sizeof(double);
         require_cuda(cudaMemsetAsync(a_.statistics, 0, bytes, stream_), "clearing memory");
     }
 
@@ -3344,8 +3546,23 @@ class DeviceModelOf : public DeviceModel {
 
     // ----- a pass
 
+    // Who teaches in this pass, and how much. The teacher has its own arena, which a forward pass alone needs.
+    struct Teaching {
+        double share = 0;
+        DeviceModelOf* teacher = nullptr;
+    };
+    // A teacher (null: none) with the tokens of this micro-batch in its memory.
+    Teaching taught_by(DeviceModel* teacher, double share, const int32_t* inputs) const {
+        if (teacher == nullptr) return {};
+        auto& one_of_us = dynamic_cast<DeviceModelOf&>(*teacher);  // both have the program's precision
+        one_of_us.reserve(B_, T_, false);
+        one_of_us.upload_tokens(inputs, nullptr);
+        return {share, &one_of_us};
+    }
+
     // All but the encoder's backward pass, whose operands the host prepares meanwhile.
-    void forward_and_backward(const AuxSettings& aux, int64_t grad_accum) {
+    void forward_and_backward(const AuxSettings& aux, int64_t grad_accum, const Teaching& teaching) {
+        if (teaching.teacher != nullptr) teaching.teacher->run_blocks();
         run_blocks();
         const int64_t f = 2 * c_.L, terms = aux.everywhere ? f + 1 : 1;
         AuxSettings each = aux;
@@ -3354,14 +3571,20 @@ class DeviceModelOf : public DeviceModel {
         for (int64_t i = f + 1 - terms; i <= f; i++)
             aux_loss(a_.aux + i, sigma(i), a_.tokens, c_.end_of_text, each, 1.0 / static_cast<double>(grad_accum), B_,
                      T_, stream_);
-        classify(1.0 / static_cast<double>(N() * grad_accum));
+        classify(1.0 / static_cast<double>(N() * grad_accum), teaching);
         backward();
     }
     // What forward_and_backward passes by value and can change while the memory stays. Numbers that a site does not use are
     // left out: they may be NaN, which equals nothing.
-    std::vector<double> frozen_in_a_pass(const AuxSettings& aux, int64_t grad_accum) const {
-        std::vector<double> frozen = {aux.weight, aux.everywhere ? 1.0 : 0, aux.relative ? 1.0 : 0, aux.position0,
-                                      static_cast<double>(grad_accum)};
+    std::vector<double> frozen_in_a_pass(const AuxSettings& aux, int64_t grad_accum, const Teaching& teaching) const {
+        const int64_t teachers_layouts = teaching.teacher == nullptr ? 0 : teaching.teacher->layouts_;
+        std::vector<double> frozen = {aux.weight,
+                                      aux.everywhere ? 1.0 : 0,
+                                      aux.relative ? 1.0 : 0,
+                                      aux.position0,
+                                      static_cast<double>(grad_accum),
+                                      teaching.share,
+                                      static_cast<double>(teachers_layouts)};
         for (const Site& site : host_.sites.all) {
             const bool is_fake = !site.has_layer_norm();
             const double position0 = site.own_position0 ? 1 : 0, end_of_text = site.own_end_of_text ? 1 : 0;
@@ -3430,15 +3653,19 @@ class DeviceModelOf : public DeviceModel {
                            a_.logits, a_.Vp, false, Epilogue<X>(), stream_);
     }
 
-    // Losses; with gradient_scale != 0 also the gradients of the unembedding, and in dnormed those of ln_f's output.
-    void classify(double gradient_scale) {
+    // Losses, and beside a teacher, whose blocks have run, the distance to it; with gradient_scale != 0 also the gradients of
+    // the unembedding, and in dnormed those of ln_f's output.
+    void classify(double gradient_scale, const Teaching& teaching) {
         const int64_t C = c_.C, V = c_.V, Vp = a_.Vp;
         const bool with_gradient = gradient_scale != 0;
         for (int64_t n = 0; n < N(); n += a_.rows_per_chunk) {
             const int64_t rows = std::min(a_.rows_per_chunk, N() - n);
             unembed(n, rows);
-            classifier(a_.logits, a_.losses + n, a_.targets + n, static_cast<float>(gradient_scale), with_gradient,
-                       rows, V, Vp, stream_);
+            if (teaching.teacher == nullptr)
+                classifier(a_.logits, a_.losses + n, a_.targets + n, static_cast<float>(gradient_scale), with_gradient,
+                           rows, V, Vp, stream_);
+            else
+                distil(n, rows, gradient_scale, teaching);
             if (!with_gradient) continue;
             products_.multiply(Transpose::No, Transpose::No, rows, C, V, a_.logits, Vp, x_.wte, C, a_.dnormed + n * C,
                                C, false, Epilogue<X>(), stream_);
@@ -3446,6 +3673,16 @@ class DeviceModelOf : public DeviceModel {
                                C, true, Epilogue<float>(), stream_);
         }
         add_sum(a_.statistics + 4 * c_.L + 2, a_.losses, N(), stream_);
+        if (teaching.teacher != nullptr) add_sum(a_.statistics + 4 * c_.L + 3, a_.kls, N(), stream_);
+    }
+
+    // Some rows' losses and gradients from their logits and the teacher's.
+    void distil(int64_t n, int64_t rows, double gradient_scale, const Teaching& teaching) {
+        teaching.teacher->unembed(n, rows);
+        const X* original = teaching.teacher->a_.logits;
+        if (gradient_scale == 0) same_likeliest(a_.agreements + n, a_.logits, original, rows, c_.V, a_.Vp, stream_);
+        distillation(a_.logits, a_.losses + n, a_.kls + n, original, a_.targets + n, static_cast<float>(teaching.share),
+                     static_cast<float>(gradient_scale), gradient_scale != 0, rows, c_.V, a_.Vp, stream_);
     }
 
     // ----- backward
@@ -3533,13 +3770,15 @@ class DeviceModelOf : public DeviceModel {
         copy_from_device(terms.data(), a_.aux + first, f + 1 - first);
         BatchLoss result;
         for (const AuxTerm& aux : terms) result.aux += aux.active != 0 ? aux.loss : 0;
-        result.loss = collect_sigma_sums() / static_cast<double>(N());
+        const auto [loss, kl] = collect_sigma_sums();
+        result.loss = loss / static_cast<double>(N());
+        result.kl = kl / static_cast<double>(N());
         return result;
     }
 
-    // Adds this micro-batch's sigmas to the host's sums; returns the sum of its losses.
-    double collect_sigma_sums() {
-        std::vector<double> sums(static_cast<size_t>(4 * c_.L + 3));
+    // Adds this micro-batch's sigmas to the host's sums; returns the sums of its losses and of the distances to a teacher.
+    std::pair<double, double> collect_sigma_sums() {
+        std::vector<double> sums(static_cast<size_t>(4 * c_.L + 4));
         copy_from_device(sums.data(), a_.statistics, static_cast<int64_t>(sums.size()));
         for (size_t i = 0; i < host_.sites.all.size(); i++) {
             const Site& site = host_.sites.all[i];
@@ -3552,7 +3791,7 @@ class DeviceModelOf : public DeviceModel {
             sum.n_at_0 += B_;
             sum.n_elsewhere += B_ * (T_ - 1);
         }
-        return sums.back();
+        return {sums[sums.size() - 2], sums.back()};
     }
 };
 
@@ -3596,8 +3835,8 @@ class CudaEngine : public Engine {
     void zero_gradients() override { device().zero_gradients(); }
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
-        if (distillation.teacher != nullptr) throw RunFailure("internal error: this engine takes no teacher");
-        return device().forward_backward(inputs, targets, B, T, aux, grad_accum);
+        DeviceModel* const teacher = distillation.teacher == nullptr ? nullptr : &device_of(*distillation.teacher);
+        return device().forward_backward(inputs, targets, B, T, aux, grad_accum, distillation.share, teacher);
     }
     double gradient_norm() override { return device().gradient_norm(); }
     void update(const AdamWStep& step) override {
@@ -3637,6 +3876,16 @@ class CudaEngine : public Engine {
         device().token_losses(losses_.data(), inputs, targets, B, T);
         return losses_.data();
     }
+    Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
+        if (dynamic_cast<CudaEngine*>(&original) == nullptr) {  // a folded one, which runs on the processor
+            fetch_parameters();
+            return reference().compare(original, inputs, targets, B, T);
+        }
+        for (std::vector<real>* each : {&losses_, &kls_}) each->resize(static_cast<size_t>(B * T));
+        agreements_.resize(losses_.size());
+        device().compare(losses_.data(), kls_.data(), agreements_.data(), device_of(original), inputs, targets, B, T);
+        return {losses_.data(), kls_.data(), agreements_.data()};
+    }
     void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
         device().logits(out, inputs, B, T, from);
     }
@@ -3644,9 +3893,6 @@ class CudaEngine : public Engine {
     // ----- for analyses: the reference's work
 
     const Weights& weights() const override { return weights_; }
-    Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
-        return reference().compare(original, inputs, targets, B, T);
-    }
     void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) override {
         reference().trace(inputs, B, T, probe, keep);
     }
@@ -3689,7 +3935,15 @@ class CudaEngine : public Engine {
     bool device_has_moments_ = false;  // else m and v are what counts
     std::unique_ptr<Engine> twin_;
     bool twin_is_current_ = false;
-    std::vector<real> losses_;
+    std::vector<real> losses_, kls_;
+    std::vector<uint8_t> agreements_;
+
+    static DeviceModel& device_of(Engine& other) {
+        if (auto* gpu = dynamic_cast<CudaEngine*>(&other)) return gpu->device();
+        throw BadInput(
+            "--teacher: a folded model runs on the processor and cannot teach on the GPU; name the folder that it "
+            "was folded from, or use train_gpt2_lnfree");
+    }
 
     // The same model on the processor. Like the device's copy it takes the parameters as they are when it is first needed,
     // and again after they have been fetched or read anew; the sites at every call.
@@ -3729,7 +3983,6 @@ std::vector<float> gradients_of(Engine& model) {
 void use_cuda_engine() {
     Backend& b = backend();
     b.training_precision = "bf16";
-    b.has_teacher = false;
     b.make = make_engine;
     b.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
     b.use_options = [](const EngineOptions& o) {

@@ -431,7 +431,6 @@ int64_t reference_activation_bytes(const GPT2Config& c, int64_t B, int64_t T, bo
 
 struct Backend {
     const char* training_precision = "fp32";  // unless --precision says otherwise
-    bool has_teacher = true;                  // forward_backward takes one, and compare() is not the reference's work
     std::unique_ptr<Engine> (*make)(const GPT2Config&) = make_reference;
     void (*use_precision)(const std::string&) = use_reference_precision;
     void (*use_options)(const EngineOptions&) = nullptr;  // null: the engine has no such choices

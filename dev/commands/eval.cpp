@@ -121,7 +121,7 @@ std::string why_not_comparable(const Evaluated& a, const Evaluated& b) {
     const bool same_tokenizer = one == nullptr || other == nullptr || one->fingerprint() == other->fingerprint();
     if (a.loaded.model->config.V != b.loaded.model->config.V || !same_tokenizer) return "another vocabulary";
     if (a.T != b.T) return "another length of sequences: give --seq";
-    return backend().has_teacher ? "" : "this engine does not compare predictions";
+    return "";
 }
 
 double mean_of_sequence(const real* values, int64_t P) {

@@ -335,6 +335,13 @@ class OpTimes {
         });
         add("softmax, cross-entropy", chunks, 0, bytes_of<X>(2 * static_cast<double>(rows * c.V)),
             [&] { classifier(logits.data(), losses.data(), targets.data(), 1e-3f, true, rows, c.V, Vp, nullptr); });
+        // Not in a step without a teacher; with one it stands in for the row above, after another forward pass.
+        const MadeUp<X> original(rows * Vp);
+        const MadeUp<float> kls(rows);
+        add("softmax, distillation", 0, 0, bytes_of<X>(3 * static_cast<double>(rows * c.V)), [&] {
+            distillation(logits.data(), losses.data(), kls.data(), original.data(), targets.data(), 1.0f, 1e-3f, true,
+                         rows, c.V, Vp, nullptr);
+        });
         add("unembedding, d input", chunks, flops, bytes, [&] {
             products_.multiply(Transpose::No, Transpose::No, rows, c.C, c.V, logits.data(), Vp, wte.data(), c.C,
                                dnormed.data(), c.C, false, Epilogue<X>(), nullptr);

@@ -470,6 +470,42 @@ void check_classifier(Check& check, const CheckSizes& s) {
     check.compare("classifier, d logits elsewhere", elsewhere, expected_elsewhere, tolerance<X>(kSumTolerance, 1));
 }
 
+template <class X>
+void check_distillation(Check& check, const CheckSizes& s) {
+    constexpr float scale = 1e-3f, share = 0.7f;
+    const std::vector<int32_t> targets = check_tokens(s.rows, s.V, 1);
+    const DeviceArray<int32_t> device_targets(targets);
+    const Operand<X> logits = random_operand<X>(s.rows * s.Vp(), 2, 3),
+                     teachers = random_operand<X>(s.rows * s.Vp(), 4, 3);
+    const Operand<float> losses(Floats(static_cast<size_t>(s.rows))), kls(losses.reference);
+    const DeviceArray<uint8_t> same(s.rows);
+    same_likeliest(same.data(), logits.data(), teachers.data(), s.rows, s.V, s.Vp(), nullptr);
+    distillation(logits.data(), losses.data(), kls.data(), teachers.data(), device_targets.data(), share, scale, true,
+                 s.rows, s.V, s.Vp(), nullptr);
+
+    Floats z, o, expected_losses(losses.reference.size()), expected_kls(losses.reference.size());
+    for (int64_t r = 0; r < s.rows; r++)
+        for (const auto& [all, rows] : {std::pair{&logits.reference, &z}, {&teachers.reference, &o}})
+            rows->insert(rows->end(), all->begin() + r * s.Vp(), all->begin() + r * s.Vp() + s.V);
+    std::vector<uint8_t> expected_same(expected_kls.size());
+    operations().same_likeliest(expected_same.data(), z.data(), o.data(), s.rows, s.V);
+    operations().softmax_distillation(expected_losses.data(), expected_kls.data(), z.data(), o.data(), targets.data(),
+                                      share, scale, s.rows, s.V);
+    check.compare("distillation, losses", losses.ours(), expected_losses, kSumTolerance);
+    check.compare("distillation, divergences", kls.ours(), expected_kls, kSumTolerance);
+    check.add("distillation, likeliest tokens", same.host() == expected_same ? 0 : 1, 0.5);
+    // As above, without the targets.
+    const Floats padded = logits.ours();
+    Floats ours, expected;
+    for (int64_t r = 0; r < s.rows; r++)
+        for (int64_t v = 0; v < s.V; v++) {
+            if (v == targets[static_cast<size_t>(r)]) continue;
+            ours.push_back(padded[static_cast<size_t>(r * s.Vp() + v)]);
+            expected.push_back(z[static_cast<size_t>(r * s.V + v)]);
+        }
+    check.compare("distillation, d logits", ours, expected, tolerance<X>(kSumTolerance, 1));
+}
+
 // A model of one layer, whose tensors decay and do not; `width` decides how long they are.
 inline GPT2Config one_layer_config(int64_t width) {
     GPT2Config c;
@@ -539,6 +575,7 @@ void check_operations(Check& check, const CheckSizes& s) {
     for (const AttentionKernels<X>& kernels : all_attention_kernels<X>())
         check.part("attention", [&] { check_attention(check, s, kernels); });
     check.part("classifier", [&] { check_classifier<X>(check, s); });
+    check.part("distillation", [&] { check_distillation<X>(check, s); });
     check.part("optimiser", [&] { check_optimiser<X>(check); });
     if (sizeof(X) == sizeof(float)) check.part("statistics", [&] { check_statistics(check, s); });
 }

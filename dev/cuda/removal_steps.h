@@ -43,14 +43,15 @@ inline double finish_step(Engine& model, const Settings& s, int64_t step) {
     return norm;
 }
 
-// The losses of a step's micro-batches, whose gradients are added up.
-inline BatchLoss step_loss(Engine& model, const Settings& s, const StepBatches& batches) {
+// The losses of a step's micro-batches, whose gradients are added up. teacher: null where s.distill is 0.
+inline BatchLoss step_loss(Engine& model, const Settings& s, const StepBatches& batches, Engine* teacher = nullptr) {
     BatchLoss mean;
     for (size_t a = 0; a < batches.inputs.size(); a++) {
         const BatchLoss loss = model.forward_backward(batches.inputs[a].data(), batches.targets[a].data(), s.batch,
-                                                      s.seq, s.aux(), s.grad_accum);
+                                                      s.seq, s.aux(), s.grad_accum, {s.distill, teacher});
         mean.loss += loss.loss / static_cast<double>(s.grad_accum);
         mean.aux += loss.aux / static_cast<double>(s.grad_accum);
+        mean.kl += loss.kl / static_cast<double>(s.grad_accum);
     }
     return mean;
 }

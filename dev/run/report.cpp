@@ -252,6 +252,8 @@ int64_t teacher_bytes(const Session& session) {
     if (session.teacher == nullptr) return 0;
     const Settings& s = session.settings();
     const GPT2Config& c = session.teacher->config;
+    if (backend().device_bytes != nullptr)
+        return backend().device_bytes(c, s.batch, s.seq, false, s.precision == "bf16", 0);
     const int64_t values = session.teacher->parameters() + classifier_rows(s.batch * s.seq, c.V) * c.V;
     return values * static_cast<int64_t>(sizeof(real)) + reference_activation_bytes(c, s.batch, s.seq, false);
 }
@@ -262,7 +264,8 @@ int64_t training_bytes(const Session& session) {
     const GPT2Config& c = session.model->config;
     if (backend().device_bytes != nullptr)
         return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
-                                      static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute)));
+                                      static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute))) +
+               teacher_bytes(session);
     const int64_t copies = s.adaptive() ? 7 : 4;
     return copies * session.model->parameters() * static_cast<int64_t>(sizeof(real)) +
            reference_activation_bytes(c, s.batch, s.seq, true) + teacher_bytes(session);

@@ -101,9 +101,6 @@ void load_teacher(Session& session) {
     if (s.distill == 0 && session.options().has("teacher"))
         throw BadInput("--teacher " + session.options().teacher + ": this run has none (--distill 0)");
     if (s.distill == 0) return;
-    if (!backend().has_teacher)
-        throw BadInput("--distill " + format_general(s.distill) +
-                       ": only the CPU engine learns from a teacher so far; use train_gpt2_lnfree, or leave it out");
     RunSettings& o = session.options();
     if (o.teacher.empty()) o.teacher = o.model;
     LoadedModel loaded = load_model(o.teacher);

@@ -634,6 +634,101 @@ TEST_CASE("classifier: extreme logits overflow nothing, and a NaN shows") {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// Distillation
+
+TEST_CASE_TEMPLATE("distillation is the CPU's, and clears the padding", X, float, bf16) {
+    struct Shape {
+        int64_t rows, V, Vp;
+    };
+    for (const Shape& s :
+         {Shape{5, 7, 7}, Shape{3, 257, 264}, Shape{5, 1000, 1000}, Shape{2, 5003, 5120}, Shape{1, 50257, 50304}}) {
+        CAPTURE(s.V);
+        Operand<X> logits(normal_values(s.rows * s.Vp, 1, 4)), original(normal_values(s.rows * s.Vp, 2, 3));
+        const std::vector<int32_t> targets = made_up_tokens(s.rows, s.V);
+        const DeviceArray<int32_t> device_targets(targets);
+        const auto without_padding = [&](const Floats& padded) {
+            Floats rows;
+            for (int64_t r = 0; r < s.rows; r++)
+                rows.insert(rows.end(), padded.begin() + r * s.Vp, padded.begin() + r * s.Vp + s.V);
+            return rows;
+        };
+        for (const double share : {0.0, 0.4, 1.0}) {
+            CAPTURE(share);
+            const double scale = 0.37;
+            Floats expected = without_padding(logits.reference), teachers = without_padding(original.reference);
+            Floats losses(static_cast<size_t>(s.rows)), kls(losses.size());
+            operations().softmax_distillation(losses.data(), kls.data(), expected.data(), teachers.data(),
+                                              targets.data(), share, scale, s.rows, s.V);
+            Operand<X> ours(logits.reference), theirs(original.reference);
+            for (Operand<X>* each : {&ours, &theirs})  // the padding may hold anything
+                for (int64_t r = 0; r < s.rows; r++)
+                    for (int64_t v = s.V; v < s.Vp; v++)
+                        each->reference[static_cast<size_t>(r * s.Vp + v)] = v % 2 ? 1e30f : NAN;
+            theirs.reset();
+            std::vector<X> gradient;
+            const Outputs got = in_any_order([&] {
+                ours.reset();
+                const DeviceArray<float> alone(s.rows), kl_alone(s.rows), our_losses(s.rows), our_kls(s.rows);
+                cuda::distillation(ours.data(), alone.data(), kl_alone.data(), theirs.data(), device_targets.data(),
+                                   static_cast<float>(share), 0.0f, false, s.rows, s.V, s.Vp, nullptr);
+                cuda::distillation(ours.data(), our_losses.data(), our_kls.data(), theirs.data(), device_targets.data(),
+                                   static_cast<float>(share), static_cast<float>(scale), true, s.rows, s.V, s.Vp,
+                                   nullptr);
+                gradient = ours.device.host();
+                CHECK(alone.host() == our_losses.host());
+                CHECK(kl_alone.host() == our_kls.host());
+                return Outputs{our_losses.host(), our_kls.host(), floats(gradient)};
+            });
+            CHECK(worst_error(got[0], losses, kFloatError) <= 1);
+            CHECK(worst_error(got[1], kls, kFloatError) <= 1);
+            Floats padded(static_cast<size_t>(s.rows * s.Vp), 0.0f);
+            for (int64_t r = 0; r < s.rows; r++) std::copy_n(expected.data() + r * s.V, s.V, padded.data() + r * s.Vp);
+            CHECK(worst_rounded_error(gradient, padded, kFloatError, 1e-3) <= 1);
+        }
+    }
+}
+
+TEST_CASE("distillation: extreme logits overflow nothing, and a NaN of either model shows") {
+    const int64_t V = 9;
+    const DeviceArray<int32_t> target(std::vector<int32_t>{3});
+    const auto distilled = [&](const Floats& z, const Floats& o) {
+        const DeviceArray<float> logits(z), original(o), losses(1), kls(1);
+        cuda::distillation(logits.data(), losses.data(), kls.data(), original.data(), target.data(), 0.5f, 1.0f, true,
+                           1, V, V, nullptr);
+        return std::tuple(losses.host()[0], kls.host()[0], logits.host());
+    };
+    for (const float big : {1e4f, 1e30f}) {
+        Floats z(V, -big);
+        z[3] = big;
+        CHECK(distilled(z, z) == std::tuple(0.0f, 0.0f, Floats(V, 0.0f)));
+    }
+    const Floats fine(V, 1.0f);
+    Floats broken = fine;
+    broken[8] = NAN;
+    CHECK(std::isnan(std::get<0>(distilled(broken, fine))));
+    CHECK(std::isnan(std::get<1>(distilled(broken, fine))));
+    CHECK(std::isnan(std::get<1>(distilled(fine, broken))));
+    CHECK(std::isnan(std::get<2>(distilled(fine, broken))[0]));
+}
+
+TEST_CASE_TEMPLATE("the likeliest token of two models is the same where the first of equals is", X, float, bf16) {
+    const int64_t rows = 21, V = 77, Vp = 80;
+    Floats a(static_cast<size_t>(rows * Vp), 9.0f), b = a;  // the padding is larger than any logit
+    std::vector<uint8_t> expected;
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t v = 0; v < V; v++) a[static_cast<size_t>(r * Vp + v)] = b[static_cast<size_t>(r * Vp + v)] = -1;
+        const int64_t first = 3 * r % V, second = (first + 32) % V;
+        a[static_cast<size_t>(r * Vp + first)] = a[static_cast<size_t>(r * Vp + second)] = 5;
+        b[static_cast<size_t>(r * Vp + (r % 2 ? std::max(first, second) : std::min(first, second)))] = 7;
+        expected.push_back(r % 2 ? 0 : 1);
+    }
+    const Operand<X> ours(a), theirs(b);
+    const DeviceArray<uint8_t> same(rows);
+    cuda::same_likeliest(same.data(), ours.data(), theirs.data(), rows, V, Vp, nullptr);
+    CHECK(same.host() == expected);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Optimiser
 
 static cuda::GradientNorm norm_of(const DeviceArray<float>& values, double clip) {

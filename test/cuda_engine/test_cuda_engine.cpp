@@ -53,13 +53,13 @@ Settings schedule() {
 }
 
 struct Run {
-    std::vector<double> losses, aux, norms;
+    std::vector<double> losses, aux, kls, norms;
     std::vector<double> sigma_bars;
     std::vector<float> weights;
 };
 
 // Steps [from, to); at the end everything is in the host's memory.
-void train_steps(Run& run, Engine& model, const Settings& s, int64_t from, int64_t to) {
+void train_steps(Run& run, Engine& model, const Settings& s, int64_t from, int64_t to, Engine* teacher = nullptr) {
     for (int64_t step = from; step < to; step++) {
         StepBatches batches;
         for (int64_t a = 0; a < s.grad_accum; a++) {
@@ -68,9 +68,10 @@ void train_steps(Run& run, Engine& model, const Settings& s, int64_t from, int64
             batches.targets.emplace_back(tokens.begin() + 1, tokens.end());
         }
         cuda::begin_step(model, s, step, batches);
-        const BatchLoss mean = cuda::step_loss(model, s, batches);
+        const BatchLoss mean = cuda::step_loss(model, s, batches, teacher);
         run.losses.push_back(mean.loss);
         run.aux.push_back(mean.aux);
+        run.kls.push_back(mean.kl);
         run.norms.push_back(cuda::finish_step(model, s, step));
     }
     model.fetch_parameters();
@@ -99,8 +100,11 @@ Run run_from_start(Maker make, const Settings& s, const GPT2Config& config) {
             added.push_back(static_cast<real>(s.experiment.plant_position0 * std::cos(static_cast<double>(c))));
         model->edit_position0(0.5, added.data());
     }
+    // Not the model itself, so that it has something to say from the first step on.
+    const std::unique_ptr<Engine> teacher = s.distill > 0 ? make(config) : nullptr;
+    if (teacher) randomise(*teacher, 8);
     Run run;
-    train_steps(run, *model, s, 0, s.stop);
+    train_steps(run, *model, s, 0, s.stop, teacher.get());
     return run;
 }
 
@@ -254,6 +258,71 @@ TEST_CASE("with --cuda-graphs every pass through a removal gives the bits of the
         CHECK(replayed.norms == launched.norms);
         CHECK(replayed.weights == launched.weights);
     }
+}
+
+TEST_CASE(
+    "40 steps of learning from a teacher: the reference's losses, divergences and weights, in fp32 and near in bf16") {
+    const WithoutChecks fast;
+    Settings p = schedule();
+    for (const double share : {0.3, 1.0}) {
+        CAPTURE(share);
+        p.distill = share;
+        const Run cpu = reference_run(p), gpu = cuda_run(p, fp32_options()), in_bf16 = cuda_run(p, bf16_options());
+        CHECK(largest_difference(gpu.losses, cpu.losses) < 1e-5);
+        CHECK(largest_difference(gpu.kls, cpu.kls) < 1e-5);
+        CHECK(largest_difference(gpu.norms, cpu.norms) < 1e-4);
+        CHECK(largest_weight_difference(gpu.weights, cpu.weights) < 1e-4);
+        for (size_t s = 0; s < cpu.losses.size(); s++) {
+            CAPTURE(s);
+            CHECK(in_bf16.losses[s] == doctest::Approx(cpu.losses[s]).epsilon(0.02));
+            CHECK(in_bf16.kls[s] == doctest::Approx(cpu.kls[s]).epsilon(0.1));
+        }
+        cuda::DeviceOptions with_graphs;
+        with_graphs.cuda_graphs = true;
+        CHECK(cuda_run(p, with_graphs).weights == gpu.weights);
+    }
+}
+
+TEST_CASE("a model that is its own teacher has divergence and gradient 0, to the bit") {
+    const std::vector<int32_t> tokens = tokens_of(0, 0, 33, kTwoLayers.V);
+    for (const bool in_bf16 : {false, true}) {
+        const cuda::OptionsKeeper keeper;
+        cuda::device_options().in_bf16 = in_bf16;
+        const std::unique_ptr<Engine> model = cuda::make_engine(kTwoLayers), teacher = cuda::make_engine(kTwoLayers);
+        for (Engine* engine : {model.get(), teacher.get()}) randomise(*engine, 3);
+        model->prepare_training(3, 11);
+        const BatchLoss loss =
+            model->forward_backward(tokens.data(), tokens.data() + 1, 3, 11, {0}, 2, {1, teacher.get()});
+        CHECK(loss.kl == 0);
+        CHECK(loss.loss > 0);
+        CHECK(model->gradient_norm() == 0);
+    }
+}
+
+TEST_CASE("predictions are compared as the reference compares them, with a folded original on the processor too") {
+    const std::vector<int32_t> tokens = tokens_of(0, 0, 34, kTwoLayers.V);
+    GPT2Config folded = kTwoLayers;
+    folded.form = ModelForm::folded;
+    for (const GPT2Config& of_original : {kTwoLayers, folded}) {
+        const auto compared = [&](Maker make) {
+            const std::unique_ptr<Engine> model = make(kTwoLayers), original = make(of_original);
+            randomise(*model, 3);
+            randomise(*original, 3);
+            for (int64_t i = 0; i < original->parameters(); i += 3) original->params.data()[i] *= 2;
+            const Comparison c = model->compare(*original, tokens.data(), tokens.data() + 1, 3, 11);
+            return std::tuple(std::vector<double>(c.losses, c.losses + 33), std::vector<double>(c.kls, c.kls + 33),
+                              std::vector<uint8_t>(c.agree, c.agree + 33));
+        };
+        const auto [losses, kls, agree] = compared(make_reference);
+        const auto [our_losses, our_kls, ours_agree] = compared(cuda::make_engine);
+        CHECK(largest_difference(our_losses, losses) < 1e-5);
+        CHECK(largest_difference(our_kls, kls) < 1e-5);
+        CHECK(ours_agree == agree);
+        if (of_original.form != ModelForm::folded) CHECK(std::count(agree.begin(), agree.end(), 1) % 33 != 0);
+    }
+    const std::unique_ptr<Engine> model = cuda::make_engine(kTwoLayers), teacher = cuda::make_engine(folded);
+    CHECK_THROWS_WITH_AS(model->forward_backward(tokens.data(), tokens.data() + 1, 3, 11, {}, 1, {1, teacher.get()}),
+                         doctest::Contains("folded"), BadInput);
 }
 
 TEST_CASE("a run changes engines half-way and ends where one engine ends") {

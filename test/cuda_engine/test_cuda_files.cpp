@@ -122,6 +122,19 @@ TEST_CASE("a removal saved by one engine and resumed by the other is the run of 
     }
 }
 
+TEST_CASE("a run beside a teacher goes on with the other engine, and ends where one engine ends") {
+    Task task;
+    set(task.request.settings, "distill", "0.7");
+    const std::string cpu = task.run_into("cpu", task.request);
+    const std::string onto_gpu = task.run_in_two_parts("onto_gpu", use_cpu_engine, cuda::use_cuda_engine);
+    for (const char* figure : {"loss", "kl"}) {
+        const std::vector<double> expected = logged(cpu, figure), found = logged(onto_gpu, figure);
+        REQUIRE(expected.size() == 12);
+        REQUIRE(found.size() == 12);
+        for (size_t s = 0; s < 12; s++) CHECK(found[s] == doctest::Approx(expected[s]).epsilon(1e-5));
+    }
+}
+
 TEST_CASE("attention kernels that this program has not are refused, before anything is written") {
     Task task;
     const WithCuda with_cuda;

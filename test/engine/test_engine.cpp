@@ -619,9 +619,6 @@ TEST_CASE("a teacher that cannot speak to every token of the run is refused, and
     for (const char* word : {"--teacher", "short", "16", "--seq is 17"}) CHECK(contains(shorter, word));
     CHECK(contains(refused(task.request.settings.model, "0"), "--distill as well"));
     CHECK(contains(refused("/nowhere", "0.5"), "/nowhere"));
-    backend().has_teacher = false;
-    CHECK(contains(refused("", "0.5"), "only the CPU engine"));
-    backend().has_teacher = true;
     RunSettings settings;
     CHECK(contains(message_of<BadInput>([&] { set(settings, "distill", "1.5"); }), "0 to 1"));
 }

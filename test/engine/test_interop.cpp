@@ -282,11 +282,6 @@ TEST_CASE(
     CHECK(result[2]["faithfulness"].is_null());
     CHECK(result[2]["not_compared"] == "another vocabulary");
     CHECK(result[2]["loss"].number() > 0);
-    backend().has_teacher = false;
-    result = printed_by([&] { return eval_command(o); })["models"];
-    backend().has_teacher = true;
-    CHECK(result[0]["faithfulness"].is_null());
-    CHECK(contains(result[0]["not_compared"].get<std::string>(), "this engine"));
     o.json_output = false;
     const Quiet quiet(1);
     CHECK(eval_command(o) == 0);
