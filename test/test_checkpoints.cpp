@@ -19,6 +19,7 @@
 #include "data/error.h"
 #include "data/files.h"
 #include "test/file_helpers.h"
+#include "test/noted_syncs.h"
 
 using namespace lnfree;
 namespace fs = std::filesystem;
@@ -43,6 +44,14 @@ std::set<std::string> names_in(const std::string& folder) {
     return names;
 }
 
+// In the notes of `syncs`, where they begin with this.
+size_t place_of(const Names& syncs, const std::string& note) {
+    for (size_t i = 0; i < syncs.size(); i++)
+        if (syncs[i].rfind(note, 0) == 0) return i;
+    FAIL("nothing is noted as: " << note);
+    return 0;
+}
+
 // What f() writes on standard error.
 template <class F>
 std::string standard_error_of(const F& f) {
@@ -60,6 +69,27 @@ std::string standard_error_of(const F& f) {
 }
 
 }  // namespace
+
+TEST_CASE("bytes and folders are on the disk before a name points to them, and then the name is") {
+    const TemporaryFolder folder;
+    noted_syncs().clear();
+    write_file_atomically(folder / "file", "bits");
+    const Names of_file = noted_syncs();
+    REQUIRE(of_file.size() == 3);
+    CHECK(of_file[0].rfind("sync ", 0) == 0);
+    CHECK(of_file[0] != "sync file");  // it is still under its temporary name
+    CHECK(of_file[1] == "rename " + of_file[0].substr(5) + " file");
+    CHECK(of_file[2] == "sync " + last_name(folder.path()));
+
+    noted_syncs().clear();
+    write_checkpoint(folder.path(), 7, fill_with_a_file);
+    const Names& syncs = noted_syncs();
+    const size_t named = place_of(syncs, "rename .step_");
+    REQUIRE(named > 0);
+    CHECK(syncs[named - 1] == "sync " + syncs[named].substr(7, syncs[named].find(' ', 7) - 7));
+    CHECK(syncs.back() == "sync checkpoints");
+    CHECK(place_of(syncs, "sync checkpoints") > named);
+}
 
 TEST_CASE("checkpoints are listed by the number of their step, beyond the six digits of their names too") {
     const TemporaryFolder out;

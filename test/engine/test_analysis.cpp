@@ -262,8 +262,8 @@ TEST_CASE("quantiles interpolate, and intervals hold the mean and narrow with th
     const Interval wide = interval_of_mean(few, 3), narrow = interval_of_mean(many, 3);
     CHECK(wide[0] < mean_of(few));
     CHECK(wide[1] > mean_of(few));
-    CHECK(narrow[1] - narrow[0] == doctest::Approx(2 * 1.96 / 40).epsilon(0.15));
-    CHECK(wide[1] - wide[0] == doctest::Approx(2 * 1.96 / 10).epsilon(0.3));
+    CHECK(40 * (narrow[1] - narrow[0]) / (2 * 1.96) == doctest::Approx(1).epsilon(0.04));
+    CHECK(10 * (wide[1] - wide[0]) / (2 * 1.96) == doctest::Approx(1).epsilon(0.1));
     CHECK(interval_of_mean(few, 3) == wide);
 }
 

@@ -25,6 +25,7 @@
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
 #include "dev/method.h"
+#include "dev/run/data_order.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/experiments.h"
 #include "dev/run/models.h"
@@ -621,6 +622,25 @@ TEST_CASE("a teacher that cannot speak to every token of the run is refused, and
     CHECK(contains(refused("/nowhere", "0.5"), "/nowhere"));
     RunSettings settings;
     CHECK(contains(message_of<BadInput>([&] { set(settings, "distill", "1.5"); }), "0 to 1"));
+}
+
+TEST_CASE("every epoch takes every sequence once, in an order of its own that the seed decides") {
+    const uint64_t n = 37;
+    const auto epoch_of = [](SequenceOrder order, uint64_t epoch) {
+        std::vector<uint64_t> taken;
+        for (uint64_t i = 0; i < n; i++) taken.push_back(order.at(epoch * n + i));
+        return taken;
+    };
+    std::set<std::vector<uint64_t>> orders;
+    for (const uint64_t seed : {1, 2})
+        for (const uint64_t epoch : {0, 1, 2}) {
+            std::vector<uint64_t> taken = epoch_of(SequenceOrder(n, seed), epoch);
+            CHECK(taken == epoch_of(SequenceOrder(n, seed), epoch));
+            orders.insert(taken);
+            std::sort(taken.begin(), taken.end());
+            for (uint64_t i = 0; i < n; i++) CHECK(taken[i] == i);
+        }
+    CHECK(orders.size() == 6);
 }
 
 TEST_CASE("a dry run and a budget in hours count the teacher") {

@@ -73,6 +73,20 @@ static Json export_model(const std::string& model, const std::string& out, const
     return parse_json(read_bytes(out + "/lnfree.json"), "test");
 }
 
+TEST_CASE("text is shown up to its last whole character") {
+    const std::string a = "a", two = "\xC3\xA9", three = "\xE2\x82\xAC", four = "\xF0\x9F\x98\x80";
+    CHECK(complete_utf8_prefix("") == 0);
+    CHECK(complete_utf8_prefix(a) == 1);
+    for (const std::string& character : {two, three, four}) {
+        CHECK(complete_utf8_prefix(a + character) == 1 + character.size());
+        for (size_t bytes = 1; bytes < character.size(); bytes++) {
+            CAPTURE(bytes);
+            CHECK(complete_utf8_prefix(a + character.substr(0, bytes)) == 1);
+        }
+    }
+    CHECK(complete_utf8_prefix(std::string(5, '\x80')) == 5);  // no character begins there: shown as it is
+}
+
 // The object that a command prints with --json.
 template <class Command>
 static Json printed_by(const Command& command) {
