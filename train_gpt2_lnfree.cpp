@@ -409,7 +409,9 @@ void matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, c
 // scores, from which backward remakes the probabilities.
 //
 // A head belongs to one thread, which takes its queries in blocks: what it holds at a time is a block's rows of scores,
-// (rows,T), never a T x T matrix. A block [t0,t1) of queries reads the keys [0,t1).
+// (rows,T), never a T x T matrix. A block [t0,t1) of queries reads the keys [0,t1). Forward can begin at position `first`,
+// where the outputs before are known; out (B,T-first,C) and lse (B,NH,T-first) then begin there as well, and of qkv
+// (B,capacity,3C) the first T positions are read.
 constexpr int64_t kQueriesPerBlock = 32;
 
 // A thread's own memory for n numbers, with any contents.
@@ -447,8 +449,9 @@ void softmax_row(real* p, real* lse, real scale, int64_t t, int64_t t1) {
     *lse = scale * largest + std::log(sum);
 }
 
-void attention_forward(real* out, real* lse, const real* qkv, int64_t B, int64_t T, int64_t C, int64_t NH) {
-    const int64_t HS = C / NH, row = 3 * C;
+void attention_forward(real* out, real* lse, const real* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+                       int64_t first, int64_t capacity) {
+    const int64_t HS = C / NH, row = 3 * C, made = T - first;
     const real scale = real(1) / std::sqrt(real(HS));
 #pragma omp parallel
     {
@@ -457,15 +460,15 @@ void attention_forward(real* out, real* lse, const real* qkv, int64_t B, int64_t
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; b++) {
             for (int64_t h = 0; h < NH; h++) {
-                const real* q = qkv + b * T * row + h * HS;
+                const real* q = qkv + b * capacity * row + h * HS;
                 const real *k = q + C, *v = q + 2 * C;
-                for (int64_t t0 = 0; t0 < T; t0 += kQueriesPerBlock) {
+                for (int64_t t0 = first; t0 < T; t0 += kQueriesPerBlock) {
                     const int64_t t1 = std::min(T, t0 + kQueriesPerBlock), rows = t1 - t0;
                     matmul(Transpose::No, Transpose::Yes, rows, t1, HS, q + t0 * row, row, k, row, p, T, false);
                     for (int64_t t = t0; t < t1; t++)
-                        softmax_row(p + (t - t0) * T, lse + (b * NH + h) * T + t, scale, t, t1);
-                    matmul(Transpose::No, Transpose::No, rows, HS, t1, p, T, v, row, out + (b * T + t0) * C + h * HS, C,
-                           false);
+                        softmax_row(p + (t - t0) * T, lse + (b * NH + h) * made + t - first, scale, t, t1);
+                    matmul(Transpose::No, Transpose::No, rows, HS, t1, p, T, v, row,
+                           out + (b * made + t0 - first) * C + h * HS, C, false);
                 }
             }
         }
@@ -864,7 +867,8 @@ class GPT2 : public Engine {
 
     // From tokens (B,T) to the input of ln_f.
     void forward(const int32_t* tokens, const Probe& probe = {}) {
-        op.encoder_forward(act.layers[0].residual, tokens, w.wte, w.wpe, act.B, act.T, config.C);
+        const real* const positions = w.wpe + past.length * config.C;
+        op.encoder_forward(act.layers[0].residual, tokens, w.wte, positions, act.B, act.T, config.C);
         forward_from(0, tokens, probe);
     }
 
@@ -886,7 +890,11 @@ class GPT2 : public Engine {
                 norm_forward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, y.ln1_beta, sites.v(l), tokens);
                 op.matmul_forward(a.qkv + 2 * C, act.normed, y.qkv + 2 * C, y.qkv_bias + 2 * C, N, C, C, 3 * C);
             }
-            op.attention_forward(a.att, a.lse, a.qkv, B, T, C, config.NH);
+            if (past.capacity == 0)
+                op.attention_forward(a.att, a.lse, a.qkv, B, T, C, config.NH, 0, T);
+            else
+                op.attention_forward(a.att, a.lse, remember(l, a.qkv), B, past.length + T, C, config.NH, past.length,
+                                     past.capacity);
             if (probe.attention) probe.attention(l, a.att, a.qkv, a.lse);
             op.matmul_forward(act.branch, a.att, y.proj, y.proj_bias, N, C, C, C);
             op.residual_forward(a.residual_mid, a.residual, act.branch, N * C);
@@ -1057,6 +1065,23 @@ class GPT2 : public Engine {
         classify(inputs, targets, 0, {1, &original});
         return {act.losses, act.kls, agreements.data()};
     }
+    void start_decoding(int64_t B) override {
+        past_qkv.allocate(config.L * B * config.n_ctx * 3 * config.C);
+        decoded = 0;
+    }
+    void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) override {
+        act.reserve(B, T, false, config);
+        past = {decoded, config.n_ctx};
+        forward(tokens);
+        final_norm(tokens);
+        past = {};
+        decoded += T;
+        for (int64_t b = 0; b < B; b++) {
+            const real* last = act.normed + ((b + 1) * T - 1) * config.C;
+            std::copy(last, last + config.C, act.branch + b * config.C);
+        }
+        unembed(out, act.branch, B);
+    }
     void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) override {
         act.reserve(B, T, false, config);
         forward(inputs);
@@ -1134,13 +1159,30 @@ class GPT2 : public Engine {
     std::vector<AuxLoss> aux;         // of the pass in progress, one per site; empty: there is none
     Buffer teacher_logits;            // (rows_per_chunk,V)
     std::vector<uint8_t> agreements;  // (B,T) of compare
+    // While decoding: how many positions came before those of this pass, and for how many there is room.
+    struct Past {
+        int64_t length = 0, capacity = 0;
+    } past;
+    Buffer past_qkv;  // (L,B,n_ctx,3C)
+    int64_t decoded = 0;
+
+    // Puts a layer's new queries, keys and values (B,T,3C) behind its earlier ones, and returns all (B,capacity,3C).
+    const real* remember(int64_t layer, const real* qkv) {
+        const int64_t rows = act.T * 3 * config.C, capacity = past.capacity * 3 * config.C;
+        real* const all = past_qkv.data() + layer * act.B * capacity;
+        for (int64_t b = 0; b < act.B; b++)
+            std::copy(qkv + b * rows, qkv + (b + 1) * rows, all + b * capacity + past.length * 3 * config.C);
+        return all;
+    }
 
     // The stream in front of layer 0..L-1, or in front of ln_f.
     real* stream_at(int64_t layer) { return layer < config.L ? act.layers[layer].residual : act.final_residual; }
 
     const real* divisors(const Site& site, const real* sigma, const int32_t* tokens) {
         if (site.has_layer_norm()) return sigma;
-        op.norm_divisors(act.divisor, site, sigma, tokens, config.end_of_text, act.B, act.T);
+        Site here = site;
+        here.own_position0 &= past.length == 0;
+        op.norm_divisors(act.divisor, here, sigma, tokens, config.end_of_text, act.B, act.T);
         return act.divisor;
     }
 

@@ -3890,6 +3890,20 @@ class CudaEngine : public Engine {
         device().logits(out, inputs, B, T, from);
     }
 
+    // ----- generation: a pass over all that is there for every token
+
+    void start_decoding(int64_t B) override { decoded_.assign(static_cast<size_t>(B), {}); }
+    void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) override {
+        std::vector<int32_t> all;
+        for (size_t b = 0; b < decoded_.size(); b++) {
+            const int32_t* next = tokens + static_cast<int64_t>(b) * T;
+            decoded_[b].insert(decoded_[b].end(), next, next + T);
+            all.insert(all.end(), decoded_[b].begin(), decoded_[b].end());
+        }
+        const auto length = static_cast<int64_t>(decoded_[0].size());
+        device().logits(out, all.data(), B, length, length - 1);
+    }
+
     // ----- for analyses: the reference's work
 
     const Weights& weights() const override { return weights_; }
@@ -3937,6 +3951,7 @@ class CudaEngine : public Engine {
     bool twin_is_current_ = false;
     std::vector<real> losses_, kls_;
     std::vector<uint8_t> agreements_;
+    std::vector<std::vector<int32_t>> decoded_;
 
     static DeviceModel& device_of(Engine& other) {
         if (auto* gpu = dynamic_cast<CudaEngine*>(&other)) return gpu->device();

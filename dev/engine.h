@@ -376,6 +376,14 @@ class Engine {
     // Logits of positions t >= from, out (B, T - from, V).
     virtual void logits(real* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from = 0) = 0;
 
+    // ----- generation
+
+    // B sequences begin at position 0, with memory for the keys and values of n_ctx positions each.
+    virtual void start_decoding(int64_t B) = 0;
+    // The T tokens (B,T) that come next in each; out (B,V): logits of what follows them. At most n_ctx positions in all, and
+    // no other pass in between changes what was decoded. Batches keep the B that they were started with.
+    virtual void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) = 0;
+
     // ----- for analyses (dev/analysis)
 
     // Pointers to the parameters in the host's memory.

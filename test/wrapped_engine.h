@@ -45,6 +45,9 @@ class WrappedEngine : public Engine {
         lent()->logits(out, inputs, B, T, from);
     }
 
+    void start_decoding(int64_t B) override { lent()->start_decoding(B); }
+    void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) override { lent()->decode(out, tokens, B, T); }
+
     const Weights& weights() const override { return inside_->weights(); }
     void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) override {
         lent()->trace(inputs, B, T, probe, keep);

@@ -211,14 +211,21 @@ void add_export(CommandLine& line) {
 
 void add_generate(CommandLine& line) {
     const auto o = std::make_shared<GenerateOptions>();
-    CLI::App& c =
-        add_command(line, "generate", "Continue a prompt.", o->json_output, [o] { return generate_command(*o); });
+    CLI::App& c = add_command(line, "generate", "Continue a prompt, or write shards of the model's own text.",
+                              o->json_output, [o] { return generate_command(*o); });
     c.add_option("--model", o->model, "model folder with tokenizer files")->required();
     c.add_option("--prompt", o->prompt, "text to continue");
     c.add_option("--max-tokens", o->max_tokens, "tokens to make at most")->capture_default_str();
-    c.add_option("--temperature", o->temperature, "0: always the most likely token")->capture_default_str();
-    c.add_option("--top-k", o->top_k, "draw from the k most likely tokens; 0: from all")->capture_default_str();
-    c.add_option("--seed", o->seed, "of the draws")->capture_default_str();
+    c.add_option("--temperature", o->sampling.temperature, "0: always the most likely token")->capture_default_str();
+    c.add_option("--top-k", o->sampling.top_k, "draw from the k most likely tokens; 0: from all")
+        ->capture_default_str();
+    c.add_option("--seed", o->sampling.seed, "of the draws")->capture_default_str();
+    c.add_option("--shards", o->shards,
+                 "PREFIX: writes PREFIX_train_000000.bin, PREFIX_val_000000.bin, PREFIX.json instead of text");
+    c.add_option("--tokens", o->tokens, "with --shards: how many, in sequences of n_ctx");
+    c.add_option("--val-fraction", o->val_fraction, "with --shards: share of them for validation")
+        ->capture_default_str();
+    c.add_option("--batch", o->batch, "with --shards: sequences at a time")->capture_default_str();
     add_precision_flag(c, o->precision);
 }
 

@@ -11,6 +11,7 @@
 #include "data/tokenize.h"
 #include "dev/commands/model_shape.h"
 #include "dev/run/run.h"
+#include "dev/run/samples.h"
 
 namespace lnfree {
 
@@ -44,12 +45,13 @@ struct ExportOptions {
 };
 int export_command(const ExportOptions& o);
 
-// generate: a prompt continued
+// generate: a prompt continued, or shards of the model's own text
 struct GenerateOptions {
-    std::string model, prompt, precision = "fp32";
-    int64_t max_tokens = 200, top_k = 0;
-    double temperature = 1.0;
-    uint64_t seed = 1;
+    std::string model, prompt, shards, precision = "fp32";
+    int64_t max_tokens = 200, batch = 32;
+    Sampling sampling;
+    uint64_t tokens = 0;  // of all shards together
+    double val_fraction = 0.05;
     bool json_output = false;
 };
 int generate_command(const GenerateOptions& o);

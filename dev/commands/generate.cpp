@@ -1,17 +1,16 @@
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
-#include <functional>
-#include <limits>
+#include <filesystem>
 #include <string>
 #include <vector>
 
+#include "data/console.h"
 #include "data/error.h"
-#include "data/random.h"
 #include "data/tokenizer.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
 #include "dev/run/models.h"
+#include "dev/run/samples.h"
 
 namespace lnfree {
 
@@ -61,44 +60,16 @@ class TextStream {
     std::string pending_;
 };
 
-// What the top_k-th largest of the logits (V) is; minus infinity where all may be drawn.
-real smallest_allowed(const real* logits, int64_t V, int64_t top_k) {
-    if (top_k <= 0 || top_k >= V) return -std::numeric_limits<real>::infinity();
-    std::vector<real> sorted(logits, logits + V);
-    std::nth_element(sorted.begin(), sorted.begin() + (top_k - 1), sorted.end(), std::greater<real>());
-    return sorted[static_cast<size_t>(top_k - 1)];
-}
-
-// The next token: the most likely one at temperature 0, else a draw from softmax(logits / temperature), from the top_k
-// most likely tokens if top_k > 0. logits (V) are overwritten.
-int32_t sample_token(real* logits, int64_t V, double temperature, int64_t top_k, SplitMix64& random) {
-    const auto largest = static_cast<int32_t>(std::max_element(logits, logits + V) - logits);
-    if (temperature == 0) return largest;
-    const real threshold = smallest_allowed(logits, V, top_k), top = logits[largest];
-    double total = 0;
-    for (int64_t i = 0; i < V; i++) {
-        logits[i] = logits[i] < threshold
-                        ? real(0)
-                        : static_cast<real>(std::exp(static_cast<double>(logits[i] - top) / temperature));
-        total += static_cast<double>(logits[i]);
-    }
-    double draw = random.uniform() * total;
-    for (int64_t i = 0; i < V; i++) {
-        draw -= static_cast<double>(logits[i]);
-        if (draw < 0) return static_cast<int32_t>(i);
-    }
-    return largest;
-}
-
-// The prompt's tokens, at least one. BadInput if the tokenizer and the model do not belong together.
+// The prompt's tokens; none for none. BadInput if there is a prompt and no tokenizer, or one that does not belong to the
+// model.
 std::vector<int32_t> prompt_tokens(const LoadedModel& loaded, const GenerateOptions& o) {
+    std::vector<int32_t> tokens;
+    if (o.prompt.empty()) return tokens;
     if (!loaded.tokenizer)
         throw BadInput(
             o.model +
             ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt); copy them into the folder");
-    std::vector<int32_t> tokens;
     loaded.tokenizer->encode(o.prompt, tokens);
-    if (tokens.empty()) tokens.push_back(loaded.tokenizer->end_of_text());
     for (const int32_t token : tokens)
         if (token < 0 || token >= loaded.model->config.V)
             throw BadInput(o.model + ": the tokenizer's token " + std::to_string(token) +
@@ -106,42 +77,61 @@ std::vector<int32_t> prompt_tokens(const LoadedModel& loaded, const GenerateOpti
     return tokens;
 }
 
-// Appends up to max_tokens tokens, until the end of the text, and shows each as it comes.
-void continue_tokens(std::vector<int32_t>& tokens, const LoadedModel& loaded, const GenerateOptions& o,
-                     const std::function<void(int32_t)>& show) {
-    Engine& model = *loaded.model;
-    const int64_t V = model.config.V;
-    SplitMix64 random(o.seed);
-    std::vector<real> logits(static_cast<size_t>(V));
-    for (int64_t i = 0; i < o.max_tokens; i++) {
-        const int64_t T = std::min<int64_t>(static_cast<int64_t>(tokens.size()), model.config.n_ctx);
-        model.logits(logits.data(), tokens.data() + tokens.size() - static_cast<size_t>(T), 1, T, T - 1);
-        const int32_t next = sample_token(logits.data(), V, o.temperature, o.top_k, random);
-        if (next == loaded.tokenizer->end_of_text()) return;
-        tokens.push_back(next);
-        show(next);
-    }
+// Token shards of the model's own text, for tools that read shards.
+int write_shards(const LoadedModel& loaded, const GenerateOptions& o) {
+    SampleRequest r;
+    r.prefix = o.shards;
+    r.tokens = o.tokens;
+    r.val_tokens = static_cast<uint64_t>(o.val_fraction * static_cast<double>(o.tokens));
+    r.tokens -= r.val_tokens;
+    r.prompt = prompt_tokens(loaded, o);
+    r.batch = o.batch;
+    r.sampling = o.sampling;
+    const std::filesystem::path folder = std::filesystem::path(o.shards).parent_path();
+    if (!folder.empty()) std::filesystem::create_directories(folder);
+    write_samples(*loaded.model, loaded.tokenizer.get(), r, "writing");
+    print_json(o.json_output, {{"shards", o.shards}, {"tokens", r.tokens}, {"val_tokens", r.val_tokens}});
+    if (!o.json_output)
+        std::printf("%s: %s tokens to train on, %s to validate\n", o.shards.c_str(), format_count(r.tokens).c_str(),
+                    format_count(r.val_tokens).c_str());
+    return 0;
 }
 
 }  // namespace
 
 int generate_command(const GenerateOptions& o) {
-    if (!(o.temperature >= 0) || o.max_tokens < 1 || o.top_k < 0)
+    if (!(o.sampling.temperature >= 0) || o.max_tokens < 1 || o.sampling.top_k < 0)
         throw BadInput("generate: --temperature and --top-k must not be negative, --max-tokens at least 1");
+    if (o.shards.empty() != (o.tokens == 0)) throw BadInput("generate: --shards PREFIX and --tokens N go together");
+    if (o.batch < 1 || !(o.val_fraction >= 0 && o.val_fraction < 1))
+        throw BadInput("generate: --batch must be at least 1, --val-fraction at least 0 and below 1");
     backend().use_precision(o.precision);
     const LoadedModel loaded = load_model(o.model);
+    if (!o.shards.empty()) return write_shards(loaded, o);
     std::vector<int32_t> tokens = prompt_tokens(loaded, o);
+    if (!loaded.tokenizer)
+        throw BadInput(o.model +
+                       ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt), and its tokens cannot "
+                       "be shown; copy them into the folder, or let it write shards (--shards)");
+    if (tokens.empty()) tokens.push_back(loaded.tokenizer->end_of_text());
+    if (tokens[0] >= loaded.model->config.V)
+        throw BadInput(o.model + ": the tokenizer's token " + std::to_string(tokens[0]) +
+                       " is outside the model's vocabulary");
     const size_t prompt_length = tokens.size();
+    TextStream screen;
+    if (!o.json_output) screen.add(o.prompt);
+    int64_t made = 0;
+    continue_tokens(*loaded.model, tokens, o.sampling, [&](int32_t token) {
+        if (made++ == o.max_tokens || token == loaded.tokenizer->end_of_text()) return false;
+        if (!o.json_output) screen.add(loaded.tokenizer->decode(&token, 1));
+        return true;
+    });
     if (o.json_output) {
-        continue_tokens(tokens, loaded, o, [](int32_t) {});
-        const std::vector<int32_t> made(tokens.begin() + static_cast<std::ptrdiff_t>(prompt_length), tokens.end());
-        const std::string text = loaded.tokenizer->decode(made.data(), made.size());
-        print_json(true, {{"prompt", o.prompt}, {"text", text}, {"tokens", made}});
+        const std::vector<int32_t> added(tokens.begin() + static_cast<std::ptrdiff_t>(prompt_length), tokens.end());
+        const std::string text = loaded.tokenizer->decode(added.data(), added.size());
+        print_json(true, {{"prompt", o.prompt}, {"text", text}, {"tokens", added}});
         return 0;
     }
-    TextStream screen;
-    screen.add(o.prompt);
-    continue_tokens(tokens, loaded, o, [&](int32_t token) { screen.add(loaded.tokenizer->decode(&token, 1)); });
     screen.finish();
     std::printf("\n");
     return 0;

@@ -127,7 +127,7 @@ void OpList::add_attention(const GPT2Config& c, int64_t B, int64_t T) {
     forward.calls = backward.calls = static_cast<double>(c.L);
     forward.flops = 2 * product;  // scores and weighted values, each half of a T x T square
     forward.bytes = 4.0 * static_cast<double>(4 * N * C);
-    forward.run = [=] { operations().attention_forward(out, lse, qkv, B, T, C, NH); };
+    forward.run = [=] { operations().attention_forward(out, lse, qkv, B, T, C, NH, 0, T); };
     backward.name = "attention, backward";
     backward.flops = 4 * product;  // dq, dk, dv, dp; remaking the scores is not counted
     backward.bytes = 4.0 * static_cast<double>(8 * N * C);

@@ -68,8 +68,9 @@ struct Operations {
                             const real* weight, int64_t N, int64_t K, int64_t M, int64_t stride);
     // adds the N rows of dout (N,M), `stride` apart, to dbias (M)
     void (*bias_backward)(real* dbias, const real* dout, int64_t N, int64_t M, int64_t stride);
-    // out (B,T,C), lse (B,NH,T), qkv (B,T,3C)
-    void (*attention_forward)(real* out, real* lse, const real* qkv, int64_t B, int64_t T, int64_t C, int64_t NH);
+    // out (B,T-first,C), lse (B,NH,T-first), qkv (B,capacity,3C): positions first..T-1 look at 0..T-1
+    void (*attention_forward)(real* out, real* lse, const real* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+                              int64_t first, int64_t capacity);
     // dqkv (B,T,3C) is overwritten
     void (*attention_backward)(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse,
                                int64_t B, int64_t T, int64_t C, int64_t NH);

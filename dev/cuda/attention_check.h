@@ -135,7 +135,8 @@ ForwardAnswer answer_forward(const Problem<X>& problem) {
     const Sizes& s = problem.sizes;
     const std::vector<float> nothing(problem.dout.size());
     ForwardAnswer answer = {nothing, std::vector<float>(s.rows()), nothing};
-    operations().attention_forward(answer.out.data(), answer.lse.data(), problem.qkv.data(), s.B, s.T, s.C(), s.NH);
+    operations().attention_forward(answer.out.data(), answer.lse.data(), problem.qkv.data(), s.B, s.T, s.C(), s.NH, 0,
+                                   s.T);
     for_each_pair(problem, answer.lse, [&](const Pair& pair, size_t row, float p) {
         for (size_t d = 0; d < static_cast<size_t>(s.HS); ++d)
             answer.terms[row + d] += p * std::abs(problem.qkv[pair.value + d]);

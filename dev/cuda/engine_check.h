@@ -423,7 +423,8 @@ void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X
     Floats expected(out.reference.size()), expected_lse(lse.reference.size());
     const std::string name = std::string("attention, ") + kernels.name + ", ";
     kernels.forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C, s.NH, nullptr);
-    operations().attention_forward(expected.data(), expected_lse.data(), qkv.reference.data(), s.B, s.T, s.C, s.NH);
+    operations().attention_forward(expected.data(), expected_lse.data(), qkv.reference.data(), s.B, s.T, s.C, s.NH, 0,
+                                   s.T);
     // Rounded: the weights, then the output. The first positions see few keys and have larger results than the others:
     // every head's vector is measured by itself.
     const auto head = static_cast<size_t>(s.C / s.NH);

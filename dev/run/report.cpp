@@ -314,7 +314,7 @@ Json dry_run(const Session& session) {
     j["protocol"] = settings_json(s);
     j["parameters"] = session.model->parameters();
     j["tokens"] = static_cast<int64_t>(tokens);
-    j["epochs"] = tokens / static_cast<double>(session.train->tokens());
+    j["epochs"] = session.train == nullptr ? 1 : tokens / static_cast<double>(session.train->tokens());
     j["memory_bytes"] = training_bytes(session);
     j["estimated_seconds"] = estimated_seconds(session, tokens);
     if (s.removes) {

@@ -72,6 +72,11 @@ Json run(const RunRequest& request) {
     check_data(session);
     configure_engine(session);
     if (request.dry_run) return dry_run(session);
+    if (writes_own_text(session)) {
+        claim_output_folder(session);
+        write_own_text(session);
+        check_data(session);
+    }
     prepare(session);
     try {
         session.log.open(session.options().out + "/log.jsonl", session.state.step);

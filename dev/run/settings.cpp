@@ -35,9 +35,11 @@ std::vector<Setting> make_table() {
         {"out", "--out", [](RunSettings& s) -> std::string& { return s.out; }, 0, 0, kAnyRun, kFree, kAside, "",
          "output folder: log.jsonl, checkpoints, and at the end the model"},
         {"data", "--data", [](RunSettings& s) -> std::vector<std::string>& { return s.data; }, 0, 0, kAnyRun,
-         kTrajectory, kAside, "", "training shards: paths or globs; raw:PATH for headerless uint16"},
+         kTrajectory, kAside, "",
+         "training shards: paths or globs; raw:PATH for headerless uint16; self: text that the model writes for "
+         "itself"},
         {"val", "--val", [](RunSettings& s) -> std::vector<std::string>& { return s.val; }, 0, 0, kAnyRun, kTrajectory,
-         kAside, "", "validation shards"},
+         kAside, "with --data self: more of it", "validation shards"},
         {"tokenizer", "--tokenizer", [](RunSettings& s) -> std::string& { return s.tokenizer; }, 0, 0, kPretrain,
          kTrajectory, kAside, "from PREFIX.json",
          "byte, or a folder with tokenizer files, to go into the model folder"},

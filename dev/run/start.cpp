@@ -14,6 +14,7 @@
 #include "dev/run/evaluate.h"
 #include "dev/run/models.h"
 #include "dev/run/records.h"
+#include "dev/run/samples.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
@@ -153,15 +154,43 @@ void resolve_start(Session& session) {
 
 }  // namespace
 
+bool writes_own_text(const Session& session) {
+    return !session.request.resume && session.options().data == std::vector<std::string>{"self"};
+}
+
 void load_start(Session& session) {
-    session.train = std::make_unique<TokenShards>(session.options().data);
-    session.val = std::make_unique<TokenShards>(session.options().val);
+    RunSettings& o = session.options();
+    if (writes_own_text(session)) {
+        if (session.request.command == "pretrain")
+            throw BadInput("--data self: pretrain begins with a model that has nothing to say; name token shards");
+    } else {
+        if (o.val.empty()) throw BadInput("--val is missing: token shards for validation");
+        session.train = std::make_unique<TokenShards>(o.data);
+    }
+    if (!o.val.empty()) session.val = std::make_unique<TokenShards>(o.val);
     if (session.request.command == "pretrain") {
         make_new_model(session);
     } else {
         load_given_model(session);
     }
     resolve_start(session);
+}
+
+void write_own_text(Session& session) {
+    RunSettings& o = session.options();
+    const Settings& s = session.settings();
+    const std::string prefix = o.out + "/self";
+    SampleRequest r;
+    r.prefix = prefix;
+    r.tokens = static_cast<uint64_t>((s.stop * s.tokens_per_step()) + s.seq);
+    if (o.val.empty()) r.val_tokens = static_cast<uint64_t>(std::max<int64_t>(o.val_tokens, 16'384) + s.seq);
+    r.sampling.seed = s.seed;
+    write_samples(*session.model, session.tokenizer.get(), r, "writing its own text");
+    o.data = {prefix + "_train_*.bin"};
+    session.train = std::make_unique<TokenShards>(o.data);
+    if (!o.val.empty()) return;
+    o.val = {prefix + "_val_*.bin"};
+    session.val = std::make_unique<TokenShards>(o.val);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -180,6 +209,7 @@ void load_resume_point(Session& session) {
 void check_data(const Session& session) {
     const int64_t T = session.settings().seq;
     for (const TokenShards* shards : {session.train.get(), session.val.get()}) {
+        if (shards == nullptr) continue;  // the model's own text, which is not written yet
         const std::string which = shards == session.train.get() ? "--data" : "--val";
         shards->check_vocabulary(static_cast<uint32_t>(session.model->config.V));
         if (shards->sequences(static_cast<uint64_t>(T)) == 0)
@@ -201,6 +231,7 @@ void require_free(const std::string& out, bool force) {
 }  // namespace
 
 void claim_output_folder(Session& session) {
+    if (session.lock != nullptr) return;
     const std::string& out = session.options().out;
     const bool force = session.request.force;
     if (fs::exists(out) && !fs::is_directory(out)) throw BadInput("--out " + out + ": is a file; name a folder");

@@ -12,6 +12,11 @@ void load_start(Session& session);
 // Takes up the newest checkpoint in --out, whose lock it takes first: BadInput, naming the holder, if that run still goes on.
 void load_resume_point(Session& session);
 
+// --data self: the model is to write the text that it learns from. Shards of it, as many tokens as the run reads and where
+// there is no --val some to validate, PREFIX OUT/self; from then on they are the run's data. --out must be claimed.
+bool writes_own_text(const Session& session);
+void write_own_text(Session& session);
+
 // Token ids within the vocabulary, the tokenizer that made the shards the model's own, enough of both splits.
 void check_data(const Session& session);
 

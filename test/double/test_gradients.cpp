@@ -210,7 +210,7 @@ TEST_CASE("attention: queries, keys and values, within one block of queries and 
     const auto d = random_values(B * T * C, 14);
     std::vector<real> out(d.size()), lse(B * NH * T), dqkv(qkv.size(), 99.0);
     const auto loss = [&] {
-        op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
+        op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH, 0, T);
         return dot(out, d);
     };
     loss();
@@ -222,9 +222,9 @@ TEST_CASE("attention never looks ahead") {
     const int64_t B = 1, T = 4, C = 4, NH = 1;
     auto qkv = random_values(T * 3 * C, 15);
     std::vector<real> out(T * C), again(T * C), lse(T);
-    op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH);
+    op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH, 0, T);
     for (int64_t i = 0; i < 3 * C; i++) qkv[3 * 3 * C + i] += 5;
-    op.attention_forward(again.data(), lse.data(), qkv.data(), B, T, C, NH);
+    op.attention_forward(again.data(), lse.data(), qkv.data(), B, T, C, NH, 0, T);
     for (int64_t i = 0; i < 3 * C; i++) CHECK(out[i] == again[i]);
     CHECK(out[3 * C] != again[3 * C]);
 }
