@@ -228,6 +228,20 @@ TEST_CASE("PREFIX.json says what was made") {
     CHECK(result.tokens_train + result.tokens_val == 30);
 }
 
+TEST_CASE("which documents are held out depends on the seed") {
+    const TemporaryFolder folder;
+    write_bytes(folder / "a.jsonl", numbered_documents(40));
+    const auto held_out = [&](uint64_t seed) {
+        TokenizeOptions options = options_for(folder / "a.jsonl", folder / "out");
+        options.val_fraction = 0.3;
+        options.seed = seed;
+        tokenize_files(options);
+        return tokens_of(folder / "out_val");
+    };
+    CHECK(held_out(1) == held_out(1));
+    CHECK(held_out(1) != held_out(2));
+}
+
 TEST_CASE("an earlier run under the same prefix is replaced whole") {
     const TemporaryFolder folder;
     write_bytes(folder / "a.jsonl", numbered_documents(50));

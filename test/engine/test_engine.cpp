@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -32,6 +33,7 @@
 #include "dev/run/records.h"
 #include "dev/run/run.h"
 #include "dev/run/settings.h"
+#include "dev/run/signals.h"
 #include "test/file_helpers.h"
 #include "test/in_memory.h"
 #include "test/test_models.h"
@@ -246,6 +248,7 @@ TEST_CASE("in-engine, hf and folded forms give the same logits on 1,000 random t
             write_form(folder, model, folded, with_record);
             LoadedModel loaded = load_model(folder);
             CHECK(loaded.model->sites.all_linear_everywhere());
+            CHECK(loaded.model->config.epsilon < 1e-4);  // not the 1e12 that makes a stock LayerNorm linear
             CHECK(largest_difference(logits_of(*loaded.model, tokens, 20, 50), expected) < 1e-4);
         }
     }
@@ -452,14 +455,55 @@ class PoisonedEngine : public WrappedEngine {
     static inline int64_t calls = 0;
     static inline std::set<int64_t> poisoned;
     static inline double poison = 0;  // on top of the loss
+    static inline int64_t signal_at = -1,
+                          bad_norm_at = -1;  // calls in which SIGTERM comes, or the gradient is infinite
     using WrappedEngine::WrappedEngine;
+    double gradient_norm() override { return calls == bad_norm_at ? INFINITY : WrappedEngine::gradient_norm(); }
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux, int64_t grad_accum, const Distillation& distillation) override {
         BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
+        if (calls == signal_at) std::raise(SIGTERM);
         if (poisoned.count(calls++) > 0) loss.loss += poison;
         return loss;
     }
+    // The engine of a run, with nothing going wrong yet.
+    static std::unique_ptr<Engine> make(const GPT2Config& c) {
+        calls = 0;
+        return std::make_unique<PoisonedEngine>(c);
+    }
 };
+
+TEST_CASE("a gradient that is not finite ends the run before the update, and says where") {
+    const TinyTask task(kTrained);
+    const OtherBackend poisoning(PoisonedEngine::make);
+    PoisonedEngine::poisoned.clear();
+    PoisonedEngine::bad_norm_at = 10;  // two micro-batches a step: after the fifth
+    RunRequest r = task.request;
+    r.settings.out = task.scratch / "infinite";
+    const std::string why = message_of<RunFailure>([&] { task.run(r); });
+    PoisonedEngine::bad_norm_at = -1;
+    for (const char* words : {"step 4", "gradient is not finite", "--lr"}) CHECK(contains(why, words));
+    CHECK(logged(r.settings.out, "loss").size() == 4);
+}
+
+TEST_CASE("a signal is answered after the micro-batch in which it comes, with the state before its step") {
+    const TinyTask task(kTrained);
+    const OtherBackend poisoning(PoisonedEngine::make);
+    PoisonedEngine::poisoned.clear();
+    PoisonedEngine::signal_at = 6;  // the first of step 3's two
+    RunRequest r = task.request;
+    r.settings.out = task.scratch / "stopped";
+    set(r.settings, "eval_every", "1000");
+    const Quiet quiet(2);
+    CHECK_THROWS_AS(lnfree::run(r), Interrupted);
+    PoisonedEngine::signal_at = -1;
+    g_signal = 0;
+    std::signal(SIGTERM, SIG_DFL);
+    std::signal(SIGINT, SIG_DFL);
+    CHECK(PoisonedEngine::calls == 7);
+    CHECK(fs::exists(r.settings.out + "/checkpoints/step_000003"));
+    CHECK(logged(r.settings.out, "loss").size() == 3);
+}
 
 TEST_CASE("the schedule that adapts goes back after a spike and still ends LayerNorm-free") {
     const TinyTask task(kTrained);
@@ -641,6 +685,26 @@ TEST_CASE("every epoch takes every sequence once, in an order of its own that th
             for (uint64_t i = 0; i < n; i++) CHECK(taken[i] == i);
         }
     CHECK(orders.size() == 6);
+}
+
+TEST_CASE("step after step reads on where the one before ended") {
+    const TemporaryFolder folder;
+    std::string raw;
+    for (uint16_t i = 0; i < 4 * 24 + 1; i++) raw.append(reinterpret_cast<const char*>(&i), 2);
+    write_bytes(folder / "raw.bin", raw);
+    const TokenShards shards({"raw:" + folder / "raw.bin"});
+    Settings s;
+    s.seq = 4;
+    s.batch = 2;
+    s.grad_accum = 3;
+    SequenceOrder order(24, 1);
+    std::set<int32_t> firsts;
+    for (int64_t step = 0; step < 4; step++) {  // an epoch
+        StepBatches batches;
+        read_step(batches, shards, order, s, step);
+        for (const std::vector<int32_t>& inputs : batches.inputs) firsts.insert({inputs[0], inputs[4]});
+    }
+    CHECK(firsts.size() == 24);
 }
 
 TEST_CASE("a dry run and a budget in hours count the teacher") {
