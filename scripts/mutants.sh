@@ -205,7 +205,8 @@ baseline() { # TEST
 results=$work/results.tsv
 tests_hash=
 key_of() { # N
-    printf '%s\0' "${all#likeliest}" "${files[$1]}" "${olds[$1]}" "${news[$1]}" | cat - "${files[$1]}" 2>/dev/null |
+    printf '%s\0' "${all#likeliest}" "${files[$1]}" "${olds[$1]}" "${news[$1]}" |
+        cat - "$work/clean/${files[$1]}" 2>/dev/null | # the copy: the tree may be edited meanwhile
         sha256sum | cut -c 1-16
 }
 result_of() { # N FIELD
