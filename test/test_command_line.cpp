@@ -1218,8 +1218,8 @@ json json_of(Words arguments, const std::set<std::string>& keys) {
 }
 
 const std::set<std::string> run_keys = {
-    "version", "out",           "steps",          "tokens",  "val_loss_first",   "val_loss_last",
-    "sites",   "sites_removed", "layernorm_free", "seconds", "peak_memory_bytes"};
+    "version", "out",           "steps",          "tokens",  "val_loss_first",    "val_loss_last",
+    "sites",   "sites_removed", "layernorm_free", "seconds", "peak_memory_bytes", "val_loss_change_interval"};
 const std::set<std::string> protocol_keys = {"preset",
                                              "steps",
                                              "stop",
@@ -1280,10 +1280,18 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
             run_keys);
 
     std::set<std::string> with_teacher = run_keys;
-    with_teacher.insert({"val_kl", "val_agreement"});
+    with_teacher.insert({"val_kl", "val_agreement", "val_kl_interval", "val_agreement_interval"});
     const json distilled = json_of(w.removal(out / "distilled", {"--distill", "1"}), with_teacher);
     CHECK(distilled["val_kl"] > 0);
     CHECK(distilled["val_agreement"] <= 1);
+    for (const char* figure : {"val_kl", "val_agreement"}) {
+        const json& interval = distilled[figure + std::string("_interval")];
+        CHECK(interval[0] <= distilled[figure]);
+        CHECK(distilled[figure] <= interval[1]);
+    }
+    const double change = removal["val_loss_last"].get<double>() - removal["val_loss_first"].get<double>();
+    CHECK(removal["val_loss_change_interval"][0] <= change);
+    CHECK(change <= removal["val_loss_change_interval"][1]);
     for (const json& line : log_of(out / "distilled")) {
         if (line.contains("val_loss"))
             check_keys(line, {"step", "val_loss", "val_kl", "val_agreement"}, "log.jsonl");

@@ -7,6 +7,7 @@
 
 #include "data/json.h"
 #include "dev/cpu/operations.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 namespace analysis {

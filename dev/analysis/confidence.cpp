@@ -16,6 +16,7 @@
 #include "data/json.h"
 #include "dev/analysis/loss.h"
 #include "dev/cpu/operations.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 namespace analysis {

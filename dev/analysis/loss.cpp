@@ -6,6 +6,7 @@
 #include "data/json.h"
 #include "dev/cpu/vector_math.h"
 #include "dev/run/evaluate.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 namespace analysis {

@@ -10,6 +10,7 @@
 #include "dev/analysis/report.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/records.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 namespace analysis {

@@ -9,6 +9,7 @@
 #include "data/json.h"
 #include "dev/analysis/loss.h"
 #include "dev/run/records.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 namespace analysis {

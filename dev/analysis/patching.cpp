@@ -5,6 +5,7 @@
 
 #include "data/console.h"
 #include "data/json.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 namespace analysis {

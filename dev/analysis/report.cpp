@@ -6,6 +6,7 @@
 #include "data/svg_chart.h"
 #include "data/svg_heat_map.h"
 #include "dev/analysis/sample.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 namespace analysis {

@@ -11,12 +11,6 @@
 namespace lnfree {
 namespace analysis {
 
-namespace {
-
-constexpr int kResamples = 2000;
-
-}  // namespace
-
 Sample take_sample(const TokenShards& shards, int64_t T, int64_t wanted) {
     const uint64_t length = static_cast<uint64_t>(T), available = shards.sequences(length);
     if (available == 0)
@@ -43,32 +37,6 @@ void for_each_batch(const Sample& sample, const Procedure& procedure,
         f(i, std::min(procedure.batch, sample.sequences - i));
         bar.update(static_cast<uint64_t>(std::min(sample.sequences, i + procedure.batch)));
     }
-}
-
-Interval interval(int64_t n, uint64_t seed,
-                  const std::function<double(const std::vector<int64_t>& chosen)>& statistic) {
-    SplitMix64 random(seed);
-    std::vector<double> values;
-    std::vector<int64_t> chosen(static_cast<size_t>(n));
-    for (int r = 0; r < kResamples; r++) {
-        for (int64_t& i : chosen) i = static_cast<int64_t>(random.below(static_cast<uint64_t>(n)));
-        values.push_back(statistic(chosen));
-    }
-    return {quantile(values, 0.025), quantile(values, 0.975)};
-}
-
-Interval interval_of_mean(const std::vector<double>& per_sequence, uint64_t seed) {
-    return interval(static_cast<int64_t>(per_sequence.size()), seed, [&](const std::vector<int64_t>& chosen) {
-        double sum = 0;
-        for (const int64_t i : chosen) sum += per_sequence[static_cast<size_t>(i)];
-        return sum / static_cast<double>(chosen.size());
-    });
-}
-
-double mean_of(const std::vector<double>& values) {
-    double sum = 0;
-    for (const double value : values) sum += value;
-    return sum / static_cast<double>(values.size());
 }
 
 }  // namespace analysis

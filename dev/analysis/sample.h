@@ -1,7 +1,6 @@
-// What every measurement shares: the text that it is taken on, in batches, and intervals and words for its results.
+// What every measurement shares: the text that it is taken on, in batches.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -37,17 +36,6 @@ struct Procedure {
 // f(first sequence, how many) for batch after batch, with a progress bar.
 void for_each_batch(const Sample& sample, const Procedure& procedure,
                     const std::function<void(int64_t first, int64_t B)>& f);
-
-using Interval = std::array<double, 2>;  // low, high
-
-// 95 % interval of a statistic of n sequences by the percentile bootstrap: statistic(chosen) of 2,000 choices of n
-// sequences with replacement.
-Interval interval(int64_t n, uint64_t seed, const std::function<double(const std::vector<int64_t>& chosen)>& statistic);
-
-// The same for a mean of one value per sequence.
-Interval interval_of_mean(const std::vector<double>& per_sequence, uint64_t seed);
-
-double mean_of(const std::vector<double>& values);
 
 }  // namespace analysis
 }  // namespace lnfree

@@ -17,6 +17,7 @@
 #include "dev/cpu/machine.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/models.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 
@@ -124,18 +125,12 @@ std::string why_not_comparable(const Evaluated& a, const Evaluated& b) {
     return "";
 }
 
-double mean_of_sequence(const real* values, int64_t P) {
-    double sum = 0;
-    for (int64_t t = 0; t < P; t++) sum += static_cast<double>(values[t]);
-    return sum / static_cast<double>(P);
-}
-
 // How far a model is from the baseline, sequence by sequence (protocol.md 11).
 struct Distance {
     std::vector<double> kl, agreement;
 
     void add(const Comparison& c, int64_t P) {
-        kl.push_back(mean_of_sequence(c.kls, P));
+        kl.push_back(mean_of(c.kls, P));
         agreement.push_back(static_cast<double>(std::count(c.agree, c.agree + P, 1)) / static_cast<double>(P));
     }
 };
@@ -150,8 +145,8 @@ Json faithfulness_json(const Distance& distance, const std::vector<double>& loss
     for (const auto& [key, values] : {std::pair{"kl", &distance.kl},
                                       {"agreement", &distance.agreement},
                                       {"loss_minus_baseline", &std::as_const(minus)}}) {
-        j[key] = analysis::mean_of(*values);
-        j[std::string(key) + "_interval"] = analysis::interval_of_mean(*values, kSeed);
+        j[key] = mean_of(*values);
+        j[std::string(key) + "_interval"] = interval_of_mean(*values, kSeed);
     }
     return j;
 }
@@ -188,7 +183,7 @@ Json evaluate(Evaluated& e, const std::string& folder, const EvalOptions& o, con
     const auto add = [&](uint64_t sequence, const real* losses, const int32_t* inputs, const int32_t* targets,
                          int64_t P) {
         seen.add(sequence, losses, inputs, targets, P);
-        e.losses.push_back(mean_of_sequence(losses, P));
+        e.losses.push_back(mean_of(losses, P));
     };
     const int64_t batch =
         std::min(o.batch, static_cast<int64_t>(shards.sequences(static_cast<uint64_t>(T), paper_windows)));

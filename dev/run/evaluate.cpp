@@ -94,29 +94,6 @@ Faithfulness mean_faithfulness(Engine& model, Engine& original, const TokenShard
     return {sum.loss / predictions, sum.kl / predictions, sum.agreement / predictions};
 }
 
-namespace {
-
-template <class T>
-double interpolated(std::vector<T>& values, double share) {
-    const double rank = share * static_cast<double>(values.size() - 1);
-    const size_t below = static_cast<size_t>(std::floor(rank));
-    const auto at = values.begin() + static_cast<std::ptrdiff_t>(below);
-    std::nth_element(values.begin(), at, values.end());
-    const double low = static_cast<double>(*at), part = rank - static_cast<double>(below);
-    if (part == 0) return low;
-    const double high = static_cast<double>(*std::min_element(at + 1, values.end()));
-    return low + part * (high - low);
-}
-
-}  // namespace
-
-double quantile(std::vector<float>& values, double share) {
-    return interpolated(values, share);
-}
-double quantile(std::vector<double>& values, double share) {
-    return interpolated(values, share);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Whether model and shards belong together
 

@@ -44,11 +44,6 @@ void require_same_tokenizer(const TokenShards& shards, const Tokenizer* tokenize
 // --seq, or n_ctx for 0. Throws BadInput if the model in `folder` reads no such sequences.
 int64_t sequence_length(int64_t seq, const GPT2Config& config, const std::string& folder);
 
-// The value below which a share of `values` lies, 0 <= share <= 1, interpolated linearly between the two nearest ranks (as
-// NumPy's default). The one definition of a percentile in this program: eval and analyze use it. Reorders `values`.
-double quantile(std::vector<float>& values, double share);
-double quantile(std::vector<double>& values, double share);
-
 // Floating-point operations per token of one training step: 2 per weight and product forward, twice that backward (6 in
 // all), and the attention products. What this machine's matrix product does on a shape of this model, measured for a
 // quarter of a second (FLOP/s).

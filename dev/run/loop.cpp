@@ -12,6 +12,7 @@
 #include "dev/run/experiments.h"
 #include "dev/run/report.h"
 #include "dev/run/signals.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 
@@ -137,24 +138,34 @@ void Loop::validate() {
         if (!std::isfinite(state_.last_val_loss)) stop_for_divergence("validation loss");
     }
     if (state_.step == 0) state_.first_val_loss = state_.last_val_loss;
+    if (state_.step == 0) session_.first_validation = session_.last_validation;
     report_validation(session_);
 }
 
 // With a teacher, what is left of its predictions as well.
 void Loop::measure_validation() {
-    const auto notice_signal = [](uint64_t, const auto&, const int32_t*, const int32_t*, int64_t) {
+    Session::Validation& kept = session_.last_validation;
+    kept = {};
+    const auto keep_loss = [&](uint64_t, const real* losses, const int32_t*, const int32_t*, int64_t P) {
         if (g_signal != 0) throw Interrupted{g_signal};
+        kept.losses.push_back(mean_of(losses, P));
+    };
+    const auto keep_comparison = [&](uint64_t i, const Comparison& c, const int32_t* inputs, const int32_t* targets,
+                                     int64_t P) {
+        keep_loss(i, c.losses, inputs, targets, P);
+        kept.kls.push_back(mean_of(c.kls, P));
+        kept.agreements.push_back(static_cast<double>(std::count(c.agree, c.agree + P, 1)) / static_cast<double>(P));
     };
     const Settings& s = state_.settings;
     const auto tokens = static_cast<uint64_t>(session_.options().val_tokens);
     try {
         if (session_.teacher == nullptr) {
             state_.last_val_loss =
-                mean_loss(model_, *session_.val, s.seq, s.batch, tokens, false, "validation", notice_signal);
+                mean_loss(model_, *session_.val, s.seq, s.batch, tokens, false, "validation", keep_loss);
             return;
         }
         const Faithfulness f = mean_faithfulness(model_, *session_.teacher, *session_.val, s.seq, s.batch, tokens,
-                                                 false, "validation", notice_signal);
+                                                 false, "validation", keep_comparison);
         state_.last_val_loss = f.loss;
         state_.last_val_kl = f.kl;
         state_.last_val_agreement = f.agreement;

@@ -14,6 +14,7 @@
 #include "dev/run/experiments.h"
 #include "dev/run/records.h"
 #include "dev/run/session.h"
+#include "dev/run/statistics.h"
 
 namespace lnfree {
 
@@ -174,6 +175,28 @@ Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, c
 // ---------------------------------------------------------------------------------------------------------------------
 // At the end
 
+namespace {
+
+constexpr uint64_t kSeed = 1;  // of the bootstrap
+
+// Sequence by sequence what the run changed in its validation loss; none for a run that an earlier process began.
+std::vector<double> changes_of_loss(const Session& session) {
+    const std::vector<double>&first = session.first_validation.losses, &last = session.last_validation.losses;
+    std::vector<double> changes;
+    for (size_t i = 0; i < std::min(first.size(), last.size()); i++) changes.push_back(last[i] - first[i]);
+    return changes;
+}
+
+// Behind a number: its 95 % interval, if there is one.
+std::string interval_in(const Json& summary, const char* key, int digits, double unit = 1) {
+    const Json* const ends = summary.find(key);
+    if (ends == nullptr) return "";
+    return " (" + format_fixed(unit * (*ends)[0].number(), digits) + " to " +
+           format_fixed(unit * (*ends)[1].number(), digits) + ")";
+}
+
+}  // namespace
+
 std::string model_card(const Session& session, ModelForm form) {
     const Sites& sites = session.model->sites;
     const bool free = sites.all_linear_everywhere();
@@ -186,8 +209,12 @@ std::string model_card(const Session& session, ModelForm form) {
     results.add_row({"loss before this run, nats per token", format_fixed(session.state.first_val_loss, 4)});
     results.add_row({"loss after this run", format_fixed(session.state.last_val_loss, 4)});
     if (session.teacher) {
-        results.add_row({"KL(teacher, this model), nats per token", format_fixed(session.state.last_val_kl, 4)});
-        results.add_row({"same likeliest token as the teacher", in_percent(session.state.last_val_agreement)});
+        const Json summary = summary_of(session);
+        results.add_row({"KL(teacher, this model), nats per token (95 % interval)",
+                         format_fixed(session.state.last_val_kl, 4) + interval_in(summary, "val_kl_interval", 4)});
+        results.add_row(
+            {"same likeliest token as the teacher",
+             in_percent(session.state.last_val_agreement) + interval_in(summary, "val_agreement_interval", 2, 100)});
     }
     card += results.markdown() + "\n";
     if (free) card += loading_section(form) + "\n";
@@ -215,7 +242,11 @@ Json summary_of(const Session& session) {
     if (session.teacher) {
         j["val_kl"] = number_or_null(state.last_val_kl);
         j["val_agreement"] = number_or_null(state.last_val_agreement);
+        j["val_kl_interval"] = interval_of_mean(session.last_validation.kls, kSeed);
+        j["val_agreement_interval"] = interval_of_mean(session.last_validation.agreements, kSeed);
     }
+    const std::vector<double> changes = changes_of_loss(session);
+    if (!changes.empty()) j["val_loss_change_interval"] = interval_of_mean(changes, kSeed);
     j["sites"] = sites.size();
     j["sites_removed"] = sites.removed();
     j["layernorm_free"] = sites.all_linear_everywhere();
@@ -233,10 +264,13 @@ void print_summary(const Session& session, const Json& s) {
     table.add_row({"peak memory", format_bytes(s["peak_memory_bytes"].get<uint64_t>())});
     table.add_row({"validation loss, first", format_fixed(state.first_val_loss, 4)});
     table.add_row({"validation loss, last", format_fixed(state.last_val_loss, 4)});
-    table.add_row({"difference", format_fixed(state.last_val_loss - state.first_val_loss, 4)});
+    table.add_row({"difference (95 % interval)", format_fixed(state.last_val_loss - state.first_val_loss, 4) +
+                                                     interval_in(s, "val_loss_change_interval", 4)});
     if (session.teacher) {
-        table.add_row({"KL to the teacher, nats per token", format_fixed(state.last_val_kl, 4)});
-        table.add_row({"same likeliest token as the teacher", in_percent(state.last_val_agreement)});
+        table.add_row({"KL to the teacher, nats per token",
+                       format_fixed(state.last_val_kl, 4) + interval_in(s, "val_kl_interval", 4)});
+        table.add_row({"same likeliest token as the teacher",
+                       in_percent(state.last_val_agreement) + interval_in(s, "val_agreement_interval", 2, 100)});
     }
     table.add_row({"LayerNorm sites removed", s["sites_removed"].dump() + " of " + s["sites"].dump()});
     std::fprintf(session.screen, "\n%s", table.text().c_str());

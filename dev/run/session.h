@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "data/checkpoints.h"
 #include "data/shards.h"
@@ -30,6 +31,10 @@ struct Session {
     Snapshot snapshot;     // what an adaptive run goes back to
     std::string based_on;  // lnfree.json of the model that the run started from, as text; empty: none
     RunLog log;
+    // Of the first and of the latest validation of this process, one mean per sequence: what intervals are made of.
+    struct Validation {
+        std::vector<double> losses, kls, agreements;  // the last two only with a teacher
+    } first_validation, last_validation;
     int64_t first_step = 0;  // of this process
     double started = 0;      // clock at that step
 

@@ -28,6 +28,7 @@
 #include "dev/method.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/models.h"
+#include "dev/run/statistics.h"
 #include "test/file_helpers.h"
 #include "test/test_models.h"
 
