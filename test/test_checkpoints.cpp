@@ -82,7 +82,8 @@ TEST_CASE("bytes and folders are on the disk before a name points to them, and t
     CHECK(of_file[2] == "sync " + last_name(folder.path()));
 
     noted_syncs().clear();
-    write_checkpoint(folder.path(), 7, fill_with_a_file);
+    // A file that syncs nothing itself, as write_file_atomically would.
+    write_checkpoint(folder.path(), 7, [](const std::string& inside) { write_bytes(inside + "/weights", "bits"); });
     const Names& syncs = noted_syncs();
     const size_t named = place_of(syncs, "rename .step_");
     REQUIRE(named > 0);

@@ -260,6 +260,24 @@ TEST_CASE("with --cuda-graphs every pass through a removal gives the bits of the
     }
 }
 
+TEST_CASE("with --cuda-graphs a pass uses the sigma_bar of its own time, not the recorded one") {
+    const std::vector<int32_t> tokens = tokens_of(0, 0, 33, kTwoLayers.V);
+    const auto losses = [&](bool with_graphs) {
+        const cuda::OptionsKeeper keeper;
+        cuda::device_options().cuda_graphs = with_graphs;
+        const std::unique_ptr<Engine> model = cuda::make_engine(kTwoLayers);
+        randomise(*model, 3);
+        std::vector<double> seen;
+        for (const double sigma_bar : {0.5, 0.5, 0.5, 0.9, 0.9}) {  // recorded at the second, launched at the third
+            freeze(model->sites.mlp(1), sigma_bar);
+            seen.push_back(model->forward_backward(tokens.data(), tokens.data() + 1, 3, 11, {}, 1).loss);
+        }
+        CHECK(seen[3] != seen[2]);
+        return seen;
+    };
+    CHECK(losses(true) == losses(false));
+}
+
 TEST_CASE(
     "40 steps of learning from a teacher: the reference's losses, divergences and weights, in fp32 and near in bf16") {
     const WithoutChecks fast;
