@@ -3878,7 +3878,6 @@ class CudaEngine : public Engine {
     }
     Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
         if (dynamic_cast<CudaEngine*>(&original) == nullptr) {  // a folded one, which runs on the processor
-            fetch_parameters();
             return reference().compare(original, inputs, targets, B, T);
         }
         for (std::vector<real>* each : {&losses_, &kls_}) each->resize(static_cast<size_t>(B * T));

@@ -63,7 +63,8 @@ class Json {
     bool is_array() const { return holds<Array>(); }
     bool is_object() const { return holds<Object>(); }
 
-    // The value as T: bool, a number (converted as C++ does), std::string, Json itself, a vector of these. JsonError if it is none.
+    // The value as T: bool, a number (converted as C++ does), std::string, Json itself, a vector of these. JsonError if it
+    // is none.
     template <class T>
     T get() const {
         if constexpr (std::is_same_v<T, Json>) {

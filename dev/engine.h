@@ -378,7 +378,7 @@ class Engine {
 
     // ----- generation
 
-    // B sequences begin at position 0, with memory for the keys and values of n_ctx positions each.
+    // B sequences begin at position 0, with memory for the keys and values of n_ctx positions each; 0 gives it back.
     virtual void start_decoding(int64_t B) = 0;
     // The T tokens (B,T) that come next in each; out (B,V): logits of what follows them. At most n_ctx positions in all, and
     // no other pass in between changes what was decoded. Batches keep the B that they were started with.

@@ -11,11 +11,6 @@ int run_command(const RunRequest& request) {
     const RunSettings& s = request.settings;
     if (!request.resume && request.command != "pretrain" && s.model.empty())
         throw BadInput("--model is required: the folder of the model to start from");
-    const bool own_text = s.data == std::vector<std::string>{"self"};
-    if (!request.resume && (s.data.empty() || (s.val.empty() && !own_text)))
-        throw BadInput(
-            "--data and --val are required: token shards made by `tokenize`, or --data self for text that the model "
-            "writes");
     print_json(request.json_output, run(request));
     return 0;
 }

@@ -20,7 +20,6 @@ const char* norm_name(const Site& site);
 
 Json number_or_null(double x);                         // null unless finite
 double number_or_nan(const Json& j, const char* key);  // NaN if absent or no number
-double number_or_nan(const Json& j, const char* key);
 
 // 16 hexadecimal digits: how fingerprints are written.
 std::string hex(uint64_t x);

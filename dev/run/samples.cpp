@@ -59,9 +59,10 @@ void continue_tokens(Engine& model, std::vector<int32_t>& tokens, const Sampling
             model.logits(logits.data(), tokens.data() + length - n_ctx, 1, n_ctx, n_ctx - 1);
         decoded = length;
         const int32_t next = sample_token(logits.data(), V, sampling, random);
-        if (!take(next)) return;
+        if (!take(next)) break;
         tokens.push_back(next);
     }
+    model.start_decoding(0);
 }
 
 namespace {
@@ -70,6 +71,7 @@ namespace {
 void sample_sequences(Engine& model, const SampleRequest& r, uint64_t first, int64_t B, std::vector<int32_t>& out) {
     const int64_t V = model.config.V, n_ctx = model.config.n_ctx;
     std::vector<SplitMix64> random;
+    const bool begins_anywhere = r.prompt.empty() && model.config.end_of_text < 0;
     std::vector<int32_t> prompt = r.prompt;
     if (prompt.empty()) prompt.push_back(model.config.end_of_text);
     auto begun = static_cast<int64_t>(prompt.size());
@@ -77,10 +79,9 @@ void sample_sequences(Engine& model, const SampleRequest& r, uint64_t first, int
     std::vector<int32_t> next;  // (B,begun), then (B,1)
     for (int64_t b = 0; b < B; b++) {
         random.emplace_back(r.sampling.seed * 0x9E3779B97F4A7C15ull + first + static_cast<uint64_t>(b));
-        if (prompt[0] < 0) prompt[0] = static_cast<int32_t>(random.back().below(static_cast<uint64_t>(V)));
+        if (begins_anywhere) prompt[0] = static_cast<int32_t>(random.back().below(static_cast<uint64_t>(V)));
         std::copy(prompt.begin(), prompt.end(), out.begin() + b * n_ctx);
         next.insert(next.end(), prompt.begin(), prompt.end());
-        if (r.prompt.empty() && model.config.end_of_text < 0) prompt[0] = -1;  // another one for the next sequence
     }
     std::vector<real> logits(static_cast<size_t>(B * V));
     model.start_decoding(B);
@@ -116,8 +117,9 @@ void write_samples(Engine& model, const Tokenizer* tokenizer, const SampleReques
             writer.append(sequences.data(), sequences.size());
             progress.update(offset + i + static_cast<uint64_t>(B));
         }
-        if (count > 0) writer.finish();
+        writer.finish();  // without tokens it removes those of an earlier run
     }
+    model.start_decoding(0);
     progress.hide();
     Json about = {{"version", 1}};
     if (tokenizer != nullptr)

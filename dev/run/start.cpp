@@ -164,7 +164,11 @@ void load_start(Session& session) {
         if (session.request.command == "pretrain")
             throw BadInput("--data self: pretrain begins with a model that has nothing to say; name token shards");
     } else {
-        if (o.val.empty()) throw BadInput("--val is missing: token shards for validation");
+        if (o.data.empty() || o.val.empty())
+            throw BadInput(
+                "--data and --val are required: token shards made by `tokenize`, or --data self for text that the "
+                "model "
+                "writes");
         session.train = std::make_unique<TokenShards>(o.data);
     }
     if (!o.val.empty()) session.val = std::make_unique<TokenShards>(o.val);

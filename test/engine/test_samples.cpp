@@ -148,6 +148,12 @@ TEST_CASE("samples depend on seed and model alone, begin as asked, and say in PR
     const Json about = read_json(folder / "s.json");
     CHECK(about["tokens"]["val"] == 46);
     CHECK(about["sampled"]["seed"] == 1);
+    // Without a part for validation, an earlier one does not stay.
+    SampleRequest all_of_it;
+    all_of_it.prefix = folder / "s";
+    all_of_it.tokens = 1;
+    write_samples(*model, nullptr, all_of_it, "test");
+    CHECK_FALSE(fs::exists(folder / "s_val_000000.bin"));
     SampleRequest r;
     r.prefix = folder / "long";
     r.tokens = 1;
