@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <list>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -30,8 +31,9 @@ struct JsonError : std::runtime_error {
 
 class Json {
   public:
-    struct Member;                       // .key, .value
-    using Object = std::vector<Member>;  // in the order in which they were added
+    struct Member;  // .key, .value
+    // In the order in which they were added. A list, because j["a"] = j["b"] holds on to the one while it adds the other.
+    using Object = std::list<Member>;
     using Array = std::vector<Json>;
 
     // NOLINTBEGIN(google-explicit-constructor): a record is written as {{"loss", 0.5}, {"removed", list}}
