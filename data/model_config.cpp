@@ -102,7 +102,7 @@ GPT2Config read_config(const std::string& folder) {
 Json config_json(const GPT2Config& c, const char* dtype) {
     Json j;
     j["model_type"] = model_type_of(c.form);
-    if (c.form == ModelForm::hugging_face) j["architectures"] = {"GPT2LMHeadModel"};
+    if (c.form == ModelForm::hugging_face) j["architectures"] = Json::array({"GPT2LMHeadModel"});
     j["activation_function"] = "gelu_new";
     j["vocab_size"] = c.V;
     j["n_positions"] = c.n_ctx;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/json.h"
 #include "data/model_folder.h"
 #include "data/random.h"
 #include "data/safetensors.h"
@@ -90,6 +91,15 @@ TEST_CASE_TEMPLATE("a model folder of every form comes back as it was", T, float
         remove_model_files(path);
         CHECK(fs::is_empty(path));
     }
+}
+
+TEST_CASE("config.json names its architecture in a list, as transformers reads it, and only where it has one") {
+    const TemporaryFolder scratch;
+    const std::vector<float> values = random_values<float>();
+    write_tiny<float>(scratch / "hf", ModelForm::hugging_face, values, nullptr);
+    write_tiny<float>(scratch / "folded", ModelForm::folded, values, nullptr);
+    CHECK(read_json(scratch / "hf/config.json")["architectures"] == Json::array({"GPT2LMHeadModel"}));
+    CHECK_FALSE(read_json(scratch / "folded/config.json").contains("architectures"));
 }
 
 TEST_CASE("views stay valid when the folder's object moves") {
