@@ -108,17 +108,35 @@ class Patching {
         });
     }
 
+    // Positions of two streams (count,T,C) that differ in any prompt: in front of the first name they are the same, and
+    // patching would change nothing.
+    std::vector<int64_t> positions_apart(const real* a, const real* b) const {
+        std::vector<int64_t> apart;
+        for (int64_t t = 0; t < T_; t++) {
+            bool same = true;
+            for (int64_t i = 0; i < count_ && same; i++) {
+                const int64_t at = (i * T_ + t) * C_;
+                same = std::equal(a + at, a + at + C_, b + at);
+            }
+            if (!same) apart.push_back(t);
+        }
+        return apart;
+    }
+
     // Eq. 6 for all positions of a layer, means over the prompts; `batch` sequences at a time, whole sets of them.
     void patch(double* effects, int64_t layer, int64_t batch, double corrupted) {
-        const int64_t size = count_ * T_ * C_, positions = std::max<int64_t>(1, batch / count_);
+        const int64_t size = count_ * T_ * C_, at_a_time = std::max<int64_t>(1, batch / count_);
         const real *from = corrupted_stream_.data() + layer * size, *to = clean_stream_.data() + layer * size;
+        const std::vector<int64_t> positions = positions_apart(from, to);
+        const auto all = static_cast<int64_t>(positions.size());
         std::vector<real> patched;
         std::vector<int32_t> tokens;
-        for (int64_t first = 0; first < T_; first += positions) {
-            const int64_t taken = std::min(positions, T_ - first);
+        for (int64_t first = 0; first < all; first += at_a_time) {
+            const int64_t taken = std::min(at_a_time, all - first);
             patched.clear();
             tokens.clear();
-            for (int64_t t = first; t < first + taken; t++) {
+            for (int64_t k = first; k < first + taken; k++) {
+                const int64_t t = positions[k];
                 patched.insert(patched.end(), from, from + size);
                 tokens.insert(tokens.end(), corrupted_.begin(), corrupted_.end());
                 for (int64_t i = 0; i < count_; i++)
@@ -129,7 +147,7 @@ class Patching {
             const std::vector<double> f = differences(taken * count_);
             for (int64_t k = 0; k < taken; k++) {
                 const std::vector<double> of_position(f.begin() + k * count_, f.begin() + (k + 1) * count_);
-                effects[first + k] = mean_of(of_position) - corrupted;
+                effects[positions[first + k]] = mean_of(of_position) - corrupted;
             }
         }
     }
