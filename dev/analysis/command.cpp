@@ -1,5 +1,6 @@
 #include "dev/analysis/command.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
@@ -121,13 +122,21 @@ void write_report(const Options& o, const Sample& sample, const Table& summary, 
     write_file_atomically(o.out + "/report.json", all.dump(1) + "\n");
 }
 
+bool is_asked_for(const Measurement& m, const Options& o) {
+    return o.parts.empty() || std::find(o.parts.begin(), o.parts.end(), m.name) != o.parts.end();
+}
+
 Json report(const Options& o) {
     if (o.out.empty()) throw BadInput("--out is required: the folder for report.html, report.json and the parts");
+    for (const std::string& part : o.parts)
+        if (find_measurement(part) == nullptr)
+            throw BadInput("--parts " + quoted_name(part) + ": there is no such measurement; see --help");
     Subjects subjects = load_subjects(o);
     prepare(subjects, TakenOn::text, o);
     std::vector<ReportPart> parts;
     Json all{{"version", kFormatVersion}, {"what", "report"}};
     for (const Measurement& m : measurements()) {
+        if (!is_asked_for(m, o)) continue;
         ReportPart part{m.name, m.title, m.explanation, {}, "", "", ""};
         try {
             const Json result = result_of(m, o, subjects);

@@ -262,32 +262,52 @@ double largest_ratio(const Json& norms) {
     return largest;
 }
 
-std::vector<std::string> overview_row(const Json& report, size_t model) {
-    std::vector<std::string> row(9);
-    for (const auto& [name, result] : report.items()) {
-        if (!result.is_object()) continue;
-        const Json& m = result["models"][model];
-        row[0] = name_of(m);
-        row[1] = m["layernorm_free"].get<bool>() ? "none" : "yes";
-        if (name == "loss") row[2] = format_fixed(m["loss"].number(), 4);
-        if (name == "dla") row[3] = format_fixed(m["nmae"].number(), 2);
-        if (name == "norms") row[4] = format_fixed(largest_ratio(m), 2);
-        if (name == "sinks") row[5] = format_fixed(100 * m["rate_heads"].number(), 1);
-        if (name == "confidence")
-            row[6] = format_fixed(100 * m["ablations"].back()["entropy_change_relative"].number(), 3);
-        if (name != "patching") continue;
-        row[7] = format_fixed(100 * m["accuracy"].number(), 1);
-        row[8] = m["error"].is_null() ? "n/a" : format_fixed(mean_of(m["error"].get<std::vector<double>>()), 3);
-    }
-    return row;
+// A column of the overview: which part it is from, and what it shows of that part's result for a model.
+struct Column {
+    const char *part, *header;
+    std::string (*cell)(const Json& model);
+};
+
+const std::vector<Column>& columns() {
+    static const std::vector<Column> all = {
+        {"loss", "loss (nats)", [](const Json& m) { return format_fixed(m["loss"].number(), 4); }},
+        {"dla", "DLA error (%)", [](const Json& m) { return format_fixed(m["nmae"].number(), 2); }},
+        {"norms", "norm at position 0 / elsewhere, largest",
+         [](const Json& m) { return format_fixed(largest_ratio(m), 2); }},
+        {"sinks", "sinks (%)", [](const Json& m) { return format_fixed(100 * m["rate_heads"].number(), 1); }},
+        {"confidence", "entropy without the top neurons (%)",
+         [](const Json& m) {
+             return format_fixed(100 * m["ablations"].back()["entropy_change_relative"].number(), 3);
+         }},
+        {"patching", "indirect objects solved (%)",
+         [](const Json& m) { return format_fixed(100 * m["accuracy"].number(), 1); }},
+        {"patching", "patching error",
+         [](const Json& m) {
+             return m["error"].is_null() ? "n/a" : format_fixed(mean_of(m["error"].get<std::vector<double>>()), 3);
+         }},
+    };
+    return all;
 }
 
 }  // namespace
 
 Table overview(const Json& report, size_t models) {
-    Table table({"model", "LayerNorm", "loss (nats)", "DLA error (%)", "norm at position 0 / elsewhere, largest",
-                 "sinks (%)", "entropy without the top neurons (%)", "indirect objects solved (%)", "patching error"});
-    for (size_t i = 0; i < models; i++) table.add_row(overview_row(report, i));
+    std::vector<std::string> headers = {"model", "LayerNorm"};
+    for (const Column& column : columns())
+        if (report.contains(column.part)) headers.emplace_back(column.header);
+    Table table(headers);
+    for (size_t i = 0; i < models; i++) {
+        std::vector<std::string> row(2);
+        for (const Column& column : columns()) {
+            if (!report.contains(column.part)) continue;
+            const Json& result = report[column.part];
+            row.push_back(result.is_object() ? column.cell(result["models"][i]) : "");
+            if (!result.is_object()) continue;
+            row[0] = name_of(result["models"][i]);
+            row[1] = result["models"][i]["layernorm_free"].get<bool>() ? "none" : "yes";
+        }
+        table.add_row(row);
+    }
     return table;
 }
 

@@ -24,6 +24,7 @@ struct Options {
     int64_t sequences = 100, batch = 8;
     uint64_t seed = 1;
     BenchmarkOptions benchmarks;
+    std::vector<std::string> parts;  // of a report; empty: all measurements
     bool markdown = false, json_output = false, force = false;
 };
 

@@ -310,6 +310,7 @@ void add_analyze(CommandLine& line) {
     c.add_option("--limit", o->benchmarks.limit, "the first so many questions of each benchmark; 0: all")
         ->capture_default_str();
     c.add_option("--choices", o->benchmarks.choices, "file for the benchmarks' answers, question by question");
+    c.add_option("--parts", o->parts, "of the report: these measurements [all]");
     c.add_option("--seq", o->seq, "positions per sequence [n_ctx, at most 512]");
     c.add_option("--sequences", o->sequences, "sequences, spread evenly over the data")
         ->capture_default_str()
