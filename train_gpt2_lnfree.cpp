@@ -258,6 +258,7 @@ void moments_forward(real* mean, real* sigma, const real* inp, double eps, int64
 //     LayerNorm (a = 0)   divisor = sigma[b,t]
 //     FakeLN    (a = 1)   divisor = sigma_bar
 //     on the way          divisor = sigma[b,t]^(1-a) * sigma_bar^a
+//     TaperNorm's way     1 / divisor = (1-a) / sigma[b,t] + a / sigma_bar
 //
 // where sigma_bar may be another number at position 0 and at end-of-text (precursor).
 // divisor, sigma (B,T), tokens (B,T)
@@ -266,7 +267,10 @@ void norm_divisors(real* divisor, const Site& site, const real* sigma, const int
     for (int64_t n = 0; n < B * T; n++) {
         const bool special = (site.own_position0 && n % T == 0) || (site.own_end_of_text && tokens[n] == end_of_text);
         double d = special ? site.sigma_bar_0 : site.sigma_bar;
-        if (site.a < 1) d *= std::pow(double(sigma[n]) / d, 1 - site.a);
+        if (site.a < 1 && site.tapers)
+            d = 1 / ((1 - site.a) / double(sigma[n]) + site.a / d);
+        else if (site.a < 1)
+            d *= std::pow(double(sigma[n]) / d, 1 - site.a);
         divisor[n] = real(d);
     }
 }
@@ -300,11 +304,12 @@ void fakeln_dinput(real* dinp, const real* dout, const real* gamma, const real* 
     }
 }
 
-// A divisor that depends on x, the more the smaller a, also takes away the gradient's component along x. With
-// xhat = (x - mean) / divisor, and LayerNorm's own formula for a = 0:
-//     dx = (g - mean(g)) / divisor - (1 - a) * (x - mean) / sigma^2 * mean(g * xhat)
+// A divisor that depends on x also takes away the gradient's component along x, by as much as the divisor follows sigma:
+// e = d log divisor / d log sigma, which is 1 for LayerNorm, 1 - a on the way, (1 - a) * divisor / sigma on TaperNorm's.
+// With xhat = (x - mean) / divisor:
+//     dx = (g - mean(g)) / divisor - e * (x - mean) / sigma^2 * mean(g * xhat)
 void layernorm_dinput(real* dinp, const real* dout, const real* inp, const real* gamma, const real* mean,
-                      const real* sigma, const real* divisor, double a, int64_t N, int64_t C) {
+                      const real* sigma, const real* divisor, const Site& site, int64_t N, int64_t C) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; n++) {
         const real* x = inp + n * C;
@@ -319,7 +324,8 @@ void layernorm_dinput(real* dinp, const real* dout, const real* inp, const real*
             sum_gx += g * (x[c] - m) * scale;
         }
         const real mean_g = sum_g / real(C), mean_gx = sum_gx / real(C);
-        const real slope = real(1 - a) * mean_gx / (sigma[n] * sigma[n]);
+        const real e = real(1 - site.a) * (site.tapers ? divisor[n] / sigma[n] : real(1));
+        const real slope = e * mean_gx / (sigma[n] * sigma[n]);
 #pragma omp simd
         for (int64_t c = 0; c < C; c++) dx[c] += (d[c] * gamma[c] - mean_g) * scale - slope * (x[c] - m);
     }
@@ -327,11 +333,11 @@ void layernorm_dinput(real* dinp, const real* dout, const real* inp, const real*
 
 // dinp (N,C), dgamma, dbeta (C); divisor (N) is what the forward pass divided by
 void norm_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
-                   const real* mean, const real* sigma, const real* divisor, double a, int64_t N, int64_t C) {
-    if (a == 1)
+                   const real* mean, const real* sigma, const real* divisor, const Site& site, int64_t N, int64_t C) {
+    if (site.a == 1)
         fakeln_dinput(dinp, dout, gamma, divisor, N, C);
     else
-        layernorm_dinput(dinp, dout, inp, gamma, mean, sigma, divisor, a, N, C);
+        layernorm_dinput(dinp, dout, inp, gamma, mean, sigma, divisor, site, N, C);
     sum_over_positions(dgamma, N, C, [=](int64_t n, int64_t c) {
         return dout[n * C + c] * (inp[n * C + c] - mean[n]) * (real(1) / divisor[n]);
     });
@@ -1181,7 +1187,7 @@ class GPT2 : public Engine {
     const real* divisors(const Site& site, const real* sigma, const int32_t* tokens) {
         if (site.has_layer_norm()) return sigma;
         Site here = site;
-        here.own_position0 &= past.length == 0;
+        here.own_position0 &= past.length == 0;  // else position 0 is not among these
         op.norm_divisors(act.divisor, here, sigma, tokens, config.end_of_text, act.B, act.T);
         return act.divisor;
     }
@@ -1204,7 +1210,7 @@ class GPT2 : public Engine {
             op.residual_forward(act.dresidual, act.dresidual, act.dbranch, N * C);
         else
             op.norm_backward(act.dresidual, dgamma, dbeta, act.dbranch, inp, gamma, mean, sigma,
-                             divisors(site, sigma, tokens), site.a, N, C);
+                             divisors(site, sigma, tokens), site, N, C);
     }
 
     void aux_backward(const real* inp, const real* mean, const Site& site, double scale) {
@@ -1365,7 +1371,7 @@ void train(Engine& model, const Settings& s, const std::vector<Removal>& schedul
         }
         report.gradient_norm = model.gradient_norm();
         report.lr = learning_rate(s, step);
-        if (!seams.after_loss(report)) continue;
+        seams.after_loss(report);
 
         for (int i = 0; i < model.sites.size(); i++)
             update_running_sigma(model.sites.all[i], model.sigma_sums[i].mean(s.experiment.sigma_skips_position0),

@@ -428,7 +428,8 @@ constexpr int kHeldChannels = 2048;
 // sigma^w sigma_bar^(1 - w). The backward pass follows from it too: a position's own sigma depends on x, the others are
 // constants.
 struct Divisor {
-    float own_share = 1;  // w = 1 - a
+    float own_share = 1;  // 1 - a
+    bool tapers = false;
     float sigma_bar = 1, sigma_bar_0 = 1;
     bool own_position0 = false, own_end_of_text = false;
     int32_t end_of_text = -1;
@@ -439,6 +440,7 @@ struct Divisor {
 inline Divisor divisor_of(const Site& site, const int32_t* tokens, int32_t end_of_text, int64_t T) {
     Divisor d;
     d.own_share = static_cast<float>(1 - site.a);
+    d.tapers = site.tapers;
     d.sigma_bar = static_cast<float>(site.sigma_bar);
     d.sigma_bar_0 = static_cast<float>(site.sigma_bar_0);
     d.own_position0 = site.own_position0;
@@ -454,7 +456,8 @@ __device__ __forceinline__ float norm_scale(const Divisor& d, float sigma, int64
     if (d.own_share == 1) return 1.0f / sigma;
     const bool special = (d.own_position0 && n % d.T == 0) || (d.own_end_of_text && d.tokens[n] == d.end_of_text);
     const float fixed = special ? d.sigma_bar_0 : d.sigma_bar;
-    return d.own_share == 0 ? 1.0f / fixed : powf(sigma / fixed, -d.own_share) / fixed;
+    if (d.own_share == 0) return 1.0f / fixed;
+    return d.tapers ? d.own_share / sigma + (1 - d.own_share) / fixed : powf(sigma / fixed, -d.own_share) / fixed;
 }
 
 // Residual addition, mean, sigma and norm in one pass over memory:
@@ -677,7 +680,8 @@ __device__ __forceinline__ float norm_slope(const NormRow& row, float sum_gx, in
     return row.aux_slope - mean_gx * row.inverse_sigma;
 }
 
-// dout of an element, in the combinations that backward needs.
+// dout of an element, in the combinations that backward needs: over the divisor; that, by as much as the divisor follows
+// sigma (train_gpt2_lnfree.cpp, layernorm_dinput; for TaperNorm the divisor cancels); of both branches together.
 struct NormGradient {
     float e, l, sum;
 };
@@ -685,7 +689,8 @@ struct NormGradient {
 __device__ __forceinline__ NormGradient norm_gradient(const NormRow& row, const Divisor& a, const Divisor& b, float da,
                                                       float db) {
     const float ea = da * row.scale_a, eb = db * row.scale_b;
-    return {ea + eb, a.own_share * ea + b.own_share * eb, da + db};
+    const float la = a.tapers ? da * row.inverse_sigma : ea, lb = b.tapers ? db * row.inverse_sigma : eb;
+    return {ea + eb, a.own_share * la + b.own_share * lb, da + db};
 }
 
 // What a round of norm_backward_kernel works on: R rows, on their way from memory while the round before is computed. Every
@@ -3217,7 +3222,7 @@ int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, b
 
 // While a layer's qk and v divide by the same numbers, one product makes queries, keys and values.
 inline bool same_divisors(const Site& a, const Site& b) {
-    if (a.a != b.a) return false;
+    if (a.a != b.a || a.tapers != b.tapers) return false;
     if (a.has_layer_norm()) return true;
     return a.sigma_bar == b.sigma_bar && a.own_end_of_text == b.own_end_of_text && a.own_position0 == b.own_position0 &&
            (!a.own_position0 || a.sigma_bar_0 == b.sigma_bar_0);
@@ -3588,7 +3593,8 @@ class DeviceModelOf : public DeviceModel {
         for (const Site& site : host_.sites.all) {
             const bool is_fake = !site.has_layer_norm();
             const double position0 = site.own_position0 ? 1 : 0, end_of_text = site.own_end_of_text ? 1 : 0;
-            frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, site.a, position0, end_of_text});
+            const double tapers = site.tapers ? 1 : 0;
+            frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, site.a, tapers, position0, end_of_text});
             frozen.push_back(is_fake && position0 + end_of_text > 0 ? site.sigma_bar_0 : 0);
         }
         return frozen;

@@ -31,12 +31,14 @@ enum class SiteKind {
 };
 
 // (x - mean) / divisor * gamma + beta, with the divisor  sigma^(1-a) * s^a:  LayerNorm for a = 0, FakeLN for a = 1. s is
-// sigma_bar, but at the positions that keep one of their own it is sigma_bar_0.
+// sigma_bar, but at the positions that keep one of their own it is sigma_bar_0. TaperNorm (2602.10408) goes another way
+// from one to the other:  1 / divisor = (1-a) / sigma + a / s.
 struct Site {
     SiteKind kind = SiteKind::f;
     int layer = 0;
     bool folded = false;     // no norm at all: gamma, beta, sigma_bar and the centring live in the next weights
     double a = 0;            // how far it has gone; the paper knows 0 and 1 only
+    bool tapers = false;     // goes TaperNorm's way
     double sigma_bar = NAN;  // frozen at removal
     double running = NAN;    // sigma averaged over the training batches so far, what sigma_bar will be
     double sigma_avg = NAN;  // the last step's average alone; a removed site keeps reporting it
@@ -52,8 +54,8 @@ struct Site {
 // Whether two sites that read the same stream divide it by the same numbers: then one norm serves both.
 inline bool divide_alike(const Site& a, const Site& b) {
     if (a.folded || b.folded || (a.has_layer_norm() && b.has_layer_norm())) return a.folded == b.folded;
-    const bool alike = a.a == b.a && a.sigma_bar == b.sigma_bar && a.own_position0 == b.own_position0 &&
-                       a.own_end_of_text == b.own_end_of_text;
+    const bool alike = a.a == b.a && a.tapers == b.tapers && a.sigma_bar == b.sigma_bar &&
+                       a.own_position0 == b.own_position0 && a.own_end_of_text == b.own_end_of_text;
     return alike && (!a.has_special_positions() || a.sigma_bar_0 == b.sigma_bar_0);
 }
 
@@ -141,6 +143,8 @@ struct Experiments {
     bool aux_everywhere = false, aux_relative = false;
     bool sigma_skips_position0 = false;  // sigma statistics leave position 0 out
     int64_t gradual = 0;                 // steps from LayerNorm's divisor to FakeLN's; 0: at once
+    bool taper = false;                  // by TaperNorm's mixture, along a cosine
+    bool keep_f = false;                 // ln_f stays
     bool own_position0 = false;          // the precursor's special cases, and when they go
     double release_end_of_text = 0, release_position0 = 0;
     int64_t release_steps = 0;   // in which position 0's own sigma becomes sigma_bar, geometrically; 0: at once
@@ -169,8 +173,6 @@ struct Settings {
     Experiments experiment;
 
     int64_t tokens_per_step() const { return batch * seq * grad_accum; }
-    // No starts and gaps: the run decides (dev/run/adaptive.h).
-    bool adaptive() const { return preset == "adaptive" && removes; }
     AuxSettings aux() const {
         return {aux_weight, experiment.aux_everywhere, experiment.aux_relative, experiment.grow_position0};
     }

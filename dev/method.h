@@ -65,8 +65,8 @@ class Seams {
     // Before removals that are due and the forward pass.
     virtual void before_step(int64_t step, const StepBatches& batches) { (void)step, (void)batches; }
     virtual void after_micro_batch(int64_t step, const BatchLoss& so_far) { (void)step, (void)so_far; }
-    // The gradient is there, the weights are as they were. False: no update is made (the seam has changed the model).
-    virtual bool after_loss(const StepReport& report) { return (void)report, true; }
+    // The gradient is there, the weights are as they were.
+    virtual void after_loss(const StepReport& report) { (void)report; }
     virtual void after_step(const StepReport& report) { (void)report; }
 };
 

@@ -1,12 +1,12 @@
 #!/bin/sh
-# The paper in a few minutes: trains a small GPT-2, removes its LayerNorms, and compares.
+# The method in a minute and a half: takes the LayerNorms out of a small GPT-2, and looks at what is left.
 #
 #   scripts/demo.sh [TEXT]       (or: make demo, make demo TEXT=FILE)
 #
-# Without TEXT the built-in story world is the corpus and nothing is downloaded. TEXT is any text that `tokenize` reads
-# (.txt, .jsonl, .gz of both). Everything lands in demo/: three models, both exports, log files, loss.svg, table.md, and the
-# measurements of the three models in report/ and findings.md.
-# Settings: PRETRAIN_STEPS, STEPS (of control and removal), OUT.
+# Without TEXT nothing is downloaded and nothing trained first: the original is data/stories_gpt2, which has learned the
+# built-in story world. With TEXT (.txt, .jsonl, .gz of both) an original is trained on that, which takes some minutes
+# more. Everything lands in demo/: the models, both exports, log files, loss.svg, table.md, and the measurements in report/
+# and findings.md. Settings: PRETRAIN_STEPS (with TEXT), STEPS (of the removals), OUT.
 set -eu
 
 engine=$PWD/train_gpt2_lnfree
@@ -34,47 +34,48 @@ mkdir -p "$out"
 touch "$out/.demo"
 
 if [ $# -gt 0 ]; then
-    text=$1
-    say "1. Your text: $text, one token per byte"
+    say "1. Your text: $1, one token per byte, and an ordinary GPT-2 trained on it: 4 layers, 128 wide"
+    "$engine" tokenize --input "$1" --tokenizer byte --out "$out/text"
 else
-    text=$out/stories.jsonl
-    say "1. A corpus: stories of people, places and things (written by this program)"
-    "$engine" stories --count 4000 --seed 1 --out "$text"
-    head -n 1 "$text" | cut -c 1-400
+    say "1. A GPT-2 that has learned this program's story world: 4 layers, 96 wide, one token per byte; and new stories"
+    "$engine" stories --count 4000 --seed 1 --out "$out/stories.jsonl"
+    head -n 1 "$out/stories.jsonl" | cut -c 1-400
+    "$engine" tokenize --input "$out/stories.jsonl" --tokenizer byte --out "$out/text"
 fi
-"$engine" tokenize --input "$text" --tokenizer byte --out "$out/text"
-data="--data $out/text_train_*.bin --val $out/text_val_*.bin --seq 128 --batch 32 --val-tokens 16384"
+data="--data $out/text_train_*.bin --val $out/text_val_*.bin --seq 128 --batch 32 --val-tokens 16384 --save-every 0"
+if [ $# -gt 0 ]; then
+    # shellcheck disable=SC2086  # $data is several words
+    "$engine" pretrain --size tiny $data --steps "$pretrain_steps" --out "$out/original"
+else
+    cp -r data/stories_gpt2 "$out/original"
+fi
 
-say "2. An ordinary GPT-2 with LayerNorm: 4 layers, 128 wide, from scratch"
-# shellcheck disable=SC2086  # $data is several words
-"$engine" pretrain --size tiny $data --steps "$pretrain_steps" --save-every 0 --out "$out/original"
-
-say "3. The control: fine-tuned for $steps more steps, LayerNorms kept"
+say "2. Its LayerNorms go, all together, with the original as teacher: $steps steps"
 # shellcheck disable=SC2086
-"$engine" finetune --model "$out/original" $data --steps "$steps" --save-every 0 --out "$out/control"
+"$engine" remove --model "$out/original" $data --steps "$steps" --out "$out/lnfree"
 
-say "4. The removal: the same $steps steps on the same data, one LayerNorm after another replaced by a fixed scale"
+say "3. The same by the paper's schedule, one LayerNorm after another, without a teacher"
 # shellcheck disable=SC2086
-"$engine" remove --model "$out/original" $data --steps "$steps" --save-every 0 --out "$out/lnfree"
+"$engine" remove --preset paper --model "$out/original" $data --steps "$steps" --out "$out/paper"
 
-say "5. Both exact forms of the result"
+say "4. Both exact forms of the first result"
 "$engine" export --model "$out/lnfree" --form hf --out "$out/lnfree_hf"
 "$engine" export --model "$out/lnfree" --form folded --out "$out/lnfree_folded"
 
-say "6. What it cost, on held-out text"
+say "5. How far each is from the original, on held-out text"
 cd "$out"
-"$engine" eval --model original control lnfree lnfree_hf lnfree_folded --baseline control --markdown --val-tokens 100000 --data "text_val_*.bin" >table.md
+"$engine" eval --model original lnfree paper lnfree_hf lnfree_folded --baseline original --markdown --val-tokens 32768 --data "text_val_*.bin" >table.md
 cat table.md
-"$engine" plot --run control=control lnfree=lnfree --title "Removing every LayerNorm: training loss" --out loss.svg
+"$engine" plot --run "auto=lnfree" "paper's schedule=paper" --title "Removing every LayerNorm: training loss" --out loss.svg
 
-say "7. What the paper measures in them: attribution, patching, norms, sinks, confidence neurons"
-"$engine" analyze report --model original control lnfree --data "text_val_*.bin" --out report --markdown >findings.md
+say "6. What can be computed exactly now: attribution, patching; and the norms along the way"
+"$engine" analyze report --model original lnfree paper --parts loss dla patching norms --data "text_val_*.bin" --sequences 50 --out report --markdown >findings.md
 cat findings.md
 
 cat <<END
 
-Look at   $out/loss.svg            the loss while LayerNorms disappear (the paper's Fig. 1)
-          $out/report/report.html  the three models side by side
+Look at   $out/report/report.html  the three models side by side
+          $out/loss.svg            the loss while LayerNorms disappear (the paper's Fig. 1)
 Try       ./train_gpt2_lnfree generate --model $out/lnfree --prompt "When "
           ./train_gpt2_lnfree info --model $out/lnfree
 END

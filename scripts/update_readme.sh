@@ -2,12 +2,11 @@
 # Writes measured tables between their markers in the README of the room that each belongs to, so that nobody types figures.
 #
 #   scripts/update_readme.sh        takes what is there of
-#                                   demo/                      table.md, loss.svg -> README.md; findings.md -> dev/analysis
+#                                   demo/                      table.md, findings.md, loss.svg -> README.md; findings.md -> dev/analysis
 #                                   runs/real_text/table.md    scripts; a row of it -> README.md
 #                                   runs/sweep/table.md        scripts
-#                                   runs/robust/               table.md -> scripts; fewer.svg -> README.md
-#                                   runs/robust_wide/table.md  scripts
-#                                   runs/findings/story/       findings.md -> README.md, dev/analysis
+#                                   scripts/faithful_removal.csv  scripts
+#                                   runs/findings/story/       findings.md -> dev/analysis
 #                                   runs/findings/bpe/         findings.md -> dev/analysis
 #                                   ./train_gpt2_lnfree        its table of settings -> dev/README.md
 #
@@ -45,19 +44,19 @@ real_text_row() {
 }
 
 insert "demo table" demo/table.md README.md
+insert "demo findings" demo/findings.md README.md
 insert "demo findings" demo/findings.md dev/analysis/README.md
-insert "story findings" runs/findings/story/findings.md README.md
 insert "story findings" runs/findings/story/findings.md dev/analysis/README.md
 insert "bpe findings" runs/findings/bpe/findings.md dev/analysis/README.md
 insert "real text table" runs/real_text/table.md scripts/README.md
 if [ -r runs/real_text/table.md ]; then real_text_row >"$new" && insert "real text row" "$new" README.md; fi
 insert "sweep table" runs/sweep/table.md scripts/README.md
-insert "robust table" runs/robust/table.md scripts/README.md
-insert "robust wide table" runs/robust_wide/table.md scripts/README.md
+scripts/faithful_removal.sh --table >"$new" && insert "faithful table" "$new" scripts/README.md
+WAYS="$(sed -n 's/^ *\(taught[a-z_]*\|shrunk_[a-z_]*\)) echo.*/\1_1e-3 \1_2e-3/p' scripts/faithful_removal.sh | tr '\n' ' ')" STEPS="300 75" scripts/faithful_removal.sh --table >"$new" &&
+    insert "candidates table" "$new" scripts/README.md
 if [ -x ./train_gpt2_lnfree ] && ./train_gpt2_lnfree info --settings --markdown >"$new" 2>/dev/null; then
     insert "settings" "$new" dev/README.md
 else
     echo "scripts/update_readme.sh: ./train_gpt2_lnfree is not built or prints no settings, its table in dev/README.md stays as it is"
 fi
 if [ -r demo/loss.svg ]; then cp demo/loss.svg scripts/demo_loss.svg; fi
-if [ -r runs/robust/fewer.svg ]; then cp runs/robust/fewer.svg scripts/robust_removal.svg; fi

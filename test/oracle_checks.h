@@ -232,7 +232,7 @@ class FollowOracle : public Seams {
         if (step == 0) measure_own_sigmas(model_, s_, batches);
         events_ = advance_removals(s_, model_.sites, step, sites_due(s_, model_.sites, step));
     }
-    bool after_loss(const StepReport& report) override {
+    void after_loss(const StepReport& report) override {
         CAPTURE(report.step);
         const nlohmann::json& expected = steps_[static_cast<size_t>(report.step)];
         events_.insert(events_.end(), report.removed.begin(), report.removed.end());
@@ -242,7 +242,6 @@ class FollowOracle : public Seams {
         CHECK(report.loss.aux == doctest::Approx(expected["aux_loss"].get<double>()).epsilon(epsilon_));
         CHECK(report.gradient_norm == doctest::Approx(expected["grad_norm"].get<double>()).epsilon(epsilon_));
         CHECK(report.lr == doctest::Approx(expected["lr"].get<double>()).epsilon(1e-12));
-        return true;
     }
     void after_step(const StepReport& report) override { CHECK(report.step == steps_taken++); }
 

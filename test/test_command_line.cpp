@@ -455,6 +455,7 @@ TEST_CASE("numbers must be numbers, finite and within bounds" * quick) {
 TEST_CASE("schedules that cannot work are refused before anything is read or written" * quick) {
     const Workbench& w = workbench();
     check_refused(w.removal(nowhere(), {"--preset", "huge"}), {"--preset huge", "auto", "precursor"});
+    check_refused(w.removal(nowhere(), {"--preset", "adaptive"}), {"--preset adaptive", "auto, the default"});
     check_refused(w.removal(nowhere(), {"--stop", "3"}), {"step 9", "before step 3", "--steps"});
     check_refused(w.removal(nowhere(), {"--start-f", "20"}), {"step 20", "--steps", "--gap"});
     check_refused(w.removal(nowhere(), {"--start-qk", "1000", "--start-f", "5"}), {"step 1002", "--steps"});
@@ -916,7 +917,7 @@ void resume_from(int64_t step, const std::string& out) {
     }
 }
 
-// The default preset decides as it goes; the paper's schedule stands from the start.
+// The default preset has a teacher and moves all divisors together; the paper's takes one site after another.
 const Words both_schedules = {"", "paper"};
 
 TEST_CASE("Ctrl-C and SIGTERM save, say how to go on, and --resume ends with the same bytes") {
@@ -1253,6 +1254,8 @@ const std::set<std::string> protocol_keys = {"preset",
                                              "aux_relative",
                                              "sigma_skips_position0",
                                              "gradual",
+                                             "taper",
+                                             "keep_f",
                                              "release_steps",
                                              "shrink_steps",
                                              "plant_position0",
@@ -1385,7 +1388,7 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     const json stories =
         json_of({"stories", "--count", "3", "--out", out / "3.jsonl"}, {"version", "out", "stories", "bytes", "seed"});
     CHECK(stories["bytes"] == read_bytes(out / "3.jsonl").size());
-    write_bytes(out / "table.csv", "tokens,auto,adaptive\n1e5,0.5,0.25\n2e5,0.25,\n4e5,0.125,0.0625\n");
+    write_bytes(out / "table.csv", "tokens,auto,paper\n1e5,0.5,0.25\n2e5,0.25,\n4e5,0.125,0.0625\n");
     CHECK(json_of({"plot", "--table", out / "table.csv", "--log-x", "--out", out / "t.svg"},
                   {"version", "out", "runs"})["runs"] == 2);
     CHECK(json_of({"plot", "--run", w.folder / "free", "--out", out / "p.svg"}, {"version", "out", "runs"})["runs"] ==

@@ -160,9 +160,10 @@ void OpList::add_norms(const GPT2Config& c, int64_t N) {
     streaming("mean and sigma", norms, NC, [=] { operations().moments_forward(mean, sigma, inp, 1e-5, N, C); });
     streaming("norm, forward (twice)", 2 * norms - 1, 2 * NC,
               [=] { operations().norm_forward(out, inp, mean, sigma, gamma, beta, N, C); });
-    // (a = 0: LayerNorm's divisor is sigma itself.)
-    streaming("LayerNorm, backward", norms, 4 * NC,
-              [=] { operations().norm_backward(dinp, dgamma, dbeta, out, inp, gamma, mean, sigma, sigma, 0, N, C); });
+    // (LayerNorm's divisor is sigma itself.)
+    streaming("LayerNorm, backward", norms, 4 * NC, [=] {
+        operations().norm_backward(dinp, dgamma, dbeta, out, inp, gamma, mean, sigma, sigma, Site(), N, C);
+    });
 }
 
 void OpList::add_elementwise(const GPT2Config& c, int64_t B, int64_t T) {

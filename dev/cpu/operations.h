@@ -48,9 +48,10 @@ struct Operations {
     // out, inp (N,C), mean, divisor (N), gamma, beta (C)
     void (*norm_forward)(real* out, const real* inp, const real* mean, const real* divisor, const real* gamma,
                          const real* beta, int64_t N, int64_t C);
-    // adds to dinp (N,C), dgamma, dbeta (C); `a` as in Site
+    // adds to dinp (N,C), dgamma, dbeta (C); of `site` how far it has gone, and which way
     void (*norm_backward)(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
-                          const real* mean, const real* sigma, const real* divisor, double a, int64_t N, int64_t C);
+                          const real* mean, const real* sigma, const real* divisor, const Site& site, int64_t N,
+                          int64_t C);
     // sigma, tokens (B,T)
     AuxLoss (*aux_loss_forward)(const real* sigma, const int32_t* tokens, int32_t end_of_text,
                                 const AuxSettings& settings, int64_t B, int64_t T);

@@ -130,10 +130,12 @@ struct NormCase {
     bool two = false, with_aux = false;
 };
 inline std::vector<NormCase> norm_cases() {
-    Site layer_norm, fake, half_way, at_0, everywhere;
+    Site layer_norm, fake, half_way, tapering, at_0, everywhere;
     fake.a = at_0.a = everywhere.a = 1;
     half_way.a = 0.6;
     fake.sigma_bar = half_way.sigma_bar = 1.7;
+    tapering = half_way;
+    tapering.tapers = true;
     at_0.sigma_bar = everywhere.sigma_bar = 0.9;
     at_0.sigma_bar_0 = everywhere.sigma_bar_0 = 2.7;
     at_0.own_position0 = everywhere.own_position0 = everywhere.own_end_of_text = true;
@@ -141,6 +143,7 @@ inline std::vector<NormCase> norm_cases() {
             {"FakeLN", fake, fake},
             {"FakeLN and LayerNorm", fake, layer_norm, true},
             {"half-way and LayerNorm", half_way, layer_norm, true},
+            {"TaperNorm's way and FakeLN", tapering, fake, true},
             {"precursor's two FakeLNs", at_0, everywhere, true},
             {"LayerNorm with aux loss", layer_norm, layer_norm, false, true},
             {"FakeLN with aux loss", fake, fake, false, true}};
@@ -232,7 +235,7 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     const auto add_branch = [&](const Site& site, const Operand<X>& dout) {
         operations().norm_backward(dresidual.reference.data(), dgamma.reference.data(), dbeta.reference.data(),
                                    dout.reference.data(), x.reference.data(), o.gamma.reference.data(), mean.data(),
-                                   sigma.data(), o.reference_divisor(site, sigma).data(), site.a, N, C);
+                                   sigma.data(), o.reference_divisor(site, sigma).data(), site, N, C);
     };
     add_branch(k.a, dout_a);
     if (k.two) add_branch(k.b, dout_b);

@@ -52,6 +52,7 @@ Json model_record(const Session& session, const RunState& state, ModelForm form,
     Json j;
     j["version"] = kFormatVersion;
     j["form"] = form_name(form);
+    if (form == ModelForm::checkpoint) j["checkpoint_version"] = kCheckpointVersion;
     j["command"] = session.request.command;
     j["finished"] = finished;
     j["layernorm_free"] = state.sites.all_linear_everywhere();
@@ -107,20 +108,10 @@ void write_buffer(const std::string& path, const std::vector<Tensor>& table, con
     write_safetensors<real>(path, recipes, dtype_of<real>());
 }
 
-// The snapshot of the very state that is saved is left out: the resumed run takes it again.
-bool has_snapshot_of_its_own(const Session& session, const RunState& at) {
-    return session.snapshot.taken() && session.snapshot.state.step < at.step;
-}
-
-void write_files(const std::string& folder, const Session& session, const Json& record, bool with_snapshot) {
+void write_files(const std::string& folder, const Session& session, const Json& record) {
     const Engine& model = *session.model;
     write_buffer(folder + "/adam_m.safetensors", model.tensors, model.m);
     write_buffer(folder + "/adam_v.safetensors", model.tensors, model.v);
-    if (with_snapshot) {
-        write_buffer(folder + "/snapshot_weights.safetensors", model.tensors, session.snapshot.params);
-        write_buffer(folder + "/snapshot_adam_m.safetensors", model.tensors, session.snapshot.m);
-        write_buffer(folder + "/snapshot_adam_v.safetensors", model.tensors, session.snapshot.v);
-    }
     GPT2Config config = model.config;
     if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
     write_model(folder, config, plain_recipes(model, ""), WeightType::of_real, record, session.tokenizer.get(), "");
@@ -132,12 +123,9 @@ void save_checkpoint(Session& session, const RunState& at) {
     session.model->fetch_parameters();
     session.model->fetch_moments();
     Json record = model_record(session, at, ModelForm::checkpoint, false);
-    record["checkpoint_version"] = kCheckpointVersion;
     add_options(record["resume"], session);
-    const bool with_snapshot = has_snapshot_of_its_own(session, at);
-    if (with_snapshot) record["resume"]["snapshot"] = state_json(session.snapshot.state);
     write_checkpoint(session.options().out, at.step,
-                     [&](const std::string& folder) { write_files(folder, session, record, with_snapshot); });
+                     [&](const std::string& folder) { write_files(folder, session, record); });
     prune_checkpoints(session.options().out, 2);
 }
 
@@ -204,16 +192,6 @@ void take_model(Session& session, LoadedModel& loaded, const std::string& folder
     restore_engine(model, session.state);
 }
 
-void take_snapshot(Session& session, const Json& resume, const std::string& folder) {
-    if (!resume.contains("snapshot")) return;
-    const Engine& model = *session.model;
-    Snapshot& snapshot = session.snapshot;
-    snapshot.state = state_from_json(resume["snapshot"], model.sites.L, folder + "/lnfree.json");
-    read_buffer(snapshot.params, model, folder + "/snapshot_weights.safetensors");
-    read_buffer(snapshot.m, model, folder + "/snapshot_adam_m.safetensors");
-    read_buffer(snapshot.v, model, folder + "/snapshot_adam_v.safetensors");
-}
-
 }  // namespace
 
 void load_checkpoint(Session& session) {
@@ -230,7 +208,6 @@ void load_checkpoint(Session& session) {
         if (record.at("based_on").is_object()) session.based_on = record["based_on"].dump();
         take_model(session, loaded, folder);
         require_usable(session, path);
-        take_snapshot(session, resume, folder);
         session.train = std::make_unique<TokenShards>(session.options().data);
         session.val = std::make_unique<TokenShards>(session.options().val);
         if (resume.at("data_fingerprint") != hex(session.train->fingerprint()))

@@ -1,5 +1,5 @@
-// A run's state on disk: OUT/checkpoints/step_N holds the model, the optimiser's moments, lnfree.json with everything else,
-// and of an adaptive run the snapshot that it would go back to. Also lnfree.json of the finished model.
+// A run's state on disk: OUT/checkpoints/step_N holds the model, the optimiser's moments, and lnfree.json with everything
+// else. Also lnfree.json of the finished model.
 #pragma once
 
 #include <string>

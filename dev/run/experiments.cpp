@@ -3,16 +3,24 @@
 #include <algorithm>
 #include <cmath>
 
+#include "data/json.h"
 #include "data/random.h"
 
 namespace lnfree {
 
 namespace {
 
-// A site sets out or goes on: `steps` such steps bring a from 0 to 1.
+constexpr double kPi = 3.14159265358979323846;
+constexpr double kOutlierRatio = 3;  // of sigma at position 0 to sigma elsewhere, from which on it stands out
+
+// A site sets out or goes on: `steps` such steps bring a from 0 to 1, evenly or along TaperNorm's cosine.
 void advance(Site& site, int64_t steps) {
-    const double left = steps > 0 ? (1 - site.a) - 1 / static_cast<double>(steps) : 0;
-    site.a = left > 1e-9 ? 1 - left : 1;
+    const double gone = site.tapers ? std::acos(1 - 2 * site.a) / kPi : site.a;
+    const double left = steps > 0 ? (1 - gone) - 1 / static_cast<double>(steps) : 0;
+    if (left <= 1e-9)
+        site.a = 1;
+    else
+        site.a = site.tapers ? (1 - std::cos(kPi * (1 - left))) / 2 : 1 - left;
 }
 
 // Position 0's own sigma becomes sigma_bar, at once or over release_steps steps, geometrically. True if it is gone now.
@@ -32,14 +40,17 @@ bool loop_removes(const Settings& s, const Sites& sites) {
     const bool half_way = std::any_of(sites.all.begin(), sites.all.end(), [](const Site& site) {
         return is_under_way(site) || site.has_special_positions();
     });
-    return s.removes && !s.adaptive() && s.experiment.gradual == 0 && !s.experiment.own_position0 && !half_way;
+    return s.removes && s.experiment.gradual == 0 && !s.experiment.own_position0 && !half_way;
 }
 
 std::vector<Removal> removals_left(const Settings& s, const Sites& sites) {
-    if (!s.removes || s.adaptive()) return {};
+    if (!s.removes) return {};
     std::vector<Removal> left;
-    for (const Removal& removal : removal_schedule(s, sites.L))
-        if (sites.all[static_cast<size_t>(removal.site)].has_layer_norm()) left.push_back(removal);
+    for (const Removal& removal : removal_schedule(s, sites.L)) {
+        const Site& site = sites.all[static_cast<size_t>(removal.site)];
+        const bool stays = s.experiment.keep_f && site.kind == SiteKind::f;
+        if (site.has_layer_norm() && !stays) left.push_back(removal);
+    }
     return left;
 }
 
@@ -76,6 +87,7 @@ std::vector<Event> advance_removals(const Settings& s, Sites& sites, int64_t ste
         };
         const bool sets_out = std::find(setting_out.begin(), setting_out.end(), i) != setting_out.end();
         if (sets_out) {
+            site.tapers = e.taper;
             site.own_position0 = e.own_position0;
             site.own_end_of_text = e.own_position0 && site.kind == SiteKind::v;
         }
@@ -92,6 +104,17 @@ std::vector<Event> advance_removals(const Settings& s, Sites& sites, int64_t ste
             happened("position 0 released");
     }
     return events;
+}
+
+void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, const Decide& decide) {
+    model.clear_sigma_sums();
+    model.measure_sigmas(batches.inputs[0].data(), s.batch, s.seq);
+    double largest = 0;
+    for (const SigmaSum& sum : model.sigma_sums) largest = std::max(largest, sum.mean_at_0() / sum.mean_elsewhere());
+    if (largest <= kOutlierRatio) return;
+    s.experiment.sigma_skips_position0 = true;
+    s.experiment.shrink_steps = std::max<int64_t>(1, s.stop / 10);
+    decide("position 0 stands out", {{"sigma_ratio", largest}, {"shrink_until", s.experiment.shrink_steps}});
 }
 
 void shrink_position0(Engine& model, const Settings& s, int64_t step) {

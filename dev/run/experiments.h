@@ -4,8 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 
+#include "data/json.h"
 #include "dev/engine.h"
 #include "dev/method.h"
 
@@ -20,8 +23,7 @@ inline bool is_under_way(const Site& site) {
 // advance_removals does so before every step.
 bool loop_removes(const Settings& s, const Sites& sites);
 
-// When each site goes that still has its LayerNorm, in the order of Sites::all; none for a run that removes none or whose
-// schedule adapts.
+// When each site goes that still has its LayerNorm, in the order of Sites::all; none for a run that removes none.
 std::vector<Removal> removals_left(const Settings& s, const Sites& sites);
 
 // Those of them that are due at the start of `step`, indices into Sites::all.
@@ -36,6 +38,13 @@ void measure_own_sigmas(Engine& model, const Settings& s, const StepBatches& bat
 // cases' release. Returns what happened.
 std::vector<Event> advance_removals(const Settings& s, Sites& sites, int64_t step,
                                     const std::vector<size_t>& setting_out);
+
+using Decide = std::function<void(const std::string& what, const Json& why)>;
+
+// Preset auto, before step 0: where sigma at position 0 is more than three times what it is elsewhere, at the site where that is
+// most, one number cannot stand for both. Then sigma_bar is to leave position 0 out and its embedding to come down, over
+// the first tenth of the run, while LayerNorm still divides its length away.
+void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, const Decide& decide);
 
 // An embedding of position 0 that is far longer than the others makes that position's sigma stand out at every site. As
 // long as LayerNorm divides its length away, the embedding can be shortened at little cost: over the first shrink_steps

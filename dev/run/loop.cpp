@@ -20,9 +20,8 @@ void carry_out(Session& session) {
     session.started = seconds_now();
     session.first_step = session.state.step;
     Loop loop(session);
-    do {
-        train(*session.model, session.state.settings, loop.schedule(), loop, session.state.step, session.teacher.get());
-    } while (!loop.finish());
+    train(*session.model, session.state.settings, loop.schedule(), loop, session.state.step, session.teacher.get());
+    loop.finish();
 }
 
 Loop::Loop(Session& session)
@@ -57,26 +56,18 @@ void Loop::before_step(int64_t step, const StepBatches& batches) {
     if (!loop_removes_) remove_sites(step, batches);
 }
 
-// Where train() is not to do it: the sites that the schedule that adapts chooses, or experiments' ways of going.
+// Where train() is not to do it: experiments' ways of going.
 void Loop::remove_sites(int64_t step, const StepBatches& batches) {
-    std::vector<size_t> setting_out;
-    if (state_.settings.adaptive()) {
-        setting_out = adapt(model_, state_, session_.snapshot.taken(), tools(batches));
-    } else {
-        if (step == 0) measure_own_sigmas(model_, state_.settings, batches);
-        setting_out = sites_due(state_.settings, model_.sites, step);
-    }
-    happened(advance_removals(state_.settings, model_.sites, step, setting_out));
+    Settings& s = state_.settings;
+    const auto decide = [this](const std::string& what, const Json& why) { report_decision(session_, what, why); };
+    if (step == 0 && s.preset == "auto" && s.removes) look_for_outlier(model_, s, batches, decide);
+    if (step == 0) measure_own_sigmas(model_, s, batches);
+    happened(advance_removals(s, model_.sites, step, sites_due(s, model_.sites, step)));
 }
 
 void Loop::happened(const std::vector<Event>& events) {
     events_.insert(events_.end(), events.begin(), events.end());
     state_.events.insert(state_.events.end(), events.begin(), events.end());
-}
-
-AdaptiveTools Loop::tools(const StepBatches& batches) {
-    return {*session_.val, batches, [this] { session_.snapshot.take(before_, model_); },
-            [this](const std::string& what, const Json& why) { report_decision(session_, what, why); }};
 }
 
 // A loss that is not finite is for after_loss, which knows what was removed in this step.
@@ -86,24 +77,12 @@ void Loop::after_micro_batch(int64_t, const BatchLoss& so_far) {
 
 // The state before the step is saved once its loss and gradient have turned out finite: a checkpoint of weights that are
 // about to diverge would push the good ones out.
-bool Loop::after_loss(const StepReport& report) {
+void Loop::after_loss(const StepReport& report) {
     happened(report.removed);
-    const double loss = report.loss.loss;
-    if (!std::isfinite(loss + report.loss.aux + report.loss.kl)) {
-        recover("loss");
-        return false;
-    }
-    if (state_.settings.adaptive() && is_spike(state_.adaptive, loss)) {
-        go_back("the loss jumped from " + format_fixed(state_.adaptive.trend, 4) + " to " + format_fixed(loss, 4));
-        return false;
-    }
-    if (!std::isfinite(report.gradient_norm)) {
-        recover("gradient");
-        return false;
-    }
+    if (!std::isfinite(report.loss.loss + report.loss.aux + report.loss.kl)) stop_for_divergence("loss");
+    if (!std::isfinite(report.gradient_norm)) stop_for_divergence("gradient");
     if (checkpoint_is_due(report.step)) save_checkpoint(session_, before_);
     shrink_position0(model_, state_.settings, report.step);
-    return true;
 }
 
 bool Loop::checkpoint_is_due(int64_t step) const {
@@ -119,12 +98,9 @@ void Loop::after_step(const StepReport& report) {
     if (report.step == 0 && session_.request.command != "pretrain") warn_if_untrained(session_, report.loss.loss);
 }
 
-bool Loop::finish() {
+void Loop::finish() {
     begin_at(state_.settings.stop);
     validate();
-    if (state_.step < state_.settings.stop) return false;
-    if (state_.settings.adaptive() && !model_.sites.all_linear_everywhere()) stop_unfinished();
-    return true;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -132,11 +108,7 @@ bool Loop::finish() {
 
 void Loop::validate() {
     measure_validation();
-    if (!std::isfinite(state_.last_val_loss)) {
-        recover("validation loss");
-        measure_validation();
-        if (!std::isfinite(state_.last_val_loss)) stop_for_divergence("validation loss");
-    }
+    if (!std::isfinite(state_.last_val_loss)) stop_for_divergence("validation loss");
     if (state_.step == 0) state_.first_val_loss = state_.last_val_loss;
     if (state_.step == 0) session_.first_validation = session_.last_validation;
     report_validation(session_);
@@ -177,33 +149,6 @@ void Loop::measure_validation() {
 // ---------------------------------------------------------------------------------------------------------------------
 // What goes wrong
 
-// `what` is not finite: a run whose schedule adapts goes back, any other ends here.
-void Loop::recover(const std::string& what) {
-    if (!session_.snapshot.taken()) stop_for_divergence(what);
-    go_back("the " + what + " is not finite");
-}
-
-// To the state before the last removal. The steps that are used up stay used up.
-void Loop::go_back(const std::string& reason) {
-    const RunState now = captured(state_, model_);
-    const Sites& sites = now.sites;
-    if (now.adaptive.roll_backs >= kMostRollBacks)
-        throw RunFailure("step " + std::to_string(now.step) + ": " + reason + ", for the " +
-                         std::to_string(now.adaptive.roll_backs + 1) + "th time; " + std::to_string(sites.removed()) +
-                         " of " + std::to_string(sites.size()) + " sites were removed by then");
-    session_.snapshot.put_back(model_);
-    state_ = after_going_back(session_.snapshot.state, now);
-    report_decision(session_, "roll back",
-                    {{"because", reason},
-                     {"to", checkpoint_name(session_.snapshot.state.step)},
-                     {"lr", state_.settings.lr},
-                     {"gentle", state_.adaptive.gentle}});
-    StepBatches batches;
-    read_step(batches, *session_.train, order_, state_.settings, state_.step);
-    look_again(model_, state_, tools(batches));
-    before_ = captured(state_, model_);  // the weights are these now, whatever interrupts the step
-}
-
 void Loop::stop_for_signal() {
     std::fprintf(session_.screen, "\nstopping: saving the state before step %lld ...\n",
                  static_cast<long long>(before_.step));
@@ -224,16 +169,6 @@ void Loop::stop_for_divergence(const std::string& what) const {
     }
     throw RunFailure("step " + std::to_string(state_.step) + ": the " + what + " is not finite, " + after +
                      "; try a lower --lr or larger gaps");
-}
-
-void Loop::stop_unfinished() {
-    save_checkpoint(session_, before_);
-    std::string left;
-    for (const Site& site : model_.sites.all)
-        if (!site.removed()) left += " " + site_name(site);
-    throw RunFailure("the run's " + std::to_string(state_.settings.stop) + " steps are used up, after " +
-                     std::to_string(state_.adaptive.roll_backs) +
-                     " times back, and these sites still have their sigma:" + left + "; give more --steps");
 }
 
 }  // namespace lnfree

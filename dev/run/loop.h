@@ -26,11 +26,11 @@ class Loop final : public Seams {
     void read_batches(int64_t step, StepBatches& batches) override;
     void before_step(int64_t step, const StepBatches& batches) override;
     void after_micro_batch(int64_t step, const BatchLoss& so_far) override;
-    bool after_loss(const StepReport& report) override;
+    void after_loss(const StepReport& report) override;
     void after_step(const StepReport& report) override;
 
-    // After the last step. False: the validation made the run go back, and it has steps left.
-    bool finish();
+    // After the last step.
+    void finish();
 
     // The removals that train() carries out.
     const std::vector<Removal>& schedule() const { return schedule_; }
@@ -39,17 +39,13 @@ class Loop final : public Seams {
     void begin_at(int64_t step);
     void remove_sites(int64_t step, const StepBatches& batches);
     void happened(const std::vector<Event>& events);
-    AdaptiveTools tools(const StepBatches& batches);
 
     void validate();
     void measure_validation();
     bool checkpoint_is_due(int64_t step) const;
 
-    void recover(const std::string& what);
-    void go_back(const std::string& reason);
     [[noreturn]] void stop_for_signal();
     [[noreturn]] void stop_for_divergence(const std::string& what) const;
-    [[noreturn]] void stop_unfinished();
 
     Session& session_;
     Engine& model_;

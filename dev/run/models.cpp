@@ -112,7 +112,7 @@ void add_config(Hash64& hash, const GPT2Config& c) {
 }
 
 void add_site(Hash64& hash, const Site& site) {
-    for (const bool is : {site.folded, site.own_position0, site.own_end_of_text}) hash.add(is);
+    for (const bool is : {site.folded, site.tapers, site.own_position0, site.own_end_of_text}) hash.add(is);
     for (const double x : {site.a, site.sigma_bar, site.sigma_bar_0}) add_number(hash, x);
 }
 

@@ -53,7 +53,10 @@ Json sites_json(const Sites& sites) {
         Json j;
         j["site"] = site_name(site);
         j["norm"] = norm_name(site);
-        if (norm_name(site) == std::string("gradual")) j["a"] = site.a;
+        if (norm_name(site) == std::string("gradual")) {
+            j["a"] = site.a;
+            if (site.tapers) j["tapers"] = true;
+        }
         j["sigma_bar"] = number_or_null(site.sigma_bar);
         j["sigma_avg"] = number_or_null(site.sigma_avg);
         j["running"] = number_or_null(site.running);
@@ -80,6 +83,7 @@ void read_norm(Site& site, const Json& j, const std::string& where) {
                        "let that version finish it");
     site.folded = norm == "folded";
     site.a = norm == "layernorm" || site.folded ? 0 : norm == "fakeln" ? 1 : number_or_nan(j, "a");
+    site.tapers = j.value("tapers", false);
     if (norm == "gradual" && !(site.a > 0 && site.a < 1))
         throw BadInput(where + " is gradual but its a is not between 0 and 1");
 }
@@ -156,7 +160,9 @@ Json settings_json(const Settings& s) {
 
 Settings settings_from_json(const Json& j) {
     RunSettings all;
-    const auto came_later = [&](const std::string& key) { return key == "distill" && !j.contains(key); };
+    const auto came_later = [&](const std::string& key) {
+        return (key == "distill" || key == "taper" || key == "keep_f") && !j.contains(key);
+    };
     for (const Setting& row : setting_table())
         if (row.recorded && !came_later(row.key))
             std::visit([&](auto field) { j.at(row.key).get_to(field(all)); }, row.field);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <sstream>
 
 #include "data/console.h"
@@ -13,6 +12,7 @@
 #include "dev/run/evaluate.h"
 #include "dev/run/experiments.h"
 #include "dev/run/records.h"
+#include "dev/run/samples.h"
 #include "dev/run/session.h"
 #include "dev/run/statistics.h"
 
@@ -106,28 +106,17 @@ void warn_if_untrained(const Session& session, double loss) {
 
 namespace {
 
-// What the adaptive schedule decided beside removals, as shaded parts of the axis that say what they are: the steps that
-// were undone by going back (where the line breaks off), those in which removals waited for position 0.
-void show_decision(Chart& chart, ChartSeries& series, const Json& j) {
-    const double step = j["step"].get<double>();
-    if (j["decision"] == "roll back") {
-        const std::string to = j["to"].get<std::string>();  // step_000050
-        const double snapshot = std::strtod(to.c_str() + to.find('_') + 1, nullptr);
-        const double from = std::max(snapshot, chart.spans.empty() ? 0 : chart.spans.back().to);
-        chart.spans.push_back({from, step, "went back: " + j["because"].get<std::string>(), "#FBE3DC"});
-        series.x.push_back(step);
-        series.y.push_back(NAN);
-    }
-    if (j.contains("since"))
-        chart.spans.push_back({j["since"].get<double>(), step, "position 0 comes down", "#E9EEF3"});
+// What auto found before step 0, as a shaded part of the axis that says what it is.
+void show_decision(Chart& chart, const Json& j) {
+    if (j.contains("shrink_until"))
+        chart.spans.push_back({j["step"].number(), j["shrink_until"].number(), "position 0 comes down", "#E9EEF3"});
 }
 
-// Sites of one step: a line each, by kind; of a schedule that adapts, which takes what is cheapest, one line for all.
-void show_removals(Chart& chart, const Json& sites, double step, bool adapts) {
-    if (sites.empty()) return;
-    if (adapts) {
-        const std::string only = sites[0].get<std::string>();
-        chart.markers.push_back({step, "removed", sites.size() == 1 ? only : std::to_string(sites.size()) + " sites"});
+// Sites of one step: a line each, by kind; where many go at once, one line for all.
+void show_removals(Chart& chart, const Json& sites, double step) {
+    constexpr size_t kMany = 4;
+    if (sites.size() >= kMany) {
+        chart.markers.push_back({step, "removed", std::to_string(sites.size()) + " sites"});
         return;
     }
     for (const Json& site : sites) {
@@ -140,7 +129,7 @@ void show_removals(Chart& chart, const Json& sites, double step, bool adapts) {
 ChartSeries loss_series(Chart& chart, const std::string& name, const std::string& folder) {
     ChartSeries series;
     series.name = name;
-    bool first_validation = chart.references.empty(), adapts = false;
+    bool first_validation = chart.references.empty();
     std::istringstream lines(read_file(folder + "/log.jsonl", uint64_t{1} << 31));
     for (std::string line; std::getline(lines, line);) {
         const Json j = json_in(line).value_or(Json());
@@ -150,13 +139,12 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
             series.x.push_back(step);
             series.y.push_back(number_or_nan(j, "loss"));
         }
-        adapts = adapts || j.contains("decision");
-        if (j.contains("decision")) show_decision(chart, series, j);
+        if (j.contains("decision")) show_decision(chart, j);
         if (first_validation && j.contains("val_loss") && step == 0) {
             chart.references.push_back({number_or_nan(j, "val_loss"), "original, validation"});
             first_validation = false;
         }
-        show_removals(chart, j.value("removed", Json::array()), step, adapts);
+        show_removals(chart, j.value("removed", Json::array()), step);
     }
     return series;
 }
@@ -292,7 +280,7 @@ int64_t teacher_bytes(const Session& session) {
     return values * static_cast<int64_t>(sizeof(real)) + reference_activation_bytes(c, s.batch, s.seq, false);
 }
 
-// Weights, gradients and two moments, activations; where the schedule adapts, weights and moments once more, to go back to.
+// Weights, gradients and two moments, activations.
 int64_t training_bytes(const Session& session) {
     const Settings& s = session.settings();
     const GPT2Config& c = session.model->config;
@@ -300,9 +288,16 @@ int64_t training_bytes(const Session& session) {
         return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
                                       static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute))) +
                teacher_bytes(session);
-    const int64_t copies = s.adaptive() ? 7 : 4;
-    return copies * session.model->parameters() * static_cast<int64_t>(sizeof(real)) +
+    return 4 * session.model->parameters() * static_cast<int64_t>(sizeof(real)) +
            reference_activation_bytes(c, s.batch, s.seq, true) + teacher_bytes(session);
+}
+
+// While a model writes its own text it holds the keys and values of so many sequences, and nothing for training yet.
+int64_t sampling_bytes(const Session& session) {
+    if (session.train != nullptr || backend().device_bytes != nullptr) return 0;
+    const GPT2Config& c = session.model->config;
+    const int64_t cached = SampleRequest().batch * c.L * c.n_ctx * 3 * c.C;
+    return (session.model->parameters() + cached) * static_cast<int64_t>(sizeof(real));
 }
 
 // Products of matrices are most of a step, not all of it, and not all are as fast as the one measured: whole steps of GPT-2
@@ -332,7 +327,7 @@ void print_dry_run(const Session& session, const Json& j) {
     for (const auto& [key, value] : j["protocol"].items()) table.add_row({key, value.dump()});
     std::fprintf(session.screen, "%s", table.text().c_str());
     if (!s.removes) return;
-    std::fprintf(session.screen, "\nremovals:%s", s.adaptive() ? " as the loss allows" : "");
+    std::fprintf(session.screen, "\nremovals:");
     for (const Json& removal : j["schedule"])
         std::fprintf(session.screen, " %s@%s", removal["site"].get<std::string>().c_str(),
                      removal["step"].dump().c_str());
@@ -349,7 +344,7 @@ Json dry_run(const Session& session) {
     j["parameters"] = session.model->parameters();
     j["tokens"] = static_cast<int64_t>(tokens);
     j["epochs"] = session.train == nullptr ? 1 : tokens / static_cast<double>(session.train->tokens());
-    j["memory_bytes"] = training_bytes(session);
+    j["memory_bytes"] = std::max(training_bytes(session), sampling_bytes(session));
     j["estimated_seconds"] = estimated_seconds(session, tokens);
     if (s.removes) {
         const Sites& sites = session.model->sites;

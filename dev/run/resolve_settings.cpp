@@ -25,6 +25,10 @@ double learning_rate_by_size(int64_t parameters) {
     return 0.003239 - 0.0001395 * std::log(static_cast<double>(parameters));
 }
 
+// With a teacher the main gradient begins at 0, and AdamW would make whole steps of the auxiliary loss alone: with the
+// paper's weight a settled model's KL is 0.018 before anything is removed, with a tenth 0.005.
+constexpr double kShareOfAuxWeight = 0.1;
+
 // Sizes that fit any model (protocol.md 4): tokens per step grow with the model, 0.5M from 100M parameters on as in the
 // paper; a micro-batch stays within 8,192 positions so that activations fit a laptop. `paper`: its learning rates also for
 // models smaller than its own.
@@ -33,33 +37,29 @@ void set_sizes_by_model(Settings& s, int64_t parameters, const RunSettings& give
     s.batch = given.has("batch") ? given.values.batch
                                  : std::max<int64_t>(1, std::min<int64_t>(tokens_per_step, 8'192) / s.seq);
     s.grad_accum = std::max<int64_t>(1, tokens_per_step / (s.batch * s.seq));
-    const int64_t size = s.preset == "paper" ? std::max<int64_t>(parameters, 124'439'808) : parameters;
+    const int64_t size = s.preset == "auto" ? parameters : std::max<int64_t>(parameters, 124'439'808);
     const bool up_to_100M = size <= 100'000'000, up_to_500M = size <= 500'000'000, up_to_1B = size <= 1'000'000'000;
     s.lr = learning_rate_by_size(size);
     s.min_lr = up_to_100M ? s.lr / 10 : up_to_500M ? 3e-4 : up_to_1B ? 4e-5 : 2e-5;
-    s.aux_weight = up_to_500M ? 0.1 : up_to_1B ? 0.03 : 0.01;
+    s.aux_weight = (up_to_500M ? 0.1 : up_to_1B ? 0.03 : 0.01) * (s.preset == "auto" ? kShareOfAuxWeight : 1);
     s.sigma_ema = up_to_500M ? 0.0 : 0.19;
+    s.distill = s.preset == "auto" && s.removes ? 1 : 0;
 }
 
 constexpr double kGrowthWeight = 0.1;  // of the auxiliary loss that makes position 0 grow, for experiments
 
-// Whether flags say when sites go, and how.
-bool schedule_given(const RunSettings& given) {
-    const auto keys = {"start_mlp", "start_qk", "start_v",       "start_f",           "gap_mlp",      "gap_qk",
-                       "gap_v",     "gradual",  "own_position0", "release_position0", "release_steps"};
-    return std::any_of(keys.begin(), keys.end(), [&](const char* key) { return given.has(key); });
+// The presets that are fitted to the model and the length of the run; the others are the papers' own (method.h).
+bool fits_any_model(const std::string& preset) {
+    return preset == "auto" || preset == "paper" || preset == "tapernorm";
 }
 
-// `auto` is the schedule that adapts (adaptive.h), unless flags say when sites go: then it is the paper's, fitted, which
-// they override. Throws BadInput for flags that would be ignored.
-std::string resolved_preset(const RunSettings& given, bool removes) {
-    std::string preset = given.has("preset") ? given.values.preset : "auto";
-    if (preset == "adaptive" && schedule_given(given))
+void require_preset(const std::string& name) {
+    if (fits_any_model(name) || find_preset(name) != nullptr) return;
+    const std::string all = "use auto, paper, tapernorm, small, medium, large, xl or precursor";
+    if (name == "adaptive")
         throw BadInput(
-            "--preset adaptive chooses when and how sites go; leave out --start-*, --gap-*, --gradual, "
-            "--own-position0 and --release-*, or give --preset paper");
-    if (preset != "auto" || !removes) return preset;
-    return schedule_given(given) ? "paper" : "adaptive";
+            "--preset adaptive is no more: auto, the default, took its place, with the original as teacher; " + all);
+    throw BadInput("--preset " + name + ": there is no such preset; " + all);
 }
 
 // What the flags named replaces what presets and derivations say. All rows of the table, so that none can be forgotten;
@@ -84,7 +84,14 @@ int64_t steps_asked_for(const Settings& s, const RunSettings& given) {
 // good again.
 int64_t fitted_warmup(const Settings& s) {
     const int64_t fitted = s.steps / 20;
-    return s.preset == "paper" ? fitted : std::max(fitted, std::min<int64_t>(10, s.steps / 4));
+    return s.preset == "auto" ? std::max(fitted, std::min<int64_t>(10, s.steps / 4)) : fitted;
+}
+
+// All sites set out together after the warm-up, and are FakeLN `by` that step.
+void remove_together(Settings& s, int64_t by) {
+    s.start_mlp = static_cast<double>(s.warmup);
+    s.gap_mlp = s.gap_qk = s.gap_v = 0;
+    s.experiment.gradual = std::max<int64_t>(1, by - s.warmup);
 }
 
 // Each group of sites begins where the one before it ends, unless a flag says when.
@@ -113,10 +120,9 @@ void derive_growth(Settings& s, const RunSettings& given) {
 }  // namespace
 
 Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t n_ctx, int64_t parameters) {
-    if (given.has("teacher") && !(given.values.distill > 0))
-        throw BadInput("--teacher " + given.teacher + ": nothing would be learned from it; give --distill as well");
     Settings s;
-    s.preset = resolved_preset(given, removes);
+    s.preset = given.has("preset") ? given.values.preset : "auto";
+    require_preset(s.preset);
     s.removes = removes;
     s.seq = n_ctx;
     s.precision = backend().training_precision;
@@ -125,22 +131,20 @@ Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t
         throw BadInput("--seq " + std::to_string(s.seq) + ": the model reads 1 to " + std::to_string(n_ctx) +
                        " positions (n_ctx); choose --seq within that");
 
-    const bool fits_any = s.preset == "auto" || s.preset == "adaptive" || s.preset == "paper";
-    const Preset* preset = find_preset(s.preset);
-    if (fits_any) {
+    const bool fits_any = fits_any_model(s.preset);
+    if (fits_any)
         set_sizes_by_model(s, parameters, given);
-    } else if (preset != nullptr) {
-        apply_preset(s, *preset);
-    } else {
-        throw BadInput("--preset " + s.preset +
-                       ": there is no such preset; use auto, adaptive, paper, small, medium, large, xl or precursor");
-    }
+    else
+        apply_preset(s, *find_preset(s.preset));
     take_given(s, given);
     if (s.batch < 1 || s.grad_accum < 1) throw BadInput("--batch and --grad-accum must be at least 1");
 
     s.steps = steps_asked_for(s, given);
     if (fits_any && !given.has("warmup")) s.warmup = fitted_warmup(s);
     if (fits_any) fit_schedule(s, L);
+    if (s.preset == "auto") remove_together(s, s.steps / 4);
+    if (s.preset == "tapernorm") remove_together(s, s.steps / 2);
+    s.experiment.taper = s.preset == "tapernorm";
     s.min_lr = std::min(s.min_lr, s.lr);
     take_given(s, given);
     take_starts(s, given, L);
@@ -150,6 +154,8 @@ Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t
     derive_growth(s, given);
     take_given(s, given);
     check_settings(s, L);
+    if (given.has("teacher") && !(s.distill > 0))
+        throw BadInput("--teacher " + given.teacher + ": nothing would be learned from it; give --distill as well");
     return s;
 }
 
@@ -177,7 +183,7 @@ namespace {
 void require_not_negative(const Settings& s) {
     RunSettings all;
     all.values = s;
-    const bool scheduled = s.removes && !s.adaptive();
+    const bool scheduled = s.removes;
     for (const Setting& row : setting_table()) {
         const std::string key = row.key;
         const auto number = std::get_if<double& (*)(RunSettings&)>(&row.field);
@@ -235,7 +241,7 @@ void check_settings(const Settings& s, int L) {
     if (!(s.distill >= 0 && s.distill <= 1))
         throw BadInput("--distill " + format_general(s.distill) + ": must lie between 0 and 1");
     require_not_negative(s);
-    if (s.removes && !s.adaptive()) require_schedule_within_run(s, L);
+    if (s.removes) require_schedule_within_run(s, L);
 }
 
 }  // namespace lnfree

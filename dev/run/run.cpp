@@ -35,15 +35,24 @@ void prepare(Session& session) {
     }
 }
 
+// The model as it is, in the form of checkpoints, which no stock loader takes for an ordinary GPT-2: theirs has one epsilon
+// for all norms, so that none of them can stay alone.
+std::vector<TensorRecipe> recipes_with_f(const Engine& model, GPT2Config& config) {
+    config = model.config;
+    config.form = ModelForm::checkpoint;
+    return plain_recipes(model, "");
+}
+
 // The finished model becomes the output folder itself, in Hugging Face form (folded models stay folded).
 void write_result(Session& session) {
     Engine& model = *session.model;
     const std::string& out = session.options().out;
     GPT2Config config;
     model.fetch_parameters();
-    const bool folded = model.config.form == ModelForm::folded;
-    const std::vector<TensorRecipe> recipes =
-        folded ? folded_recipes(model, config) : hugging_face_recipes(model, config);
+    const bool folded = model.config.form == ModelForm::folded, with_f = session.settings().experiment.keep_f;
+    const std::vector<TensorRecipe> recipes = folded   ? folded_recipes(model, config)
+                                              : with_f ? recipes_with_f(model, config)
+                                                       : hugging_face_recipes(model, config);
     const std::string& command = session.request.command;
     write_file_atomically(out + "/loss.svg", render_svg(loss_chart({{command, out}}, "Training loss of " + command)));
     const RunState state = captured(session.state, model);

@@ -28,7 +28,6 @@ struct Session {
     std::unique_ptr<Tokenizer> tokenizer;  // null if the model has none
     std::unique_ptr<TokenShards> train, val;
     RunState state;
-    Snapshot snapshot;     // what an adaptive run goes back to
     std::string based_on;  // lnfree.json of the model that the run started from, as text; empty: none
     RunLog log;
     // Of the first and of the latest validation of this process, one mean per sequence: what intervals are made of.

@@ -47,8 +47,8 @@ std::vector<Setting> make_table() {
         // ----- how long
         {"preset", "--preset", [](RunSettings& s) -> std::string& { return s.values.preset; }, 0, 0, kFromModel,
          kTrajectory, kRecorded, "",
-         "auto (adaptive; paper if the flags say when sites go), adaptive, paper (its schedule, fitted to the model), "
-         "or the paper's own small, medium, large, xl, precursor"},
+         "auto (the original as teacher, all divisors together), paper (its schedule, fitted to the model), tapernorm "
+         "(2602.10408), or the paper's own small, medium, large, xl, precursor"},
         {"steps", "--steps", [](RunSettings& s) -> int64_t& { return s.values.steps; }, 0, kMostSteps, kAnyRun,
          kTrajectory, kRecorded, "auto: 300",
          "horizon of the learning rate, and the end of the run unless --stop is given"},
@@ -94,7 +94,7 @@ std::vector<Setting> make_table() {
 
         // ----- the teacher
         {"distill", "--distill", [](RunSettings& s) -> double& { return s.values.distill; }, 0, 1, kFromModel,
-         kTrajectory, kRecorded, "",
+         kTrajectory, kRecorded, "remove with auto: 1; else 0",
          "the teacher's share w of the loss: (1 - w) cross-entropy + w KL(teacher || model); 1: stay what it was, 0: "
          "the papers'"},
         {"teacher", "--teacher", [](RunSettings& s) -> std::string& { return s.teacher; }, 0, 0, kFromModel, kFree,
@@ -103,7 +103,8 @@ std::vector<Setting> make_table() {
 
         // ----- the auxiliary loss and sigma
         {"aux_weight", "--aux-weight", [](RunSettings& s) -> double& { return s.values.aux_weight; }, 0, kHighest,
-         kRemove, kTrajectory, kRecorded, "auto: 0.1; 0.03; 0.01", "weight lambda of the auxiliary loss"},
+         kRemove, kTrajectory, kRecorded, "paper: 0.1; 0.03; 0.01; auto: a tenth",
+         "weight lambda of the auxiliary loss"},
         {"aux_everywhere", "--aux-everywhere",
          [](RunSettings& s) -> bool& { return s.values.experiment.aux_everywhere; }, 0, 0, kRemove, kTrajectory,
          kRecorded, "", "the auxiliary loss at the input of every norm, not of ln_f alone"},
@@ -117,6 +118,12 @@ std::vector<Setting> make_table() {
          kRecorded, "", "sigma_bar of the other positions alone"},
         {"gradual", "--gradual", [](RunSettings& s) -> int64_t& { return s.values.experiment.gradual; }, 0, kMostSteps,
          kRemove, kTrajectory, kRecorded, "0: at once", "steps that each site takes from its own sigma to sigma_bar"},
+        {"taper", "--taper", [](RunSettings& s) -> bool& { return s.values.experiment.taper; }, 0, 0, kRemove,
+         kTrajectory, kRecorded, "preset tapernorm: true",
+         "sites take those steps as in TaperNorm: a mixture of 1 / sigma and 1 / sigma_bar, along a cosine"},
+        {"keep_f", "--keep-f", [](RunSettings& s) -> bool& { return s.values.experiment.keep_f; }, 0, 0, kRemove,
+         kTrajectory, kRecorded, "",
+         "for experiments: ln_f stays; the result is no stock GPT-2, and attribution in it not exact"},
 
         // ----- when sites go
         {"removes", nullptr, [](RunSettings& s) -> bool& { return s.values.removes; }, 0, 0, kAnyRun, kTrajectory,

@@ -37,13 +37,6 @@ Json state_json(const RunState& state) {
         j["results"]["val_agreement"] = number_or_null(state.last_val_agreement);
     }
     j["resume"]["adam_updates"] = state.adam_updates;
-    if (!state.settings.adaptive()) return j;
-    AdaptiveState::visit(state.adaptive, [&](const char* key, const auto& value) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
-            j["resume"]["adaptive"][key] = number_or_null(value);
-        else
-            j["resume"]["adaptive"][key] = value;
-    });
     return j;
 }
 
@@ -60,44 +53,7 @@ RunState state_from_json(const Json& record, int L, const std::string& path) {
     state.last_val_agreement = number_or_nan(record["results"], "val_agreement");
     const Json& resume = record.at("resume");
     resume.at("adam_updates").get_to(state.adam_updates);
-    if (!state.settings.adaptive()) return state;
-    const Json& adaptive = resume.at("adaptive");
-    AdaptiveState::visit(state.adaptive, [&](const char* key, auto& value) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
-            value = number_or_nan(adaptive, key);
-        else
-            adaptive.at(key).get_to(value);
-    });
     return state;
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Snapshots
-
-namespace {
-
-void copy(Buffer& to, const Buffer& from) {
-    if (to.size() != from.size()) to.allocate(from.size());
-    std::copy(from.data(), from.data() + from.size(), to.data());
-}
-
-}  // namespace
-
-void Snapshot::take(const RunState& at, Engine& model) {
-    model.fetch_parameters();
-    model.fetch_moments();
-    state = at;
-    copy(params, model.params);
-    copy(m, model.m);
-    copy(v, model.v);
-}
-
-void Snapshot::put_back(Engine& model) const {
-    copy(model.params, params);
-    copy(model.m, m);
-    copy(model.v, v);
-    restore_engine(model, state);
-    model.resume(state.settings.seed);
 }
 
 }  // namespace lnfree

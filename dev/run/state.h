@@ -1,5 +1,5 @@
 // Everything that a run's next step depends on beyond weights and moments, in one struct: what checkpoints hold, what
-// --resume takes up, what the adaptive schedule goes back to.
+// --resume takes up.
 #pragma once
 
 #include <cmath>
@@ -9,19 +9,17 @@
 
 #include "data/json.h"
 #include "dev/engine.h"
-#include "dev/run/adaptive.h"
 
 namespace lnfree {
 
 struct RunState {
     int64_t step = 0;          // the next to be taken
-    Settings settings;         // in force: the adaptive schedule changes some of them as it goes
+    Settings settings;         // in force: what preset auto finds out before step 0 changes some of them
     Sites sites;               // while a run goes on these two are the engine's own,
     int64_t adam_updates = 0;  // and captured() brings them here
     std::vector<Event> events;
     double first_val_loss = NAN, last_val_loss = NAN;    // before step 0, and the latest
     double last_val_kl = NAN, last_val_agreement = NAN;  // with the teacher, at the latest; NaN without one
-    AdaptiveState adaptive;
 };
 
 // The state at this moment, the engine's part included.
@@ -36,17 +34,5 @@ Json state_json(const RunState& state);
 // For a model of L layers; `path` names the file. Throws BadInput for sites or settings that cannot be,
 // JsonError if something lacks.
 RunState state_from_json(const Json& record, int L, const std::string& path);
-
-// A state that a run can go back to, whole, in the host's memory: as much again as weights and moments take.
-struct Snapshot {
-    RunState state;
-    Buffer params, m, v;
-
-    bool taken() const { return params.size() > 0; }
-    // `at` is the state that the engine's weights and moments belong to.
-    void take(const RunState& at, Engine& model);
-    // Weights, moments and the engine's part of the state become what they were.
-    void put_back(Engine& model) const;
-};
 
 }  // namespace lnfree

@@ -314,8 +314,8 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
         if (site == nullptr) return;
         const Floats divisor = reference_divisors(*site, sigma, p.tokens, p.B, p.T), gamma = p.gamma.host();
         operations().norm_backward(expected.data(), expected_gamma.data(), expected_beta.data(), dout.reference.data(),
-                                   p.x.reference.data(), gamma.data(), mean.data(), sigma.data(), divisor.data(),
-                                   site->a, p.N, p.C);
+                                   p.x.reference.data(), gamma.data(), mean.data(), sigma.data(), divisor.data(), *site,
+                                   p.N, p.C);
     };
     reference(k.a, dout_a);
     reference(k.b, dout_b);
@@ -353,12 +353,15 @@ TEST_CASE_TEMPLATE("norm_backward is LayerNorm's or FakeLN's, of both branches, 
                    bf16) {
     Site half_way = removed_site(1.3, true);
     half_way.a = 0.4;
+    Site tapering = half_way;
+    tapering.tapers = true;
     const Site layer_norm, fake = removed_site(1.7), other = removed_site(0.6), precursor = removed_site(0.9, true);
     const BackwardCase cases[] = {{"LayerNorm", &layer_norm, nullptr, false, false},
                                   {"FakeLN", &fake, nullptr, false, false},
                                   {"FakeLN and LayerNorm", &fake, &layer_norm, false, false},
                                   {"two FakeLNs with the precursor's exceptions", &other, &precursor, false, false},
                                   {"half-way and FakeLN", &half_way, &fake, false, false},
+                                  {"TaperNorm's way and half-way", &tapering, &half_way, false, false},
                                   {"half-way with auxiliary loss", &half_way, nullptr, true, false},
                                   {"LayerNorm with auxiliary loss, overwriting", &layer_norm, nullptr, true, true},
                                   {"FakeLN with auxiliary loss", &fake, nullptr, true, false}};

@@ -83,9 +83,9 @@ struct NormCase {
                         beta.data(), N, C);
         return dot(out, d);
     }
-    void backward(const std::vector<real>& divisor, double a) {
+    void backward(const std::vector<real>& divisor, const Site& site) {
         op.norm_backward(dx.data(), dgamma.data(), dbeta.data(), d.data(), x.data(), gamma.data(), mean.data(),
-                         sigma.data(), divisor.data(), a, N, C);
+                         sigma.data(), divisor.data(), site, N, C);
     }
     void check(bool fake) {
         const auto f = [&] { return loss(fake); };
@@ -98,7 +98,7 @@ struct NormCase {
 TEST_CASE("LayerNorm") {
     NormCase n;
     n.loss(false);
-    n.backward(n.sigma, 0);
+    n.backward(n.sigma, Site());
     n.check(false);
 }
 
@@ -115,18 +115,21 @@ TEST_CASE("FakeLN with the precursor's two kinds of divisor") {
     CHECK(n.frozen[5] == 0.6);
     CHECK(n.frozen[6] == 1.7);
     n.loss(true);
-    n.backward(n.frozen, 1);
+    n.backward(n.frozen, site);
     n.check(true);
 }
 
-TEST_CASE("gradual removal: from LayerNorm's divisor to FakeLN's, which are its ends") {
+TEST_CASE(
+    "gradual removal: from LayerNorm's divisor to FakeLN's, which are its ends, geometrically and TaperNorm's way") {
     NormCase n;
     Site site;
     freeze(site, 1.7);
     const std::vector<int32_t> tokens(static_cast<size_t>(n.N), 1);
-    for (const double a : {0.0, 0.3, 0.9, 1.0}) {
-        CAPTURE(a);
+    for (const double step : {0.0, 0.3, 0.9, 1.0, -0.3, -0.9, -1.0}) {
+        const double a = std::abs(step);
+        CAPTURE(step);
         site.a = a;
+        site.tapers = step < 0;
         const auto loss = [&] {
             op.moments_forward(n.mean.data(), n.sigma.data(), n.x.data(), 1e-5, n.N, n.C);
             op.norm_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
@@ -136,11 +139,13 @@ TEST_CASE("gradual removal: from LayerNorm's divisor to FakeLN's, which are its 
         };
         loss();
         for (auto* gradient : {&n.dx, &n.dgamma, &n.dbeta}) std::fill(gradient->begin(), gradient->end(), 0.0);
-        n.backward(n.frozen, a);
+        n.backward(n.frozen, site);
         CHECK(gradient_error(n.x.data(), n.dx, loss) < kTolerance);
         CHECK(gradient_error(n.gamma.data(), n.dgamma, loss) < kTolerance);
         CHECK(gradient_error(n.beta.data(), n.dbeta, loss) < kTolerance);
-        CHECK(n.frozen[3] == doctest::Approx(std::pow(n.sigma[3], 1 - a) * std::pow(1.7, a)).epsilon(1e-12));
+        const double expected =
+            site.tapers ? 1 / ((1 - a) / n.sigma[3] + a / 1.7) : std::pow(n.sigma[3], 1 - a) * std::pow(1.7, a);
+        CHECK(n.frozen[3] == doctest::Approx(expected).epsilon(1e-12));
     }
 }
 

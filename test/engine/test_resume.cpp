@@ -59,13 +59,10 @@ struct Moment {
     std::string sites, aux;
 };
 
-// Watches a run, and makes the loss of some micro-batches one that makes no sense. Which ones is told by what is in them:
-// a resumed run counts from elsewhere.
+// Watches a run.
 class WatchedEngine : public WrappedEngine {
   public:
     static inline std::vector<Moment> moments;
-    static inline std::set<uint64_t> poisoned;
-    static inline double poison = 0;
     using WrappedEngine::WrappedEngine;
 
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
@@ -74,9 +71,7 @@ class WatchedEngine : public WrappedEngine {
         const Json settings = Json::array({aux.weight, aux.everywhere, aux.relative, aux.position0});
         moments.push_back(
             {data, hash_of(params), hash_of(m), hash_of(v), updates, sites_json(sites).dump(), settings.dump()});
-        BatchLoss loss = WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
-        if (poisoned.count(data) > 0) loss.loss += poison;
-        return loss;
+        return WrappedEngine::forward_backward(inputs, targets, B, T, aux, grad_accum, distillation);
     }
 };
 
@@ -190,11 +185,6 @@ std::vector<std::string> decisions_of(const std::string& run) {
     return logged<std::string>(run, "decision");
 }
 
-int64_t times_back(const std::string& run) {
-    const std::vector<std::string> decisions = decisions_of(run);
-    return std::count(decisions.begin(), decisions.end(), "roll back");
-}
-
 void check_resumes_identically(const TinyTask& task, const Kind& kind) {
     CAPTURE(kind.name);
     RunRequest request = with(kind.request, {{"save_every", "1"}, {"keep_checkpoints", "1"}});
@@ -204,8 +194,7 @@ void check_resumes_identically(const TinyTask& task, const Kind& kind) {
     const int64_t accum = request.settings.values.grad_accum,
                   steps = static_cast<int64_t>(whole.moments.size()) / accum;
     REQUIRE(steps > 5);
-    // Of every step but the first, and but those from which it went back.
-    CHECK(whole.checkpoints.size() == static_cast<size_t>(steps - 1 - times_back(whole.out)));
+    CHECK(whole.checkpoints.size() == static_cast<size_t>(steps - 1));  // of every step but the first
 
     std::vector<int64_t> stops = kind.stops;
     if (stops.empty()) {
@@ -220,7 +209,7 @@ void check_resumes_identically(const TinyTask& task, const Kind& kind) {
         const Recorded before = record(task, part, stop);
         const Recorded after = record(task, resumption_of(part));
 
-        // Every checkpoint holds the whole state before its step, what a run would go back to included.
+        // Every checkpoint holds the whole state before its step.
         CHECK(before.checkpoints.count(checkpoint_name(stop)) == 1);
         for (const Recorded* part_of_it : {&before, &after})
             for (const auto& checkpoint : part_of_it->checkpoints) {
@@ -247,9 +236,8 @@ void check_resumes_identically(const TinyTask& task, const Kind& kind) {
 TEST_CASE("a run resumed from any step has the state, at every step, of one that was never stopped") {
     const OtherBackend watching(
         [](const GPT2Config& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
-    WatchedEngine::poisoned.clear();
     const TinyTask task(kTrained);
-    const RunRequest paper = task.request, adaptive = task.adaptive();
+    const RunRequest paper = task.request, automatic = task.automatic();
     SUBCASE("paper") {
         check_resumes_identically(task, {"paper", with(paper, {{"preset", "paper"}}), {}});
     }
@@ -296,34 +284,16 @@ TEST_CASE("a run resumed from any step has the state, at every step, of one that
         check_resumes_identically(task, {"pretrain", r, {0, 1, 7}});
     }
     SUBCASE("auto") {
-        CHECK(adaptive.settings.values.preset == "adaptive");
-        check_resumes_identically(task, {"adaptive", adaptive, {}});
-        RunRequest r = adaptive;
-        set(r.settings, "preset", "auto");
-        check_resumes_identically(task, {"auto", r, {1, 7}});
+        check_resumes_identically(task, {"auto", automatic, {}});
     }
-    SUBCASE("auto, waiting for a position 0 that stands out") {
-        RunRequest r = with(adaptive, {{"batch", "16"}});
+    SUBCASE("auto, with a position 0 that stands out") {
+        RunRequest r = with(automatic, {{"batch", "16"}, {"steps", "25"}});
         r.settings.model = task.with_long_position0("0", "8");
-        check_resumes_identically(task, {"waiting", r, {0, 1, 2, 5, 7, 9}});
+        check_resumes_identically(task, {"outlier", r, {0, 1, 2, 5, 12}});
         CHECK(decisions_of(task.scratch / "part").at(0) == "position 0 stands out");
     }
-    SUBCASE("auto, going back: after a spike and after losses that are not finite") {
-        for (const double poison : {9.0, static_cast<double>(NAN)}) {
-            WatchedEngine::poisoned.clear();
-            WatchedEngine::poison = poison;
-            const RunRequest r = with(adaptive, {{"steps", "20"}});
-            RunRequest clean = r;
-            clean.settings.out = task.scratch / "clean";
-            const Recorded moments = record(task, clean);
-            WatchedEngine::poisoned = {moments.moments[6].data, moments.moments[18].data};  // of steps 3 and 9
-            // A signal in a step whose loss is not finite waits for the next.
-            const std::vector<int64_t> at_jumps = {0, 1, 3, 4, 8, 9, 10, 15}, between = {2, 4, 8, 10, 15};
-            check_resumes_identically(task, {"going back", r, std::isnan(poison) ? between : at_jumps});
-            CHECK(times_back(task.scratch / "part") == 2);
-            fs::remove_all(clean.settings.out);
-        }
-        WatchedEngine::poisoned.clear();
+    SUBCASE("tapernorm") {
+        check_resumes_identically(task, {"tapernorm", with(automatic, {{"preset", "tapernorm"}}), {0, 1, 3, 7}});
     }
 }
 
@@ -354,7 +324,8 @@ TEST_CASE("a run goes on with the teacher that it began with, wherever that lies
 TEST_CASE("the whole state goes through JSON and comes back the same") {
     RunState state;
     state.step = 17;
-    state.settings.preset = "adaptive";
+    state.settings.preset = "auto";
+    state.settings.experiment.taper = true;
     state.settings.lr = 1.0 / 3;
     state.settings.seed = 12345;
     state.settings.experiment.shrink_steps = 5;
@@ -363,6 +334,7 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     for (Site& site : state.sites.all) site.running = 0.1 * (&site - state.sites.all.data() + 3);
     freeze(state.sites.mlp(1), 1.0 / 7);
     state.sites.qk(0).a = 0.3;
+    state.sites.qk(0).tapers = true;
     state.sites.qk(0).sigma_bar = 2.0 / 7;
     state.events = {{3, 1, "removed", 1.0 / 7}};
     state.adam_updates = 15;
@@ -370,12 +342,6 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     state.last_val_kl = 1.0 / 9;
     state.last_val_agreement = 8.0 / 9;
     state.last_val_loss = 4.0 / 3;
-    // Every number of the schedule's a different one, so that none can stand for another.
-    int64_t count = 0;
-    AdaptiveState::visit(state.adaptive, [&](const char*, auto& field) {
-        field = static_cast<std::decay_t<decltype(field)>>(++count + 0.25);
-    });
-    CHECK(count >= 12);
     const Json written = state_json(state);
     const RunState read = state_from_json(parse_json(written.dump(), "test"), 2, "file");
     CHECK(state_json(read) == written);
@@ -386,55 +352,20 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     CHECK(read.settings.experiment.shrink_steps == 5);
     CHECK(read.sites.mlp(1).sigma_bar == 1.0 / 7);
     CHECK(read.sites.qk(0).a == doctest::Approx(0.3).epsilon(1e-15));
+    CHECK(read.sites.qk(0).tapers);
+    CHECK(read.settings.experiment.taper);
     CHECK(read.sites.qk(0).running == state.sites.qk(0).running);
     CHECK(read.events.at(0).sigma_bar == 1.0 / 7);
     CHECK(read.first_val_loss == state.first_val_loss);
     CHECK(read.last_val_loss == state.last_val_loss);
     CHECK(read.last_val_kl == state.last_val_kl);
     CHECK(read.last_val_agreement == state.last_val_agreement);
-    int64_t again = 0;
-    AdaptiveState::visit(read.adaptive, [&](const char* key, const auto& field) {
-        CAPTURE(key);
-        CHECK(field == static_cast<std::decay_t<decltype(field)>>(++again + 0.25));
-    });
-
-    // Runs from before --distill had no teacher.
+    // Runs from before --distill had no teacher, and knew nothing of TaperNorm.
     Json older = parse_json(written.dump(), "test");
-    older["protocol"].erase("distill");
+    for (const char* key : {"distill", "taper", "keep_f"}) older["protocol"].erase(key);
     CHECK(state_from_json(older, 2, "file").settings.distill == 0);
     older["protocol"].erase("lr");
     CHECK_THROWS_AS(state_from_json(older, 2, "file"), JsonError);
-}
-
-TEST_CASE("a snapshot brings back weights, moments and the engine's part of the state") {
-    const std::unique_ptr<Engine> made = random_model(kTrained, 3);
-    Engine& model = *made;
-    model.prepare_training();
-    model.prepare_optimiser();
-    const std::vector<int32_t> tokens = random_tokens(41, 257);
-    const auto step = [&] {
-        model.zero_gradients();
-        model.forward_backward(tokens.data(), tokens.data() + 1, 2, 20, {0.1}, 1);
-        model.update({1e-3});
-    };
-    step();
-    freeze(model.sites.mlp(1), 0.7);
-    RunState state;
-    state.step = 1;
-    Snapshot snapshot;
-    CHECK_FALSE(snapshot.taken());
-    snapshot.take(captured(state, model), model);
-    const std::vector<uint64_t> expected = {hash_of(model.params), hash_of(model.m), hash_of(model.v)};
-    for (int i = 0; i < 3; i++) step();
-    freeze(model.sites.f(), 2);
-    model.sites.mlp(1).sigma_bar = 9;
-    CHECK(hash_of(model.params) != expected[0]);
-    snapshot.put_back(model);
-    CHECK(std::vector<uint64_t>{hash_of(model.params), hash_of(model.m), hash_of(model.v)} == expected);
-    CHECK(model.updates == 1);
-    CHECK(model.sites.mlp(1).sigma_bar == 0.7);
-    CHECK(model.sites.f().has_layer_norm());
-    CHECK(snapshot.state.step == 1);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -456,33 +387,24 @@ std::set<std::string> checkpoints_seen(const TinyTask& task, RunRequest r, const
 TEST_CASE("--save-every says how often a run saves, and 0 that it never does, whatever the schedule") {
     const OtherBackend watching(
         [](const GPT2Config& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
-    WatchedEngine::poisoned.clear();
     const TinyTask task(kTrained);
-    for (const bool adapts : {true, false}) {
-        CAPTURE(adapts);
-        const RunRequest r = adapts ? task.adaptive() : task.request;
-        const std::string name = adapts ? "adaptive" : "paper";
+    for (const bool automatic : {true, false}) {
+        CAPTURE(automatic);
+        const RunRequest r = automatic ? task.automatic() : task.request;
+        const std::string name = automatic ? "auto" : "paper";
         CHECK(checkpoints_seen(task, with(r, {{"save_every", "0"}}), name + "0").empty());
         const std::set<std::string> every4 = {"step_000004", "step_000008"};
         CHECK(checkpoints_seen(task, with(r, {{"save_every", "4"}}), name + "4") == every4);
         CHECK_FALSE(fs::exists(task.scratch / (name + "4/checkpoints")));
     }
-    // Nor where it goes back.
-    RunRequest r = with(task.adaptive(), {{"save_every", "0"}, {"steps", "20"}});
-    r.settings.out = task.scratch / "clean";
-    WatchedEngine::poison = 9;
-    WatchedEngine::poisoned = {record(task, r).moments[6].data};
-    CHECK(checkpoints_seen(task, r, "back").empty());
-    CHECK(times_back(task.scratch / "back") == 1);
-    WatchedEngine::poisoned.clear();
 }
 
 TEST_CASE("while a run goes on, no other may begin, resume or replace it in its folder") {
     const TinyTask task(kTrained);
-    for (const bool adapts : {true, false}) {
-        CAPTURE(adapts);
-        RunRequest r = with(adapts ? task.adaptive() : task.request, {{"save_every", "2"}});
-        r.settings.out = task.scratch / (adapts ? "adaptive" : "paper");
+    for (const bool automatic : {true, false}) {
+        CAPTURE(automatic);
+        RunRequest r = with(automatic ? task.automatic() : task.request, {{"save_every", "2"}});
+        r.settings.out = task.scratch / (automatic ? "auto" : "paper");
         RunRequest first = r;
         int refused = 0;
         first.on_step = [&](int64_t step) {
@@ -501,7 +423,7 @@ TEST_CASE("while a run goes on, no other may begin, resume or replace it in its 
         };
         CHECK(task.run(first)["layernorm_free"] == true);
         CHECK(refused == 3);
-        const std::string undisturbed = task.run_into(adapts ? "adaptive2" : "paper2", r);
+        const std::string undisturbed = task.run_into(automatic ? "auto2" : "paper2", r);
         CHECK(TinyTask::weights(r.settings.out) == TinyTask::weights(undisturbed));
     }
 }
