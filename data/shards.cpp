@@ -302,8 +302,8 @@ std::optional<Json> read_sidecar(const std::string& shard) {
     const std::optional<std::string> path = sidecar_path(shard);
     std::error_code ignored;
     if (!path || !std::filesystem::exists(*path, ignored)) return {};
-    Json sidecar = read_json(*path);
-    if (!sidecar.is_object()) throw BadInput(*path + " does not describe token shards: it is not a JSON object");
+    std::optional<Json> sidecar = read_json(*path);
+    if (!sidecar->is_object()) throw BadInput(*path + " does not describe token shards: it is not a JSON object");
     return sidecar;
 }
 

@@ -141,7 +141,8 @@ TEST_CASE("a JSON value keeps its kind and its members' order, and says what it 
     CHECK(j.dump() == R"({"z":0,"n":{"of":[3,4]},"y":1})");
 }
 
-TEST_CASE("a member of a JSON object stays where it is while others are added, so that one can be assigned to another") {
+TEST_CASE(
+    "a member of a JSON object stays where it is while others are added, so that one can be assigned to another") {
     Json j;
     const Json& first = j["first"] = "a text too long to lie inside the string itself";
     for (int i = 0; i < 100; i++) j["copy " + std::to_string(i)] = first;
