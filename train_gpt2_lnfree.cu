@@ -2805,6 +2805,74 @@ void attention_forward(X* out, float* lse, const X* qkv, int64_t B, int64_t T, i
     attention_forward_plain(out, lse, qkv, B, T, C, NH, stream);
 }
 
+// For decoding: T new positions of each sequence attend to themselves and to the `first` ones before them, whose keys and
+// values lie in cache (B,capacity,2C). There are few queries and one key after another is read once: a warp takes a head
+// of a position, and each lane every 32nd of its channels.
+constexpr int kCachedChannels = 8;  // of a lane: heads of up to 256
+
+template <class X>
+__global__ void append_to_cache_kernel(X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity,
+                                       int64_t C) {
+    begin_kernel();
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= B * T * 2 * C) return;
+    const int64_t n = i / (2 * C), c = i % (2 * C), b = n / T, t = n % T;
+    cache[(b * capacity + first + t) * 2 * C + c] = qkv[n * 3 * C + C + c];
+}
+
+template <class X>
+__global__ void attention_cached_kernel(X* out, const X* qkv, const X* cache, int64_t B, int64_t T, int64_t first,
+                                        int64_t capacity, int64_t C, int64_t NH) {
+    begin_kernel();
+    const int64_t row = row_of_warp();
+    if (row >= B * T * NH) return;
+    const int64_t n = row / NH, head = row % NH, HS = C / NH;
+    const X* q = qkv + n * 3 * C + head * HS;
+    const X* key = cache + n / T * capacity * 2 * C + head * HS;
+    const float scale = rsqrtf(static_cast<float>(HS));
+    float query[kCachedChannels], mean[kCachedChannels] = {};
+    float largest = -INFINITY, sum = 0;
+    LNFREE_UNROLL
+    for (int i = 0; i < kCachedChannels; i++) {
+        const int c = lane_index() + i * kWarp;
+        query[i] = c < HS ? to_float(q[c]) * scale : 0.0f;
+    }
+    for (int64_t t = 0; t <= first + n % T; t++, key += 2 * C) {
+        float score = 0;
+        LNFREE_UNROLL
+        for (int i = 0; i < kCachedChannels; i++) {
+            const int c = lane_index() + i * kWarp;
+            if (c < HS) score += query[i] * to_float(key[c]);
+        }
+        score = warp_sum(score);
+        const float now = fmaxf(largest, score), shrink = __expf(largest - now), p = __expf(score - now);
+        largest = now;
+        sum = shrink * sum + p;
+        LNFREE_UNROLL
+        for (int i = 0; i < kCachedChannels; i++) {
+            const int c = lane_index() + i * kWarp;
+            if (c < HS) mean[i] = shrink * mean[i] + p * to_float(key[C + c]);
+        }
+    }
+    LNFREE_UNROLL
+    for (int i = 0; i < kCachedChannels; i++) {
+        const int c = lane_index() + i * kWarp;
+        if (c < HS) out[n * C + head * HS + c] = from_float<X>(mean[i] / sum);
+    }
+}
+
+// out (B,T,C) from qkv (B,T,3C), whose keys and values go into the cache.
+template <class X>
+void attention_cached(X* out, X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity, int64_t C,
+                      int64_t NH, cudaStream_t stream) {
+    attention::checked_shape(B, T, C, NH, kCachedChannels * kWarp);
+    constexpr int warps = 4;
+    launch_dependent(append_to_cache_kernel<X>, blocks(ceil_div(B * T * 2 * C, 256)), dim3(256), 0, stream, cache, qkv,
+                     B, T, first, capacity, C);
+    launch_dependent(attention_cached_kernel<X>, blocks(ceil_div(B * T * NH, warps)), dim3(warps * kWarp), 0, stream,
+                     out, qkv, static_cast<const X*>(cache), B, T, first, capacity, C, NH);
+}
+
 // dqkv (B,T,3C), overwritten, from dout (B,T,C) and what forward read and wrote; delta_scratch (B,NH,T) is overwritten.
 template <class X>
 void attention_backward_plain(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out,
@@ -3252,6 +3320,8 @@ class DeviceModel {
     virtual void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) = 0;
     virtual void token_losses(float* losses, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) = 0;
     virtual void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) = 0;
+    virtual void start_decoding(int64_t B) = 0;
+    virtual void decode(float* out, const int32_t* tokens, int64_t B, int64_t T) = 0;
     virtual void zero_gradients() = 0;
     virtual double gradient_norm() = 0;
     virtual void update(const AdamWConstants& step, double gradient_scale, std::optional<uint64_t> stochastic_key) = 0;
@@ -3353,18 +3423,22 @@ class DeviceModelOf : public DeviceModel {
         reserve(B, T, false);
         upload_tokens(inputs, nullptr);
         run_blocks();
-        std::vector<X> rows;
-        for (int64_t b = 0; b < B; b++)
-            for (int64_t t = from; t < T; t += a_.rows_per_chunk) {
-                const int64_t count = std::min(a_.rows_per_chunk, T - t);
-                unembed(b * T + t, count);
-                rows.resize(static_cast<size_t>(count * a_.Vp));
-                copy_from_device(rows.data(), a_.logits, static_cast<int64_t>(rows.size()));
-                for (int64_t r = 0; r < count; r++)
-                    for (int64_t v = 0; v < c_.V; v++)
-                        out[(b * (T - from) + t - from + r) * c_.V + v] =
-                            to_float(rows[static_cast<size_t>(r * a_.Vp + v)]);
-            }
+        for (int64_t b = 0; b < B; b++) fetch_logits(out + b * (T - from) * c_.V, b * T + from, T - from);
+    }
+
+    void start_decoding(int64_t B) override {
+        cache_.allocate(c_.L * B * c_.n_ctx * 2 * c_.C);
+        decoded_ = 0;
+    }
+    void decode(float* out, const int32_t* tokens, int64_t B, int64_t T) override {
+        reserve(B, T, false);
+        upload_tokens(tokens, nullptr);
+        decoding_ = true;
+        run_blocks();
+        decoding_ = false;
+        decoded_ += T;
+        if (T == 1) return fetch_logits(out, 0, B);
+        for (int64_t b = 0; b < B; b++) fetch_logits(out + b * c_.V, (b + 1) * T - 1, 1);
     }
 
     void zero_gradients() override {
@@ -3440,6 +3514,9 @@ class DeviceModelOf : public DeviceModel {
     bool with_graphs_, with_aux_everywhere_ = false;
     RecordedWork recorded_;
     PinnedArray<int32_t> pinned_tokens_, pinned_sorted_;
+    DeviceArray<X> cache_;  // (L,B,n_ctx,2C) keys and values of the positions that were decoded
+    int64_t decoded_ = 0;   // so many of each sequence
+    bool decoding_ = false;
 
     int64_t N() const { return B_ * T_; }
     float* mean(int64_t site) const { return a_.mean + site * a_.stride; }
@@ -3448,7 +3525,12 @@ class DeviceModelOf : public DeviceModel {
     const AuxTerm* aux_at(int64_t site) const {
         return with_aux_everywhere_ || site == 2 * c_.L ? a_.aux + site : nullptr;
     }
-    Divisor divisor(const Site& site) const { return divisor_of(site, a_.tokens, c_.end_of_text, T_); }
+    Divisor divisor(const Site& site) const {
+        Divisor d = divisor_of(site, a_.tokens, c_.end_of_text, T_);
+        if (first_position() > 0) d.own_position0 = false;  // position 0 is not among these
+        return d;
+    }
+    int64_t first_position() const { return decoding_ ? decoded_ : 0; }
     const Site& qk(int64_t l) const { return host_.sites.qk(l); }
     const Site& v(int64_t l) const { return host_.sites.v(l); }
     const Site& mlp(int64_t l) const { return host_.sites.mlp(l); }
@@ -3610,7 +3692,8 @@ class DeviceModelOf : public DeviceModel {
     }
 
     void run_blocks() {
-        encoder_forward(a_.layers[0].residual, a_.tokens, x_.wte, x_.wpe, B_, T_, c_.C, stream_);
+        encoder_forward(a_.layers[0].residual, a_.tokens, x_.wte, x_.wpe + first_position() * c_.C, B_, T_, c_.C,
+                        stream_);
         for (int64_t l = 0; l < c_.L; l++) {
             attention_block_forward(l);
             mlp_forward(l);
@@ -3639,7 +3722,11 @@ class DeviceModelOf : public DeviceModel {
             linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 2 * C, 3 * C);
             linear(a.qkv + 2 * C, a_.normed_v, x.qkv + 2 * C, x.qkv_bias + 2 * C, C, C, 3 * C);
         }
-        attention_.forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
+        if (decoding_)
+            attention_cached(a.att, cache_.data() + l * (cache_.size() / c_.L), a.qkv, B_, T_, decoded_, c_.n_ctx, C,
+                             c_.NH, stream_);
+        else
+            attention_.forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
         linear(a_.branch, a.att, x.proj, x.proj_bias, C, C, C);
     }
 
@@ -3657,6 +3744,20 @@ class DeviceModelOf : public DeviceModel {
     void unembed(int64_t n, int64_t rows) {
         products_.multiply(Transpose::No, Transpose::Yes, rows, c_.V, c_.C, a_.normedf + n * c_.C, c_.C, x_.wte, c_.C,
                            a_.logits, a_.Vp, false, Epilogue<X>(), stream_);
+    }
+
+    // out (rows,V): what a pass makes of the positions from n on
+    void fetch_logits(float* out, int64_t n, int64_t rows) {
+        std::vector<X> chunk;
+        for (int64_t r0 = 0; r0 < rows; r0 += a_.rows_per_chunk) {
+            const int64_t count = std::min(a_.rows_per_chunk, rows - r0);
+            unembed(n + r0, count);
+            chunk.resize(static_cast<size_t>(count * a_.Vp));
+            copy_from_device(chunk.data(), a_.logits, static_cast<int64_t>(chunk.size()));
+            for (int64_t r = 0; r < count; r++)
+                for (int64_t v = 0; v < c_.V; v++)
+                    out[(r0 + r) * c_.V + v] = to_float(chunk[static_cast<size_t>(r * a_.Vp + v)]);
+        }
     }
 
     // Losses, and beside a teacher, whose blocks have run, the distance to it; with gradient_scale != 0 also the gradients of
@@ -3895,19 +3996,10 @@ class CudaEngine : public Engine {
         device().logits(out, inputs, B, T, from);
     }
 
-    // ----- generation: a pass over all that is there for every token
+    // ----- generation
 
-    void start_decoding(int64_t B) override { decoded_.assign(static_cast<size_t>(B), {}); }
-    void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) override {
-        std::vector<int32_t> all;
-        for (size_t b = 0; b < decoded_.size(); b++) {
-            const int32_t* next = tokens + static_cast<int64_t>(b) * T;
-            decoded_[b].insert(decoded_[b].end(), next, next + T);
-            all.insert(all.end(), decoded_[b].begin(), decoded_[b].end());
-        }
-        const auto length = static_cast<int64_t>(decoded_[0].size());
-        device().logits(out, all.data(), B, length, length - 1);
-    }
+    void start_decoding(int64_t B) override { device().start_decoding(B); }
+    void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) override { device().decode(out, tokens, B, T); }
 
     // ----- for analyses: the reference's work
 
@@ -3956,7 +4048,6 @@ class CudaEngine : public Engine {
     bool twin_is_current_ = false;
     std::vector<real> losses_, kls_;
     std::vector<uint8_t> agreements_;
-    std::vector<std::vector<int32_t>> decoded_;
 
     static DeviceModel& device_of(Engine& other) {
         if (auto* gpu = dynamic_cast<CudaEngine*>(&other)) return gpu->device();

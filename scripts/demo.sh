@@ -66,7 +66,7 @@ say "5. How far each is from the original, on held-out text"
 cd "$out"
 "$engine" eval --model original lnfree paper lnfree_hf lnfree_folded --baseline original --markdown --val-tokens 32768 --data "text_val_*.bin" >table.md
 cat table.md
-"$engine" plot --run "auto=lnfree" "paper's schedule=paper" --title "Removing every LayerNorm: training loss" --out loss.svg
+"$engine" plot --run "paper's schedule=paper" "auto, all gone by step $((steps / 4))=lnfree" --title "Removing every LayerNorm: training loss" --out loss.svg
 
 say "6. What can be computed exactly now: attribution, patching; and the norms along the way"
 "$engine" analyze report --model original lnfree paper --parts loss dla patching norms --data "text_val_*.bin" --sequences 50 --out report --markdown >findings.md

@@ -130,6 +130,7 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
     ChartSeries series;
     series.name = name;
     bool first_validation = chart.references.empty();
+    const bool marks_removals = chart.markers.empty();  // those of two schedules would lie on each other
     std::istringstream lines(read_file(folder + "/log.jsonl", uint64_t{1} << 31));
     for (std::string line; std::getline(lines, line);) {
         const Json j = json_in(line).value_or(Json());
@@ -144,7 +145,7 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
             chart.references.push_back({number_or_nan(j, "val_loss"), "original, validation"});
             first_validation = false;
         }
-        show_removals(chart, j.value("removed", Json::array()), step);
+        if (marks_removals) show_removals(chart, j.value("removed", Json::array()), step);
     }
     return series;
 }
@@ -292,12 +293,16 @@ int64_t training_bytes(const Session& session) {
            reference_activation_bytes(c, s.batch, s.seq, true) + teacher_bytes(session);
 }
 
-// While a model writes its own text it holds the keys and values of so many sequences, and nothing for training yet.
+// While a model writes its own text it holds the keys and values of so many sequences (on the processor also the queries),
+// and nothing for training yet.
 int64_t sampling_bytes(const Session& session) {
-    if (session.train != nullptr || backend().device_bytes != nullptr) return 0;
+    if (session.train != nullptr) return 0;
     const GPT2Config& c = session.model->config;
-    const int64_t cached = SampleRequest().batch * c.L * c.n_ctx * 3 * c.C;
-    return (session.model->parameters() + cached) * static_cast<int64_t>(sizeof(real));
+    const int64_t B = SampleRequest().batch, positions = B * c.L * c.n_ctx;
+    const bool in_bf16 = session.settings().precision == "bf16";
+    if (backend().device_bytes != nullptr)
+        return backend().device_bytes(c, B, 1, false, in_bf16, 0) + positions * 2 * c.C * (in_bf16 ? 2 : 4);
+    return (session.model->parameters() + positions * 3 * c.C) * static_cast<int64_t>(sizeof(real));
 }
 
 // Products of matrices are most of a step, not all of it, and not all are as fast as the one measured: whole steps of GPT-2

@@ -451,6 +451,46 @@ TEST_CASE("evaluation and logits are the reference's, for any batch and length")
     }
 }
 
+TEST_CASE("decoding a few tokens at a time gives the logits of full passes, also half-way through a removal") {
+    const int64_t B = 3, V = kTwoLayers.V, n_ctx = kTwoLayers.n_ctx;
+    GPT2Config c = kTwoLayers;
+    c.end_of_text = 5;
+    const std::unique_ptr<Engine> gpu = cuda::make_engine(c), full = cuda::make_engine(c);
+    for (Engine* model : {gpu.get(), full.get()}) {
+        randomise(*model, 3);
+        for (Site& site : model->sites.all) {
+            if (site.kind == SiteKind::mlp) continue;
+            freeze(site, 0.7);
+            site.own_position0 = true;
+            site.own_end_of_text = site.kind == SiteKind::v;
+            site.sigma_bar_0 = 1.9;
+        }
+    }
+    const std::vector<int32_t> all = tokens_of(7, 0, B * n_ctx, V);
+    for (int again = 0; again < 2; again++) {  // a second batch finds nothing of the first
+        gpu->start_decoding(B);
+        for (int64_t t = 0; t < n_ctx;) {
+            const int64_t more = std::min<int64_t>(t == 0 ? 4 : t % 3 + 1, n_ctx - t);
+            std::vector<int32_t> next, so_far;
+            for (int64_t b = 0; b < B; b++) {
+                const auto row = all.begin() + b * n_ctx;
+                next.insert(next.end(), row + t, row + t + more);
+                so_far.insert(so_far.end(), row, row + t + more);
+            }
+            t += more;
+            std::vector<real> found(static_cast<size_t>(B * V)), expected(found.size());
+            gpu->decode(found.data(), next.data(), B, more);
+            full->logits(expected.data(), so_far.data(), B, t, t - 1);
+            CAPTURE(t);
+            double off = 0;
+            for (size_t i = 0; i < found.size(); i++)
+                off = std::max(off, static_cast<double>(std::abs(found[i] - expected[i])));
+            CHECK(off < 1e-5);
+        }
+    }
+    gpu->start_decoding(0);
+}
+
 TEST_CASE("the table of memory grows with the batch and shrinks with what is remade") {
     const GPT2Config c = kTwoLayers;
     int64_t before = 0;
