@@ -1440,7 +1440,9 @@ TEST_CASE("analyze gives the documented keys for several models, and a report of
          {"threshold", "rate_heads", "rate_heads_interval", "per_layer_heads", "rate_pairs", "rate_pairs_interval",
           "per_layer_pairs"}},
         {"confidence", {"norm", "logit_var", "cn", "top", "singular_values", "cosines", "ablations"}}};
-    for (auto [what, of_model] : keys) {
+    for (const auto& entry : keys) {
+        const auto& what = entry.first;
+        auto of_model = entry.second;
         CAPTURE(what);
         std::set<std::string> expected = on_text;
         if (what == "loss") expected.insert("divergences");
@@ -1491,8 +1493,9 @@ TEST_CASE("eval and analyze agree on the loss and on every percentile of one mod
         same(one["median"], p["p50"]);
         const std::vector<std::pair<const char*, std::pair<const char*, const char*>>> ranges = {
             {"range_50", {"p25", "p75"}}, {"range_95", {"p2.5", "p97.5"}}, {"range_99_9", {"p0.05", "p99.95"}}};
-        for (const auto& [range, ends] : ranges) {
-            CAPTURE(range);
+        for (const auto& each : ranges) {
+            const auto& [range, ends] = each;
+            CAPTURE(each.first);
             same(one[range][0], p[ends.first]);
             same(one[range][1], p[ends.second]);
         }

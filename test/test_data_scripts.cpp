@@ -110,8 +110,9 @@ std::vector<uint32_t> read_shard(const std::string& path) {
 
 TEST_CASE("openwebtext.py writes the same bytes as tokenize") {
     if (!has_tiktoken_and_vocabulary()) return;
-    for (const auto& [documents, val_fraction] : {std::pair{700, "0.05"}, {3, "0.0001"}, {1, "0.25"}}) {
-        CAPTURE(documents);
+    for (const auto& split : {std::pair{700, "0.05"}, {3, "0.0001"}, {1, "0.25"}}) {
+        const auto& [documents, val_fraction] = split;
+        CAPTURE(split.first);
         const TemporaryFolder folder;
         write_bytes(folder / "documents.jsonl", made_up_documents(documents));
         tokenize_here(folder / "documents.jsonl", folder / "here", std::stod(val_fraction));
