@@ -3288,14 +3288,6 @@ int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, b
     return state_bytes(parameters, training, in_bf16) + activations + (int64_t{64} << 20);
 }
 
-// While a layer's qk and v divide by the same numbers, one product makes queries, keys and values.
-inline bool same_divisors(const Site& a, const Site& b) {
-    if (a.a != b.a || a.tapers != b.tapers) return false;
-    if (a.has_layer_norm()) return true;
-    return a.sigma_bar == b.sigma_bar && a.own_end_of_text == b.own_end_of_text && a.own_position0 == b.own_position0 &&
-           (!a.own_position0 || a.sigma_bar_0 == b.sigma_bar_0);
-}
-
 // All work goes to one stream: a teacher's kernels run in order with its student's.
 inline cudaStream_t the_stream() {
     static const cudaStream_t stream = [] {
@@ -3708,7 +3700,7 @@ class DeviceModelOf : public DeviceModel {
         const Layer& a = a_.layers[static_cast<size_t>(l)];
         const auto& w = w_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
-        const bool agree = same_divisors(qk(l), v(l));
+        const bool agree = divide_alike(qk(l), v(l));  // then one product makes queries, keys and values
         X* normed_v = agree ? nullptr : a_.normed_v;
         if (l == 0) {
             add_and_norm(nullptr, a.normed1, normed_v, a.residual, nullptr, w.ln1_gamma, w.ln1_beta, qk(l), v(l), 0);
@@ -3846,7 +3838,7 @@ class DeviceModelOf : public DeviceModel {
         const auto& x = x_.layers[static_cast<size_t>(l)];
         const auto& d = d_.layers[static_cast<size_t>(l)];
         const Divisor s_qk = divisor(qk(l)), s_v = divisor(v(l));
-        const bool agree = same_divisors(qk(l), v(l));
+        const bool agree = divide_alike(qk(l), v(l));
         column_sums(d.proj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
         linear_dweight(d.proj, a.att, a_.dresidual, C, C, C);
         linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);

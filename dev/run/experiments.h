@@ -41,9 +41,9 @@ std::vector<Event> advance_removals(const Settings& s, Sites& sites, int64_t ste
 
 using Decide = std::function<void(const std::string& what, const Json& why)>;
 
-// Preset auto, before step 0: where sigma at position 0 is more than three times what it is elsewhere, at the site where that is
-// most, one number cannot stand for both. Then sigma_bar is to leave position 0 out and its embedding to come down, over
-// the first tenth of the run, while LayerNorm still divides its length away.
+// Preset auto, before step 0: where sigma at position 0 is more than three times what it is elsewhere, at the site where
+// that is most, one number cannot stand for both. Then sigma_bar is to leave position 0 out and its embedding to come
+// down, over the first tenth of the run, while LayerNorm still divides its length away.
 void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, const Decide& decide);
 
 // An embedding of position 0 that is far longer than the others makes that position's sigma stand out at every site. As

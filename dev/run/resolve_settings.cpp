@@ -58,7 +58,10 @@ void require_preset(const std::string& name) {
     const std::string all = "use auto, paper, tapernorm, small, medium, large, xl or precursor";
     if (name == "adaptive")
         throw BadInput(
-            "--preset adaptive is no more: auto, the default, took its place, with the original as teacher; " + all);
+            "--preset adaptive is no more, and a run that began with it cannot go on: auto, the default, took its "
+            "place, "
+            "with the original as teacher; " +
+            all);
     throw BadInput("--preset " + name + ": there is no such preset; " + all);
 }
 
@@ -183,12 +186,11 @@ namespace {
 void require_not_negative(const Settings& s) {
     RunSettings all;
     all.values = s;
-    const bool scheduled = s.removes;
     for (const Setting& row : setting_table()) {
         const std::string key = row.key;
         const auto number = std::get_if<double& (*)(RunSettings&)>(&row.field);
         const bool of_schedule = key.rfind("start_", 0) == 0 || key.rfind("gap_", 0) == 0;
-        if (!row.recorded || number == nullptr || row.low != 0 || (of_schedule && !scheduled)) continue;
+        if (!row.recorded || number == nullptr || row.low != 0 || (of_schedule && !s.removes)) continue;
         const double value = (*number)(all);
         if (!(value >= 0))
             throw BadInput((row.flag != nullptr ? std::string(row.flag) : key) + " " + format_general(value) +
@@ -230,6 +232,7 @@ void require_schedule_within_run(const Settings& s, int L) {
 }  // namespace
 
 void check_settings(const Settings& s, int L) {
+    if (s.preset != "pretrain") require_preset(s.preset);  // a checkpoint's may be one that is no more
     if (s.precision != "fp32" && s.precision != "bf16")
         throw BadInput("--precision " + quoted_name(s.precision) + ": use fp32 or bf16");
     require_length(s);

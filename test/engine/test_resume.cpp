@@ -364,6 +364,9 @@ TEST_CASE("the whole state goes through JSON and comes back the same") {
     Json older = parse_json(written.dump(), "test");
     for (const char* key : {"distill", "taper", "keep_f"}) older["protocol"].erase(key);
     CHECK(state_from_json(older, 2, "file").settings.distill == 0);
+    older["protocol"]["preset"] = "adaptive";  // whose schedule is no more: it must not go on by another one
+    CHECK(contains(message_of<BadInput>([&] { state_from_json(older, 2, "file"); }), "cannot go on"));
+    older["protocol"]["preset"] = "auto";
     older["protocol"].erase("lr");
     CHECK_THROWS_AS(state_from_json(older, 2, "file"), JsonError);
 }
