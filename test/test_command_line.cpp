@@ -1513,6 +1513,8 @@ TEST_CASE("analyze refuses what it cannot measure" * quick) {
     check_refused({"analyze", "sinks", "--model", base, "--data", data, "--seq", "1"}, {"--seq 1"});
     check_refused({"analyze", "report", "--model", base, "--data", data}, {"--out"});
     check_refused({"analyze", "report", "--model", base, "--out", out / "report"}, {"--data"});
+    check_refused({"analyze", "report", "--model", base, "--data", data, "--out", out / "report", "--parts", "nothing"},
+                  {"--parts", "\"nothing\""});
     check_refused({"analyze", "benchmarks", "--model", base}, {"--evals"});
     check_refused({"analyze", "benchmarks", "--model", base, base, "--evals", out / "x", "--choices", out / "c"},
                   {"--choices", "single"});

@@ -1,4 +1,4 @@
-// What surrounds the training loop of the reference (method.h, train): validation, the schedule that adapts, experiments,
+// What surrounds the training loop of the reference (method.h, train): validation, experiments,
 // checkpoints, signals, what a step reports.
 #pragma once
 

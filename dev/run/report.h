@@ -20,15 +20,15 @@ struct Session;
 // One step, with the events of its start.
 void report_step(Session& session, const StepReport& report, const std::vector<Event>& events, double tokens_per_s);
 void report_validation(Session& session);
-// What the schedule that adapts decided, and why.
+// What preset auto found before step 0 and does about it.
 void report_decision(Session& session, const std::string& what, const Json& why);
 // On standard error, if the first step's loss is that of guessing.
 void warn_if_untrained(const Session& session, double loss);
 
 // ----- at its end
 
-// The loss curves of some runs (name, output folder) in the manner of the paper's Fig. 1: removals as vertical lines,
-// the validation loss before training as a dashed reference. Throws BadInput if a folder has no log.
+// The loss curves of some runs (name, output folder) in the manner of the paper's Fig. 1: removals of the first that has any
+// as vertical lines, the validation loss before training as a dashed reference. Throws BadInput if a folder has no log.
 Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& title);
 
 // README.md of the finished model's folder, which is of this form.

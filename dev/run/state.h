@@ -25,7 +25,7 @@ struct RunState {
 // The state at this moment, the engine's part included.
 RunState captured(const RunState& now, const Engine& model);
 
-// The engine's part of a state goes back to it; weights and moments are for the caller to bring (they differ in where
+// The engine's part of a saved state; weights and moments are for the caller to bring (they differ in where
 // they come from), and Engine::resume afterwards.
 void restore_engine(Engine& model, const RunState& state);
 

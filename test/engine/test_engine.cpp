@@ -31,6 +31,7 @@
 #include "dev/run/experiments.h"
 #include "dev/run/models.h"
 #include "dev/run/records.h"
+#include "dev/run/report.h"
 #include "dev/run/run.h"
 #include "dev/run/settings.h"
 #include "dev/run/signals.h"
@@ -756,6 +757,39 @@ TEST_CASE("a dry run and a budget in hours count the teacher") {
     set(r.settings, "hours", "0.002");
     CHECK(task.run(r)["tokens"].number() > 0);
     CHECK_FALSE(fs::exists(r.settings.out));
+}
+
+TEST_CASE("a dry run counts the keys and values that a model keeps while it writes its own text") {
+    const TinyTask task(kTrained);
+    RunRequest r = with_values(task.request, {{"batch", "1"}, {"grad_accum", "1"}, {"data", "self"}});
+    r.settings.out = task.scratch / "dry";
+    r.dry_run = true;
+    const GPT2Config& c = kTrained;
+    const int64_t cached = 32 * c.L * c.n_ctx * 3 * c.C * static_cast<int64_t>(sizeof(real));
+    CHECK(task.run(r)["memory_bytes"].get<int64_t>() > cached);
+    r.settings.data = task.request.settings.data;
+    CHECK(task.run(r)["memory_bytes"].get<int64_t>() < cached);
+}
+
+TEST_CASE("a picture of two runs marks the removals of the first, of many at once in one line") {
+    const TemporaryFolder scratch;
+    const auto log = [&](const char* name, const char* first, const char* second) {
+        fs::create_directories(scratch / name);
+        write_bytes(scratch / (std::string(name) + "/log.jsonl"),
+                    std::string(R"({"step":0,"loss":2,"removed":)") + first + "}\n" +
+                        R"({"step":1,"loss":1,"removed":)" + second + "}\n");
+        return std::pair<std::string, std::string>(name, scratch / name);
+    };
+    const auto one_by_one = log("paper", R"(["mlp[0]"])", R"(["qk[0]","v[0]"])"),
+               together = log("auto", "[]", R"(["mlp[0]","qk[0]","v[0]","f"])");
+    const Chart both = loss_chart({one_by_one, together}, ""), other_way = loss_chart({together, one_by_one}, "");
+    CHECK(both.series.size() == 2);
+    REQUIRE(both.markers.size() == 3);
+    CHECK(both.markers[0].label == "mlp[0]");
+    CHECK(both.markers[2].label == "v[0]");
+    REQUIRE(other_way.markers.size() == 1);
+    CHECK(other_way.markers[0].label == "4 sites");
+    CHECK(other_way.markers[0].x == 1);
 }
 
 TEST_CASE("a run that diverges stops, says where, and keeps its last good checkpoint") {
