@@ -6,7 +6,7 @@
 #: make quick            in seconds, after an edit: gradients, oracle, instruction set, command line, for this processor's best set
 #: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
 #: make test-interop     against transformers and TransformerLens, in a virtual environment of its own; needs Python and the network
-#: make test-long        what takes an hour: ten minutes of fuzzing per reader, 50 kills, 10 GB of text
+#: make test-long        what takes an hour: ten minutes of fuzzing per reader, 50 kills, 240 removals, 10 GB of text
 #: make deps             install the packages that are needed and missing (scripts/packages.txt); deps-all: also the optional ones
 #: make dev/cpu/NAME     a program of the kernel laboratory, for this processor only
 #: make dev/cuda/NAME    one for the GPU; without nvcc, or with EMULATE=1, in emulation. lab_cuda: all of them
@@ -355,11 +355,11 @@ fuzz: $(FUZZERS)
 test-interop: all
 	@test/interop/run.sh
 
-# The kills are those of test_command_line, more of them.
+# The kills are those of test_command_line, the treatments those of test_engine, more of them.
 TESTS_long := $(call tests_in,long)
-test-long: all $(BUILD)/test/test_command_line $(TESTS_long)
-	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 TEST_TIMEOUT=7200 \
-	    test/run.sh $(BUILD)/test/test_command_line $(TESTS_long)
+test-long: all $(BUILD)/test/test_command_line $(BUILD)/test/engine/test_engine $(TESTS_long)
+	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 LNFREE_TREATMENTS=20 TEST_TIMEOUT=7200 \
+	    test/run.sh $(BUILD)/test/test_command_line $(BUILD)/test/engine/test_engine $(TESTS_long)
 	@$(MAKE) fuzz FUZZ_SECONDS=600
 
 # ---- the laboratory --------------------------------------------------------------------------------------------------

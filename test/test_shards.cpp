@@ -2,9 +2,6 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include <cstdio>
 #include <cstring>
@@ -13,6 +10,7 @@
 
 #include "data/shards.h"
 #include "test/file_helpers.h"
+#include "test/threads.h"
 
 using namespace lnfree;
 
@@ -306,14 +304,10 @@ TEST_CASE("the fingerprint is of the bytes and their order, not of names or thre
     write_bytes(folder / "raw two", bytes_of<uint16_t>({1, 0}));  // the same once filled up with zeros
     CHECK(TokenShards({"raw:" + (folder / "raw one")}).fingerprint() !=
           TokenShards({"raw:" + (folder / "raw two")}).fingerprint());
-#ifdef _OPENMP
-    const int threads = omp_get_max_threads();
     for (const int n : {1, 2, 3}) {
-        omp_set_num_threads(n);
+        const Threads here(n);
         CHECK(fingerprint({"a"}) == a);
     }
-    omp_set_num_threads(threads);
-#endif
 }
 
 TEST_CASE("the hash is the documented one") {

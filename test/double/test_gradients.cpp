@@ -13,6 +13,7 @@
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
 #include "test/test_models.h"
+#include "test/threads.h"
 
 using namespace lnfree;
 
@@ -35,6 +36,7 @@ static double dot(const std::vector<real>& a, const std::vector<real>& b) {
 // gradient. `every`: checks only each so-many-th element.
 static double gradient_error(real* x, const std::vector<real>& gradient, const std::function<double()>& loss,
                              size_t every = 1) {
+    const Threads one(1);  // to wake another takes longer than all that there is to compute
     constexpr double h = 1e-5;
     double worst = 0, largest = 0;
     for (size_t i = 0; i < gradient.size(); i += every) {

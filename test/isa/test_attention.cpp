@@ -2,10 +2,6 @@
 // run once per instruction set, which LNFREE_ISA names.
 #include <doctest/doctest.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -13,6 +9,7 @@
 #include <vector>
 
 #include "dev/cpu/operations.h"
+#include "test/threads.h"
 
 using namespace lnfree;
 
@@ -104,21 +101,17 @@ TEST_CASE("attention, forward and backward, equals plain loops") {
 }
 
 TEST_CASE("attention gives the same bits with any number of threads") {
-#ifdef _OPENMP
     const Shape s = {2, 67, 3, 16};
     const int64_t C = s.NH * s.HS, N = s.B * s.T;
     const auto qkv = values(N * 3 * C, 3), dout = values(N * C, 4);
     std::vector<std::vector<real>> results;
-    const int before = omp_get_max_threads();
     for (const int threads : {1, 2, 3, 5}) {
-        omp_set_num_threads(threads);
+        const Threads here(threads);
         std::vector<real> out(static_cast<size_t>(N * C)), lse(static_cast<size_t>(N * s.NH)), dqkv(qkv.size());
         op.attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH, 0, s.T);
         op.attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, C, s.NH);
         out.insert(out.end(), dqkv.begin(), dqkv.end());
         results.push_back(out);
     }
-    omp_set_num_threads(before);
     for (const auto& result : results) CHECK(result == results[0]);
-#endif
 }

@@ -2,10 +2,6 @@
 // which LNFREE_ISA names.
 #include <doctest/doctest.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,6 +12,7 @@
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
 #include "test/test_models.h"
+#include "test/threads.h"
 
 using namespace lnfree;
 
@@ -160,9 +157,7 @@ TEST_CASE("a pass beside a teacher does not depend on threads, and its divergenc
     std::vector<real> expected;
     double kl = 0;
     for (const int threads : {1, 2, 3}) {
-#ifdef _OPENMP
-        omp_set_num_threads(threads);
-#endif
+        const Threads here(threads);
         model->zero_gradients();
         kl = model->forward_backward(tokens.data(), tokens.data() + 1, B, T, {0.1}, 1, {0.4, teacher.get()}).kl;
         const std::vector<real> gradient(model->grads.data(), model->grads.data() + model->grads.size());
