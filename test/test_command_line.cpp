@@ -1391,6 +1391,9 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     write_bytes(out / "table.csv", "tokens,auto,paper\n1e5,0.5,0.25\n2e5,0.25,\n4e5,0.125,0.0625\n");
     CHECK(json_of({"plot", "--table", out / "table.csv", "--log-x", "--out", out / "t.svg"},
                   {"version", "out", "runs"})["runs"] == 2);
+    CHECK(!contains(read_bytes(out / "t.svg"), ">0.06<"));  // a place of a logarithmic axis alone
+    json_of({"plot", "--table", out / "table.csv", "--log-y", "--out", out / "l.svg"}, {"version", "out", "runs"});
+    CHECK(contains(read_bytes(out / "l.svg"), ">0.06<"));
     CHECK(json_of({"plot", "--run", w.folder / "free", "--out", out / "p.svg"}, {"version", "out", "runs"})["runs"] ==
           1);
 }

@@ -333,6 +333,7 @@ void add_plot(CommandLine& line) {
     c.add_option("--title", o->title, "title of the picture")->capture_default_str();
     c.add_option("--y-label", o->y_label, "what is on the y axis");
     c.add_flag("--log-x", o->log_x, "a logarithmic x axis");
+    c.add_flag("--log-y", o->log_y, "a logarithmic y axis");
     c.add_flag("--force", o->force, "replace the file");
 }
 

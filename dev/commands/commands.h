@@ -89,7 +89,7 @@ int stories_command(const StoriesOptions& o);
 struct PlotOptions {
     std::vector<std::string> runs;  // NAME=FOLDER, or FOLDER
     std::string table, out, title = "Loss while LayerNorms are removed", y_label;
-    bool log_x = false, force = false, json_output = false;
+    bool log_x = false, log_y = false, force = false, json_output = false;
 };
 int plot_command(const PlotOptions& o);
 

@@ -40,6 +40,7 @@ int plot_command(const PlotOptions& o) {
     chart.title = o.title;
     if (!o.y_label.empty()) chart.y_label = o.y_label;
     chart.log_x = o.log_x;
+    chart.log_y = o.log_y;
     write_file_atomically(o.out, render_svg(chart));
     if (!o.json_output) std::printf("wrote %s\n", o.out.c_str());
     print_json(o.json_output, {{"out", o.out}, {"runs", chart.series.size()}});

@@ -147,7 +147,9 @@ std::vector<Setting> make_table() {
 
         // ----- experiments
         {"own_position0", "--own-position0", [](RunSettings& s) -> bool& { return s.values.experiment.own_position0; },
-         0, 0, kRemove, kTrajectory, kRecorded, "", "position 0 keeps a sigma of its own until it is released"},
+         0, 0, kRemove, kTrajectory, kRecorded, "",
+         "as 2409.13710: every sigma_bar is taken once, before training, and position 0 has one of its own until it is "
+         "released"},
         {"release_end_of_text", nullptr,
          [](RunSettings& s) -> double& { return s.values.experiment.release_end_of_text; }, 0, kHighest, kRemove,
          kTrajectory, kRecorded, "20 after f", "step at which end-of-text loses its own sigma"},
