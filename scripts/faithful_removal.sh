@@ -3,18 +3,22 @@
 #
 #   scripts/faithful_removal.sh            makes the rows that are missing, then prints the tables
 #   scripts/faithful_removal.sh --table    only prints the tables of what is there
+#   scripts/faithful_removal.sh --picture FILE.svg    draws KL over tokens
 #
 # A row of ROWS=scripts/faithful_removal.csv is one run: its held-out loss, and how far it is from the model that it started from. Rows that
 # are there are not made again, so a script that was stopped goes on; to make one anew, delete its line. Originals are
 # trained where they are missing, one for each bed and text, and kept in OUT=runs/faithful; a run's own folder goes when
 # its row is written.
 #
-# Settings with their defaults: BEDS="embedded young planted40 grown40 settled" TEXTS="tinystories openwebtext" SEEDS="1 2 3"
+# Settings with their defaults: BEDS="embedded settled natural young planted40 grown40" TEXTS="tinystories openwebtext" SEEDS="1 2 3"
 # STEPS="300 150 75" WAYS="auto paper tapernorm control_1e-4 ..." (the words of way() below; an ending _1e-3 is a learning
-# rate) JOBS=1 (runs side by side, of one thread each from two on) ENGINE=./train_gpt2_lnfree.
+# rate) JOBS=1 (runs side by side, of one thread each from two on) ENGINE=./train_gpt2_lnfree LNFREE_ISA=avx2 (one for all
+# rows: an instruction set gives the same bits on any processor, so that originals can be trained again elsewhere).
 #
 #   embedded    the model of this repository (data/stories_gpt2), on its own text: trained until its loss was flat
 #   settled     4 layers x 128, 6,250 steps, the last fifth at a low rate
+#   wide        6 layers x 256, on the first text alone; not among the defaults, since it takes hours
+#   natural     an outlier that nobody made: NATURAL_WHAT
 #   young       2 layers x 64 that still learn: what misleads, since training on their text makes them better in any case
 #   planted40   the same with an embedding of position 0 that is far longer than the others, 300 steps after it was made so
 #   grown40     the same with layers that have learned to make position 0 forty times as long
@@ -23,14 +27,22 @@ set -eu
 out=${OUT:-runs/faithful}
 rows=${ROWS:-scripts/faithful_removal.csv}
 engine=${ENGINE:-./train_gpt2_lnfree}
-beds=${BEDS:-embedded young planted40 grown40 settled}
+beds=${BEDS:-embedded settled natural young planted40 grown40}
 seeds=${SEEDS:-1 2 3}
 all_steps=${STEPS:-300 150 75}
 ways=${WAYS:-auto paper tapernorm control_1e-4 control_3e-4 control_1e-3 control_2e-3}
 shown="auto auto_half auto_self adaptive paper tapernorm tapernorm_keep_f control_1e-4 control_3e-4 control_1e-3 control_2e-3"
 here=$(dirname "$0")
+export LNFREE_ISA="${LNFREE_ISA:-avx2}"
 
-texts_of() { if [ "$1" = embedded ]; then echo stories; else echo "${TEXTS:-tinystories openwebtext}"; fi; } # BED
+texts_of() { # BED
+    case $1 in
+        embedded) echo stories ;;
+        natural) for text in ${TEXTS:-tinystories openwebtext}; do echo "${text}_lines"; done ;;
+        wide) echo "${TEXTS:-tinystories openwebtext}" | cut -d " " -f 1 ;;
+        *) echo "${TEXTS:-tinystories openwebtext}" ;;
+    esac
+}
 
 # The command and flags of a way. `adaptive`, the default before `auto` had a teacher, is in the engine of commit a97a23d
 # and before (ENGINE=that).
@@ -72,6 +84,8 @@ original() { # BED TEXT
     data="--data $folder/text_train_*.bin --val $folder/text_val_*.bin --seed 1 --force"
     small="--n-layer 2 --n-head 2 --n-embd 64 --n-ctx 128"
     case $1 in
+        wide) pretrained="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 128 --steps 2500 --lr 1e-3 --min-lr 1e-5" ;;
+        natural) pretrained="$small --n-layer 3 --steps 6000 --lr 4e-3" ;;
         settled) pretrained="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128 --steps 6250 --lr 2e-3 --min-lr 2e-5" ;;
         young) pretrained="$small --steps 1500 --lr 2e-3" ;;
         planted*) changed="--plant-position0 ${1#planted}" ;;
@@ -86,15 +100,27 @@ original() { # BED TEXT
     fi
 }
 
+# A text cut into windows of 128 bytes that all begin with a line feed, which is nowhere else.
+lines() { # TEXT_lines
+    { echo && gzip -cdf "$("$here/find_text.sh" "${1%_lines}")" | sed 's/^{"text": "//; s/"}$//; s/\\n/ /g' | tr '\n' ' ' | fold -b -w 127; } >"$out/$1/all.txt"
+    train=$(wc -l <"$out/$1/all.txt" | awk '{ print int($1 * 0.95) }')
+    head -n "$train" "$out/$1/all.txt" >"$out/$1/train.txt"
+    { echo && tail -n "+$((train + 1))" "$out/$1/all.txt"; } >"$out/$1/val.txt"
+    "$engine" tokenize --input "$out/$1/val.txt" --tokenizer byte --val-fraction 0 --out "$out/$1/text_val"
+    "$engine" tokenize --input "$out/$1/train.txt" --tokenizer byte --val-fraction 0 --out "$out/$1/text"
+}
+
 text() { # TEXT
     [ -e "$out/$1/text.json" ] && return 0
     mkdir -p "$out/$1"
-    if [ "$1" = stories ]; then
-        "$engine" stories --count 20000 --seed 7 --out "$out/$1/stories.jsonl" --force
-        "$engine" tokenize --input "$out/$1/stories.jsonl" --tokenizer byte --out "$out/$1/text"
-    else
-        "$engine" tokenize --input "$("$here/find_text.sh" "$1")" --tokenizer byte --out "$out/$1/text"
-    fi
+    case $1 in
+        stories)
+            "$engine" stories --count 20000 --seed 7 --out "$out/$1/stories.jsonl" --force
+            "$engine" tokenize --input "$out/$1/stories.jsonl" --tokenizer byte --out "$out/$1/text"
+            ;;
+        *_lines) lines "$1" ;;
+        *) "$engine" tokenize --input "$("$here/find_text.sh" "$1")" --tokenizer byte --out "$out/$1/text" ;;
+    esac
 }
 
 number() { sed -n "s/^.*\"$1\": *\(-\{0,1\}[0-9.e+-]*\).*$/\1/p" | tail -n 1; } # KEY, of the last model in eval's JSON
@@ -182,6 +208,27 @@ tables() {
     done
 }
 
+# KL over tokens, auto beside the paper's schedule, a line for every bed: means over texts and seeds.
+picture() { # SVG
+    mkdir -p "$out"
+    awk -F , -v beds="$beds" -v ways="auto paper" '
+        NR > 1 && $6 != "failed" { sum[$1, $3, $4] += $8; n[$1, $3, $4]++; steps[$4] }
+        END {
+            bed_count = split(beds, b, " "); way_count = split(ways, w, " ")
+            printf "tokens"
+            for (i = 1; i <= bed_count; i++) for (j = 1; j <= way_count; j++) printf ",%s: %s", b[i], w[j]
+            print ""
+            for (s in steps) {
+                printf "%d", s * 4096
+                for (i = 1; i <= bed_count; i++) for (j = 1; j <= way_count; j++)
+                    printf ",%s", n[b[i], w[j], s] ? sum[b[i], w[j], s] / n[b[i], w[j], s] : ""
+                print ""
+            }
+        }' "$rows" | { IFS= read -r names && echo "$names" && sort -n; } >"$out/kl.csv"
+    "$engine" plot --table "$out/kl.csv" --log-x --log-y --title "How far from the original" \
+        --y-label "KL(original || LayerNorm-free), nats per token" --out "$1" --force
+}
+
 # What a run says goes to OUT/output.
 logged() { # BED TEXT WAY STEPS SEED
     log=$out/output/$(echo "$*" | tr ' ' -).txt
@@ -195,6 +242,7 @@ case ${1:-} in
     --row) shift; logged "$@"; exit ;;
     --do) shift; "$@"; exit ;;
     --table) ;;
+    --picture) picture "${2:?which file?}"; exit ;;
     -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;;
     "")
         [ -x "$engine" ] || { echo "scripts/faithful_removal.sh: $engine is not built; run make" >&2; exit 2; }
@@ -205,6 +253,6 @@ case ${1:-} in
         done; done
         missing | xargs -r -P "${JOBS:-1}" -L 1 "$0" --row
         ;;
-    *) echo "usage: scripts/faithful_removal.sh [--table]; settings are environment variables (--help)" >&2; exit 2 ;;
+    *) echo "usage: scripts/faithful_removal.sh [--table | --picture FILE.svg]; settings are environment variables (--help)" >&2; exit 2 ;;
 esac
 tables
