@@ -125,7 +125,7 @@ button:hover { border-color: var(--mark) }
 :focus-visible { outline: 3px solid var(--mark); outline-offset: 1px }
 button[aria-pressed=true] { border-color: var(--mark); box-shadow: inset 0 0 0 1px var(--mark) }
 .tokens { font: 1rem/2 ui-monospace, monospace; overflow-wrap: anywhere }
-.tokens button { padding: .1rem .12rem; min-width: 1ch; white-space: pre }
+.tokens button { padding: .1rem .02rem; border-width: 0 0 2px; border-radius: 0; min-width: 1ch; white-space: pre }
 .tokens .here { text-decoration: underline 2px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
@@ -138,6 +138,11 @@ th, td { padding: .1rem .3rem; text-align: right; white-space: nowrap }
 .bars { width: 100%; table-layout: fixed }
 .bars th, .bars td { overflow: hidden; text-overflow: ellipsis }
 .bars th:first-child, .bars td:first-child { text-align: left; width: 38% }
+.bars .through { text-align: left; width: 7rem }
+.bars button { white-space: normal; text-align: left }
+@media (max-width: 30rem) { .bars th:first-child, .bars td:first-child { width: 44% } .bars .number { width: 4.6rem }
+  .paths th:first-child, .paths td:first-child { width: 30% } .bars .through { width: 5.5rem } }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 .bars .number { width: 5.2rem }
 .bar { position: relative; height: 1.1rem; background: linear-gradient(var(--line), var(--line)) 50% / 1px 100% no-repeat }
 .bar i { position: absolute; top: .15rem; bottom: .15rem }
@@ -158,7 +163,9 @@ const L = data.layers, NH = data.heads, last = data.components.length - 1;
 const headAt = (l, h) => 2 + l * (NH + 2) + h;
 const headOf = c => { const i = c - 2, l = Math.floor(i / (NH + 2)), h = i % (NH + 2); return c > 1 && c < last && h < NH ? l * NH + h : -1; };
 const mlpOf = c => c > 1 && c < last && (c - 2) % (NH + 2) === NH + 1 ? Math.floor((c - 2) / (NH + 2)) : -1;
-const signed = (x, digits = 3) => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(digits);
+// Large numbers get fewer digits behind the point: columns are narrow.
+const signed = (x, digits = 3) => (x < 0 ? "\u2212" : "+")
+  + Math.abs(x).toFixed(Math.max(0, digits - Math.floor(Math.log10(Math.max(1, Math.abs(x))))));
 const largest = list => list.reduce((most, x) => Math.max(most, Math.abs(x)), 1e-30);
 const bySize = (list, value) => list.sort((a, b) => Math.abs(value(b)) - Math.abs(value(a)));
 const quoted = text => "\u201c" + text + "\u201d";
@@ -260,9 +267,10 @@ function drawMlp(layer) {
   return [element("p", {}, `Largest neurons of ${data.components[chosen]}.`), table("bars", "Neurons", [["neuron"], [""], ["adds", "number"]], rows)];
 }
 function drawDetail() {
-  const head = headOf(chosen), mlp = mlpOf(chosen);
+  const head = headOf(chosen), mlp = mlpOf(chosen), name = data.components[chosen];
+  place("detail-title").textContent = head >= 0 ? `Attention from where: ${name}` : `Inside ${name}`;
   place("detail").replaceChildren(...(head >= 0 ? drawHead(head) : mlp >= 0 ? drawMlp(mlp)
-    : [element("p", {}, `${data.components[chosen]} adds ${signed(e.contributions[chosen])}, from nowhere else.`)]));
+    : [element("p", {}, `${name} adds ${signed(e.contributions[chosen])}, from nowhere else.`)]));
 }
 function drawPaths() {
   place("paths-section").hidden = e.paths.length === 0;
@@ -271,8 +279,8 @@ function drawPaths() {
   const most = largest(e.paths.map(p => p[2]));
   const rows = list.slice(0, 25).map(([from, into, x]) => element("tr", {},
     cell(from === last ? "its own biases" : choice("c" + from, data.components[from], from === chosen)),
-    cell(choice("c" + into, data.components[into], into === chosen)), cell(bar(x, most)), cell(signed(x), "number")));
-  place("paths").replaceChildren(table("bars", "Largest paths", [["from"], ["through"], [""], ["adds", "number"]], rows));
+    cell(choice("c" + into, data.components[into], into === chosen), "through"), cell(bar(x, most)), cell(signed(x), "number")));
+  place("paths").replaceChildren(table("bars paths", "Largest paths", [["from"], ["through", "through"], [""], ["adds", "number"]], rows));
   place("paths-say").textContent = "What a component wrote, read by a later head as values and brought by it to the logit; attention held."
     + (list === chosenOnly ? ` Those with ${data.components[chosen]} among the ${e.paths.length} largest.` : "");
 }
@@ -281,7 +289,7 @@ function drawSums() {
     ["left over: rounding", e.remainder]];
   if (!data.exact) rows.push(["contributions minus direct effects: what linearising misses", e.missed]);
   place("sums").replaceChildren(table("sums", "Sums", [[""], [""]], rows.map(([name, x]) =>
-    element("tr", {}, cell(name), cell(Math.abs(x) < 1e-3 && x !== 0 ? x.toExponential(1) : signed(x, 6))))));
+    element("tr", {}, cell(name), cell(Math.abs(x) < 1e-3 && x !== 0 ? x.toExponential(1) : signed(x, 8))))));
 }
 function draw() {
   drawTokens(); drawMap(); drawBars(); drawDetail(); drawPaths(); drawSums();
@@ -295,7 +303,19 @@ function drawPrompt(i) {
   place("answer").textContent = (e.against === null ? "The logit of " + quoted(visible(e.target))
     : "The logit of " + quoted(visible(e.target)) + " minus that of " + quoted(visible(e.against)))
     + ` behind position ${e.position} is ${e.logit.toFixed(4)}.`;
+  place("heads").textContent = headsInWords();
   draw();
+}
+// The heads that move the logit most, by name.
+function headsInWords() {
+  const heads = bySize(e.contributions.map((x, c) => [c, x]).filter(row => headOf(row[0]) >= 0), row => row[1]);
+  const said = ([c, x]) => {
+    const from = e.sources[headOf(c)], t = bySize(e.tokens.map((_, i) => i), i => from[i])[0];
+    return `${data.components[c]} (${signed(x)}, most of it from ${quoted(visible(e.tokens[t]))} at ${t})`;
+  };
+  const list = rows => rows.slice(0, 3).map(said).join(", ");
+  const up = heads.filter(row => row[1] > 0), down = heads.filter(row => row[1] < 0);
+  return (up.length ? `Heads for it: ${list(up)}. ` : "") + (down.length ? `Heads against it: ${list(down)}.` : "");
 }
 if (data.explanations.length > 1) {
   place("prompts").replaceChildren(element("label", {}, `Prompt (${data.explanations.length} of ${data.all}) `,
@@ -336,17 +356,17 @@ std::string page_of(const Explained& x) {
                "<title>Why this token?</title><style>") +
            page_style() +
            "</style></head><body><main>\n<h1 id=\"title\">Why this token?</h1>\n<div id=\"prompts\"></div>"
-           "<p id=\"answer\"></p>\n<p class=\"dim\">" +
+           "<p id=\"answer\"></p>\n<p id=\"heads\"></p>\n<p class=\"dim\">" +
            about(x) +
            "</p>\n<noscript><p>This page draws its numbers with a script of its own; allow it, or read them with "
            "<code>analyze explain --json</code>.</p></noscript>\n"
-           "<p id=\"status\" role=\"status\" class=\"dim\"></p>\n"
+           "<p id=\"status\" role=\"status\" class=\"unseen\"></p>\n"
            "<section><h2>Prompt</h2><div id=\"tokens\" class=\"tokens\"></div>"
            "<p class=\"dim\" id=\"tokens-say\"></p></section>\n"
            "<section><h2>Layers and heads</h2><p class=\"dim\" id=\"map-say\"></p><div class=\"wide\" "
            "id=\"map\"></div></section>\n"
            "<div class=\"columns\"><section><h2>Largest contributions</h2><div id=\"bars\"></div></section>\n"
-           "<section><h2>Attention from where</h2><div id=\"detail\"></div></section></div>\n"
+           "<section><h2 id=\"detail-title\">Attention from where</h2><div id=\"detail\"></div></section></div>\n"
            "<section id=\"paths-section\" hidden><h2>Paths of length two</h2><p class=\"dim\" id=\"paths-say\"></p>"
            "<div id=\"paths\"></div></section>\n"
            "<section><h2>Does it add up?</h2><div class=\"wide\" id=\"sums\"></div></section>\n"
