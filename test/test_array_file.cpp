@@ -1,4 +1,4 @@
-// data/array_file.h: what other programs get. NumPy and safetensors themselves read such files in test/interop.
+// data/array_file.h: what other programs get. NumPy and safetensors themselves read such files in test/interop/explain_in_lens.py.
 #include <doctest/doctest.h>
 
 #include <cstring>
