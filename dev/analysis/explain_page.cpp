@@ -82,6 +82,7 @@ Json numbers_of(const Explained& x, const Explanation& e) {
             {"effects", shortened(e.direct_effects.data(), static_cast<int64_t>(e.direct_effects.size()))},
             {"attention", rows_of(e.attention, x.config.L * x.config.NH)},
             {"sources", rows_of(e.sources, x.config.L * x.config.NH)},
+            {"biases", shortened(e.mlp_biases.data(), x.config.L)},
             {"neurons", largest_neurons(x, e)},
             {"paths", largest_paths(x, e)}};
 }
@@ -112,7 +113,8 @@ const char* page_style() {
     --more: 80 150 225; --less: 235 140 60; --mark: #8ec5ff }
 }
 * { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; color: var(--ink); background: var(--paper) }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem;
+  color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .2rem 0 .6rem; overflow-wrap: anywhere }
 h2 { font-size: 1.1rem; margin: 0 0 .3rem }
 p { margin: .3rem 0 .6rem; max-width: 60rem }
@@ -120,7 +122,9 @@ small, .dim { color: var(--dim) }
 section { border-top: 1px solid var(--line); padding: .9rem 0 }
 .columns { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); column-gap: 2rem }
 @media (max-width: 56rem) { .columns { grid-template-columns: minmax(0, 1fr) } }
-button { font: inherit; color: inherit; background: none; border: 1px solid transparent; border-radius: .25rem; padding: 0 .2rem; cursor: pointer; user-select: text }
+button { font: inherit; color: inherit; background: none; border: 1px solid transparent; border-radius: .25rem;
+  padding: 0 .2rem; cursor: pointer; user-select: text }
+.framed { border-color: var(--line) }
 button:hover { border-color: var(--mark) }
 :focus-visible { outline: 3px solid var(--mark); outline-offset: 1px }
 button[aria-pressed=true] { border-color: var(--mark); box-shadow: inset 0 0 0 1px var(--mark) }
@@ -144,7 +148,8 @@ th, td { padding: .1rem .3rem; text-align: right; white-space: nowrap }
   .paths th:first-child, .paths td:first-child { width: 30% } .bars .through { width: 5.5rem } }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
 .bars .number { width: 5.2rem }
-.bar { position: relative; height: 1.1rem; background: linear-gradient(var(--line), var(--line)) 50% / 1px 100% no-repeat }
+.bar { position: relative; height: 1.1rem;
+  background: linear-gradient(var(--line), var(--line)) 50% / 1px 100% no-repeat }
 .bar i { position: absolute; top: .15rem; bottom: .15rem }
 .more { background: rgb(var(--more)) } .less { background: rgb(var(--less)) }
 .sums td:first-child { text-align: left }
@@ -161,8 +166,10 @@ const char* page_script() {
 const data = JSON.parse(document.getElementById("numbers").textContent);
 const L = data.layers, NH = data.heads, last = data.components.length - 1;
 const headAt = (l, h) => 2 + l * (NH + 2) + h;
-const headOf = c => { const i = c - 2, l = Math.floor(i / (NH + 2)), h = i % (NH + 2); return c > 1 && c < last && h < NH ? l * NH + h : -1; };
-const mlpOf = c => c > 1 && c < last && (c - 2) % (NH + 2) === NH + 1 ? Math.floor((c - 2) / (NH + 2)) : -1;
+const inLayers = c => c > 1 && c < last;
+const layerOf = c => Math.floor((c - 2) / (NH + 2)), placeOf = c => (c - 2) % (NH + 2);
+const headOf = c => inLayers(c) && placeOf(c) < NH ? layerOf(c) * NH + placeOf(c) : -1;
+const mlpOf = c => inLayers(c) && placeOf(c) === NH + 1 ? layerOf(c) : -1;
 // Large numbers get fewer digits behind the point: columns are narrow.
 const signed = (x, digits = 3) => (x < 0 ? "\u2212" : "+")
   + Math.abs(x).toFixed(Math.max(0, digits - Math.floor(Math.log10(Math.max(1, Math.abs(x))))));
@@ -193,12 +200,13 @@ function bar(x, most) {
 // A button that chooses component c, or token t.
 function choice(key, text, pressed, more = {}) {
   const act = key[0] === "c" ? () => choose(Number(key.slice(1))) : () => chooseToken(Number(key.slice(1)));
-  return element("button", {type: "button", "data-key": key, ariaPressed: String(pressed), onclick: act, ...more}, text);
+  const properties = {type: "button", "data-key": key, ariaPressed: String(pressed), onclick: act, ...more};
+  return element("button", properties, text);
 }
 function table(name, caption, heads, rows) {
+  const head = ([text, name]) => element("th", {scope: "col", className: name || ""}, text);
   return element("table", {className: name, ariaLabel: caption},
-    element("thead", {}, element("tr", {}, ...heads.map(h => element("th", {scope: "col", className: h[1] || ""}, h[0])))),
-    element("tbody", {}, ...rows));
+    element("thead", {}, element("tr", {}, ...heads.map(head))), element("tbody", {}, ...rows));
 }
 const cell = (content, name = "") => element("td", {className: name}, content);
 
@@ -215,9 +223,10 @@ function drawTokens() {
   place("tokens").replaceChildren(...e.tokens.map((text, t) => choice("t" + t, visible(text), t === token, {
     style: tint(from[t], most), className: t === e.position ? "here" : "",
     title: `position ${t}: ${signed(from[t])}`, ariaLabel: `${text}, position ${t}, ${signed(from[t])}`})));
-  place("tokens-say").textContent = (head >= 0 ? `Shaded: what ${data.components[chosen]} brings from each token.`
-    : "Shaded: what all heads together bring from each token.") + (token < 0 ? " Choose a token to see which heads draw on it."
-    : ` Chosen: ${quoted(e.tokens[token])} at position ${token}; choose it again to let it go.`);
+  const who = head >= 0 ? data.components[chosen] + " brings" : "all heads together bring";
+  place("tokens-say").textContent = `Shaded: what ${who} from each token. `
+    + (token < 0 ? "Choose a token to see which heads draw on it."
+                 : `Chosen: ${quoted(e.tokens[token])} at position ${token}; choose it again to let it go.`);
 }
 function drawMap() {
   const cells = [];
@@ -247,8 +256,8 @@ function drawBars() {
     ...(effects ? [cell(signed(e.effects[c]), "number")] : [])));
   place("bars").replaceChildren(table("bars", "Largest contributions",
     [["component"], [""], ["adds", "number"], ...(effects ? [["effect", "number"]] : [])], rows));
-  if (all.length > rowsShown) place("bars").append(element("button", {type: "button", style: "border-color: var(--line)",
-    onclick: () => { rowsShown = all.length; draw(); }}, `Show all ${all.length}`));
+  const more = {type: "button", className: "framed", onclick: () => { rowsShown = all.length; draw(); }};
+  if (all.length > rowsShown) place("bars").append(element("button", more, `Show all ${all.length}`));
 }
 function drawHead(head) {
   const weights = e.attention[head], from = e.sources[head], most = largest(from);
@@ -256,15 +265,20 @@ function drawHead(head) {
   const rows = seen.slice(0, 25).map(t => element("tr", {},
     cell(choice("t" + t, `${visible(e.tokens[t])} at ${t}`, t === token)), cell(bar(from[t], most)),
     cell((100 * weights[t]).toFixed(1) + " %", "number"), cell(signed(from[t]), "number")));
-  return [element("p", {}, `From where ${data.components[chosen]} brings its ${signed(e.contributions[chosen])}: attention times what the value there adds.`
-      + (seen.length > 25 ? ` The 25 largest of ${seen.length} positions.` : "")),
-    table("bars", "Attention from where", [["token at position"], [""], ["attention", "number"], ["adds", "number"]], rows)];
+  const about = `Where its ${signed(e.contributions[chosen])} comes from: attention times what the value there adds.`
+    + (seen.length > 25 ? ` The 25 largest of ${seen.length} positions.` : "");
+  const heads = [["token at position"], [""], ["attention", "number"], ["adds", "number"]];
+  return [element("p", {}, about), table("bars", "Attention from where", heads, rows)];
 }
 function drawMlp(layer) {
-  if (e.neurons.length === 0) return [element("p", {}, `${data.components[chosen]} adds ${signed(e.contributions[chosen])}. With --neurons its neurons are listed here.`)];
+  const all = signed(e.contributions[chosen]), bias = signed(e.biases[layer]);
+  if (e.neurons.length === 0)
+    return [element("p", {}, `It adds ${all}, ${bias} of it by its bias. With --neurons its neurons are listed here.`)];
   const most = largest(e.neurons[layer].map(n => n[1]));
-  const rows = e.neurons[layer].map(([k, x]) => element("tr", {}, cell(`neuron ${layer}.${k}`), cell(bar(x, most)), cell(signed(x), "number")));
-  return [element("p", {}, `Largest neurons of ${data.components[chosen]}.`), table("bars", "Neurons", [["neuron"], [""], ["adds", "number"]], rows)];
+  const rows = e.neurons[layer].map(([k, x]) => element("tr", {},
+    cell(`neuron ${layer}.${k}`), cell(bar(x, most)), cell(signed(x), "number")));
+  return [element("p", {}, `It adds ${all}, ${bias} of it by its bias. The ${rows.length} largest of its neurons:`),
+    table("bars", "Neurons", [["neuron"], [""], ["adds", "number"]], rows)];
 }
 function drawDetail() {
   const head = headOf(chosen), mlp = mlpOf(chosen), name = data.components[chosen];
@@ -274,18 +288,21 @@ function drawDetail() {
 }
 function drawPaths() {
   place("paths-section").hidden = e.paths.length === 0;
-  const head = headOf(chosen);
-  const chosenOnly = e.paths.filter(p => p[0] === chosen || p[1] === chosen), list = head >= 0 && chosenOnly.length > 0 ? chosenOnly : e.paths;
-  const most = largest(e.paths.map(p => p[2]));
-  const rows = list.slice(0, 25).map(([from, into, x]) => element("tr", {},
+  const own = e.paths.filter(p => p[0] === chosen || p[1] === chosen);
+  const narrowed = headOf(chosen) >= 0 && own.length > 0, most = largest(e.paths.map(p => p[2]));
+  const rows = (narrowed ? own : e.paths).slice(0, 25).map(([from, into, x]) => element("tr", {},
     cell(from === last ? "its own biases" : choice("c" + from, data.components[from], from === chosen)),
-    cell(choice("c" + into, data.components[into], into === chosen), "through"), cell(bar(x, most)), cell(signed(x), "number")));
-  place("paths").replaceChildren(table("bars paths", "Largest paths", [["from"], ["through", "through"], [""], ["adds", "number"]], rows));
-  place("paths-say").textContent = "What a component wrote, read by a later head as values and brought by it to the logit; attention held."
-    + (list === chosenOnly ? ` Those with ${data.components[chosen]} among the ${e.paths.length} largest.` : "");
+    cell(choice("c" + into, data.components[into], into === chosen), "through"),
+    cell(bar(x, most)), cell(signed(x), "number")));
+  const heads = [["from"], ["through", "through"], [""], ["adds", "number"]];
+  place("paths").replaceChildren(table("bars paths", "Largest paths", heads, rows));
+  place("paths-say").textContent =
+    "What a component wrote, read by a later head as values and brought by it to the logit; attention held."
+    + (narrowed ? ` Those with ${data.components[chosen]} among the ${e.paths.length} largest.` : "");
 }
 function drawSums() {
-  const rows = [["all contributions", e.sum], [e.against === null ? "logit, by the forward pass" : "difference of the logits, by the forward pass", e.logit],
+  const logit = e.against === null ? "logit" : "difference of the logits";
+  const rows = [["all contributions", e.sum], [logit + ", by the forward pass", e.logit],
     ["left over: rounding", e.remainder]];
   if (!data.exact) rows.push(["contributions minus direct effects: what linearising misses", e.missed]);
   place("sums").replaceChildren(table("sums", "Sums", [[""], [""]], rows.map(([name, x]) =>
@@ -293,12 +310,14 @@ function drawSums() {
 }
 function draw() {
   drawTokens(); drawMap(); drawBars(); drawDetail(); drawPaths(); drawSums();
-  place("status").textContent = `${data.components[chosen]}: ${signed(e.contributions[chosen])}` + (token < 0 ? "" : `; token ${quoted(e.tokens[token])}`);
+  place("status").textContent = `${data.components[chosen]}: ${signed(e.contributions[chosen])}`
+    + (token < 0 ? "" : `; token ${quoted(e.tokens[token])}`);
 }
 function drawPrompt(i) {
   e = data.explanations[i]; token = -1;
   chosen = bySize(e.contributions.map((x, c) => [c, x]).filter(row => headOf(row[0]) >= 0), row => row[1])[0][0];
-  place("title").textContent = "Why " + quoted(visible(e.target)) + (e.against === null ? "?" : " rather than " + quoted(visible(e.against)) + "?");
+  const rather = e.against === null ? "" : " rather than " + quoted(visible(e.against));
+  place("title").textContent = "Why " + quoted(visible(e.target)) + rather + "?";
   document.title = place("title").textContent;
   place("answer").textContent = (e.against === null ? "The logit of " + quoted(visible(e.target))
     : "The logit of " + quoted(visible(e.target)) + " minus that of " + quoted(visible(e.against)))
