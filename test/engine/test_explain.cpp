@@ -15,6 +15,7 @@
 #include "data/model_folder.h"
 #include "data/safetensors.h"
 #include "data/shards.h"
+#include "data/story_world.h"
 #include "data/tokenizer.h"
 #include "dev/analysis/attribution.h"
 #include "dev/analysis/cache.h"
@@ -360,6 +361,30 @@ TEST_CASE("with a LayerNorm at the end, direct effects are attribution's and add
     const Explanation exact = explain_one(*linear, q);
     CHECK(exact.direct_effects.empty());
     CHECK(exact.missed() == 0);
+}
+
+TEST_CASE("the embedded model, with LayerNorm and with its norms frozen, adds up for indirect objects") {
+    const LoadedModel loaded = load_model("data/stories_gpt2");
+    std::vector<PromptQuestion> questions;
+    for (const IndirectObjectPrompt& p : indirect_object_prompts(7, 8)) {
+        PromptQuestion q;
+        loaded.tokenizer->encode(p.clean, q.tokens);
+        q.position = static_cast<int64_t>(q.tokens.size()) - 1;
+        q.target = static_cast<unsigned char>(p.correct[0]);
+        q.against = static_cast<unsigned char>(p.wrong[0]);
+        questions.push_back(q);
+    }
+    for (const bool frozen : {false, true}) {
+        CAPTURE(frozen);
+        for (Site& site : loaded.model->sites.all)
+            if (frozen) freeze(site, 1.2);
+        Depth depth;
+        depth.paths = frozen;
+        for (const Explanation& e : explain(*loaded.model, questions, depth)) {
+            CHECK(std::abs(e.remainder()) < 1e-5 * largest_of(e.at_position(), e.components()));
+            CHECK((e.missed() == 0) == frozen);
+        }
+    }
 }
 
 TEST_CASE("prompts explained together, of unequal lengths, are those explained alone") {
