@@ -356,6 +356,12 @@ TEST_CASE("every command explains itself and every flag, on standard output with
         CHECK(contains(one.out, "--threads"));
         CHECK(one.err.empty());
     }
+    for (const char* inner : {"explain", "cache"}) {
+        CAPTURE(inner);
+        CHECK(contains(succeed({"analyze", "--help"}).out, inner));
+        const std::string help = succeed({"analyze", inner, "--help"}).out;
+        for (const char* flag : {"--json", "--threads", "--model", "--force"}) CHECK(contains(help, flag));
+    }
     const std::string remove = succeed({"remove", "--help"}).out;
     for (const char* flag : {"--model",      "--data",         "--val",        "--out",
                              "--preset",     "--steps",        "--stop",       "--tokens",
@@ -1539,6 +1545,149 @@ TEST_CASE("analyze refuses what it cannot measure" * quick) {
     check_refused({"analyze", "norms", "--model", base, "--data", data, "--out", out / "kept"},
                   {"norms.json", "--force"});
     CHECK(read_bytes(out / "kept/norms.json") == before);
+}
+
+TEST_CASE("analyze explain prints, saves and draws what adds up to the logit" * quick) {
+    const Workbench& w = workbench();
+    const TemporaryFolder out;
+    const std::set<std::string> keys = {"version", "what", "model", "layernorm_free", "exact", "explanations"};
+    for (const char* model : {"base", "free"}) {
+        CAPTURE(model);
+        const bool is_free = std::string(model) == "free";
+        Words arguments = {"analyze",   "explain",  "--model", w.folder / model, "--prompt", "Ann met B", "--sources",
+                           "--neurons", "--target", "e",       "--against",      "#32"};
+        if (is_free) arguments.emplace_back("--paths");
+        const json j = json_of(arguments, keys);
+        CHECK(j["exact"] == is_free);
+        const json& e = j["explanations"][0];
+        std::set<std::string> of_one = {"prompt",  "tokens",  "texts",     "position",   "target",
+                                        "against", "logit",   "sum",       "missed",     "remainder",
+                                        "sources", "neurons", "attention", "components", "mlp_biases"};
+        if (is_free) of_one.insert("paths");
+        check_keys(e, of_one, "JSON outputs");
+        CHECK(e["position"] == 8);
+        CHECK(e["target"] == json{{"token", 'e'}, {"text", "e"}});
+        CHECK(e["against"]["token"] == 32);
+        CHECK(e["missed"].is_null() == is_free);
+        CHECK(e.contains("paths") == is_free);
+        double sum = 0;
+        for (const json& c : e["components"]) sum += c["contribution"].get<double>();
+        CHECK(sum == doctest::Approx(e["logit"].get<double>()).epsilon(1e-5));
+        CHECK(e["components"].size() == 2 + 2 + 2 + 1);
+        double from = 0;
+        for (const json& x : e["sources"][0][1]) from += x.get<double>();
+        CHECK(from == doctest::Approx(e["components"][3]["contribution"].get<double>()).epsilon(1e-4).scale(1));
+    }
+    const Outcome shown = succeed({"analyze", "explain", "--model", w.folder / "base", "--prompt", "Ann", "--html",
+                                   out / "a.html", "--save", out / "a.npz", "--top", "2"});
+    CHECK(contains(shown.out, "the other 5"));
+    CHECK(contains(shown.out, "ln_f is a LayerNorm"));
+    CHECK(read_bytes(out / "a.html").compare(0, 15, "<!DOCTYPE html>") == 0);
+    CHECK(read_bytes(out / "a.npz").compare(0, 2, "PK") == 0);
+    CHECK_FALSE(
+        contains(succeed({"analyze", "explain", "--model", w.folder / "free", "--prompt", "Ann"}).out, "LayerNorm"));
+
+    write_bytes(out / "lines.txt",
+                "\xEF\xBB\xBF"
+                "Ann met\r\n\n  {Bea}\n");
+    const auto with_file = [&](const std::string& name, const Words& more) {
+        Words arguments = {"analyze", "explain", "--model", w.folder / "free", "--prompts", out / name};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        return json_of(arguments, keys)["explanations"];
+    };
+    const json lines = with_file("lines.txt", {"--target", "x", "--bos"});
+    REQUIRE(lines.size() == 2);
+    CHECK(lines[0]["prompt"] == "Ann met");
+    CHECK(lines[0]["tokens"][0] == 256);
+    CHECK(lines[0]["tokens"].size() == 8);
+    CHECK(lines[1]["prompt"] == "  {Bea}");
+    write_bytes(out / "lines.jsonl",
+                R"({"prompt": "Ann met", "target": "y", "against": "#3"}
+{"tokens": [1, 2, 3], "position": 1})");
+    const json objects = with_file("lines.jsonl", {"--target", "x"});
+    CHECK(objects[0]["target"]["text"] == "y");
+    CHECK(objects[0]["against"]["token"] == 3);
+    CHECK(objects[1]["target"]["text"] == "x");
+    CHECK(objects[1]["against"].is_null());
+    CHECK(objects[1]["position"] == 1);
+    check_workbench_untouched();
+}
+
+TEST_CASE("analyze explain refuses what it cannot explain, and says how it could" * quick) {
+    const Workbench& w = workbench();
+    const TemporaryFolder out;
+    const auto refused = [&](const Words& more, const Words& words) {
+        Words arguments = {"analyze", "explain", "--model", w.folder / "base"};
+        arguments.insert(arguments.end(), more.begin(), more.end());
+        check_refused(arguments, words);
+    };
+    check_refused({"analyze", "explain", "--prompt", "Ann"}, {"--model", "--help"});
+    check_refused({"analyze", "explain", "--model", w.folder / "none", "--prompt", "Ann"}, {"none"});
+    check_refused({"analyze"}, {"measurement", "--help"});
+    refused({}, {"--prompt TEXT", "--prompts FILE"});
+    refused({"--prompt", "Ann", "--prompts", out / "x"}, {"--prompt TEXT"});
+    refused({"--prompt", ""}, {"--prompt", "no token", "--bos"});
+    refused({"--prompt", "Ann met Bea in town"}, {"19 tokens", "16"});
+    refused({"--prompt", "Ann", "--position", "3"}, {"no position 3"});
+    refused({"--prompt", "Ann", "--target", "Bea"}, {"--target \"Bea\"", "3 tokens", "\"B\", \"e\", \"a\"", "#ID"});
+    refused({"--prompt", "Ann", "--target", "#257"}, {"--target \"#257\"", "257"});
+    refused({"--prompt", "Ann", "--against", "#99999999999"}, {"--against"});
+    refused({"--prompt", "Ann", "--target", "B", "--against", "#66"}, {"same token"});
+    refused({"--prompt", "Ann", "--top", "0"}, {"--top"});
+    refused({"--prompt", "Ann", "--paths"}, {"--paths", "site f", "LayerNorm"});
+    refused({"--prompt", "Ann", "--save", out / "x.csv"}, {"x.csv", ".safetensors"});
+    refused({"--prompt", "Ann", "--html", out.path()}, {"--html", "folder"});
+    refused({"--prompts", out / "none.txt"}, {"none.txt"});
+    write_bytes(out / "old.html", "old");
+    refused({"--prompt", "Ann", "--html", out / "old.html"}, {"old.html", "--force"});
+    CHECK(read_bytes(out / "old.html") == "old");
+    const auto file_refused = [&](const std::string& text, const Words& words) {
+        write_bytes(out / "p.jsonl", text);
+        refused({"--prompts", out / "p.jsonl"}, words);
+    };
+    file_refused("\n \n", {"p.jsonl", "no prompts"});
+    file_refused("{\"prompt\": \"a\"}\nplain", {"line 2"});
+    file_refused("{\"prompt\": \"a\"}\n[1]", {"line 2", "no JSON object"});
+    file_refused("{\"text\": \"a\"}", {"line 1", "\"text\""});
+    file_refused("{\"prompt\": \"a\", \"tokens\": [1]}", {"line 1", "either"});
+    file_refused("{\"tokens\": [1, 257]}", {"line 1", "257"});
+    file_refused("{\"tokens\": \"a\"}", {"line 1"});
+    file_refused("{\"prompt\": \"a\", \"target\": \"bc\"}", {"line 1", "target", "\"bc\""});
+
+    const Copy mute("base");
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json"}) fs::remove(mute / name);
+    check_refused({"analyze", "explain", "--model", mute.path(), "--prompt", "Ann"}, {"tokenizer files", "\"tokens\""});
+    write_bytes(out / "ids.jsonl", "{\"tokens\": [1, 2, 3], \"target\": \"#4\"}");
+    CHECK(contains(succeed({"analyze", "explain", "--model", mute.path(), "--prompts", out / "ids.jsonl"}).out, "#4"));
+}
+
+TEST_CASE("analyze cache writes what it says, and refuses what it cannot write" * quick) {
+    const Workbench& w = workbench();
+    const TemporaryFolder out;
+    const Words call = {"analyze",  "cache",
+                        "--model",  w.folder / "free",
+                        "--data",   w.folder / "data/s_val_*.bin",
+                        "--hooks",  "blocks.*.hook_mlp_out,hook_embed",
+                        "--out",    out / "c.safetensors",
+                        "--tokens", "100"};
+    const auto with = [&](Words more) {
+        more.insert(more.begin(), call.begin(), call.end());
+        return more;
+    };
+    const json j = json_of(call, {"version", "what", "model", "out", "sequences", "seq", "dtype", "bytes", "arrays"});
+    CHECK(j["sequences"] == 6);
+    CHECK(j["arrays"][1] == json{{"name", "blocks.0.hook_mlp_out"}, {"dtype", "F32"}, {"shape", {6, 16, 16}}});
+    CHECK(j["bytes"] == read_bytes(out / "c.safetensors").size());
+    check_refused(call, {"c.safetensors", "--force"});
+    CHECK(contains(succeed(with({"--force", "--dtype", "bf16"})).out, "BF16"));
+    check_refused(with({"--force", "--hooks", "hook_x"}), {"\"hook_x\"", "blocks.L.mlp.hook_post"});
+    check_refused(with({"--force", "--seq", "17"}), {"--seq 17"});
+    check_refused({"analyze", "cache", "--model", w.folder / "free"}, {"--data"});
+    const Outcome full = run(with({"--force"}), {1000, ""});
+    CHECK(full.status == 1);
+    CHECK(contains(full.err, "make room"));
+    CHECK(out.names() == std::set<std::string>{"c.safetensors"});
+    check_workbench_untouched();
 }
 
 TEST_CASE("--dry-run says what a run would be and writes nothing" * quick) {

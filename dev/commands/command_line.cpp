@@ -12,6 +12,8 @@
 
 #include "data/error.h"
 #include "data/files.h"
+#include "dev/analysis/cache.h"
+#include "dev/analysis/explain_questions.h"
 #include "dev/analysis/subjects.h"
 #include "dev/commands/commands.h"
 #include "dev/cpu/machine.h"
@@ -46,6 +48,7 @@ CLI::Validator finite_number() {
 
 // What every number must be, beside the bounds of its own.
 void check_numbers(CLI::App& command) {
+    for (CLI::App* inner : command.get_subcommands({})) check_numbers(*inner);
     for (CLI::Option* option : command.get_options()) {
         const std::string type = option->get_type_name();
         if (type == "INT") option->check(whole_number(0));
@@ -65,13 +68,22 @@ struct CommandLine {
     std::function<int()> action;  // of the command that was given
 };
 
-CLI::App& add_command(CommandLine& line, const char* name, const char* description, bool& json_output,
+// In `parent`, the program or a command that has others in it. Of one within another the inner one is carried out: CLI11
+// calls back from the inside.
+CLI::App& add_command(CommandLine& line, CLI::App& parent, const char* name, const char* description, bool& json_output,
                       std::function<int()> action) {
-    CLI::App& command = *line.app.add_subcommand(name, description);
+    CLI::App& command = *parent.add_subcommand(name, description);
     command.add_option("--threads", line.threads, "processor threads [all]")->check(whole_number(1, 1024));
     command.add_flag("--json", json_output, "one JSON object on standard output, progress on standard error");
-    command.callback([&line, action = std::move(action)] { line.action = action; });
+    command.callback([&line, action = std::move(action)] {
+        if (!line.action) line.action = action;
+    });
     return command;
+}
+
+CLI::App& add_command(CommandLine& line, const char* name, const char* description, bool& json_output,
+                      std::function<int()> action) {
+    return add_command(line, line.app, name, description, json_output, std::move(action));
 }
 
 // For commands that run a finished model, which by themselves choose fp32 on every engine.
@@ -295,13 +307,68 @@ void add_bench(CommandLine& line) {
                  "instead: tokens/s over widths and lengths beside the roofline, as this SVG file");
 }
 
+void add_explain(CommandLine& line, CLI::App& analyze) {
+    const auto o = std::make_shared<analysis::ExplainOptions>();
+    CLI::App& c =
+        add_command(line, analyze, "explain", "Take one prediction apart: what every component adds to its logit.",
+                    o->json_output, [&analyze, o] {
+                        o->has_prompt = analyze.get_subcommand("explain")->count("--prompt") > 0;
+                        return explain_and_print(*o);
+                    });
+    c.add_option("--model", o->model, "model folder")->required();
+    c.add_option("--prompt", o->prompt, "text whose next token is explained");
+    c.add_option(
+        "--prompts", o->prompts,
+        "instead: a file with a prompt per line, or JSON lines with prompt or tokens, target, against, position");
+    c.add_option("--target", o->target, "text of one token, or #ID [the likeliest]");
+    c.add_option("--against", o->against, "explain the target's logit minus this token's");
+    c.add_option("--position", o->position, "whose next token, counted from 0 [the last]");
+    c.add_flag("--bos", o->bos, "end-of-text in front of every prompt, as TransformerLens puts it");
+    c.add_flag("--sources", o->sources, "in --json and --save: what each head brings from every position");
+    c.add_flag("--neurons", o->neurons, "every neuron of every MLP");
+    c.add_flag("--paths", o->paths, "paths of length two: what a head brings of each component in front of it");
+    c.add_option("--top", o->top, "rows of each table")->capture_default_str()->check(whole_number(1));
+    c.add_option("--html", o->html, "write a page to look into it, for any browser");
+    c.add_option("--save", o->save, "write the contributions of every position, as .safetensors or .npz");
+    c.add_flag("--markdown", o->markdown, "print the tables as Markdown");
+    c.add_flag("--force", o->force, "replace the --html and --save files");
+}
+
+void add_cache(CommandLine& line, CLI::App& analyze) {
+    const auto o = std::make_shared<analysis::CacheOptions>();
+    CLI::App& c = add_command(line, analyze, "cache", "Write activations at chosen places, on shards, as safetensors.",
+                              o->json_output, [o] { return cache_and_print(*o); });
+    c.add_option("--model", o->model, "model folder")->required();
+    c.add_option("--data", o->data, "token shards")->required();
+    c.add_option("--hooks", o->hooks,
+                 "places by TransformerLens's names, with commas: blocks.0.hook_mlp_out; * for all layers")
+        ->required()
+        ->delimiter(',');
+    c.add_option("--tokens", o->tokens, "how many, from the shards' beginning, in whole sequences")->required();
+    c.add_option("--out", o->out, "FILE.safetensors")->required();
+    c.add_option("--dtype", o->dtype, "f32 or bf16")->capture_default_str();
+    c.add_option("--seq", o->seq, "positions per sequence [n_ctx]")->check(whole_number(1));
+    c.add_option("--batch", o->batch, "sequences at a time")->capture_default_str()->check(whole_number(1, 65536));
+    c.add_flag("--force", o->force, "replace the file");
+}
+
 void add_analyze(CommandLine& line) {
     const auto o = std::make_shared<analysis::Options>();
     const auto measurement = std::make_shared<std::string>();
-    CLI::App& c = add_command(line, "analyze", "The paper's measurements of one model or several side by side.",
-                              o->json_output, [o, measurement] { return analyze_and_print(*measurement, *o); });
-    c.add_option("measurement", *measurement, "one of:" + measurement_list())->required();
-    c.add_option("--model", o->models, "model folders; the first is what others are compared with")->required();
+    CLI::App& c =
+        add_command(line, "analyze",
+                    "The paper's measurements of one model or several side by side; or, with a word of its own, "
+                    "one prediction explained, or activations written.",
+                    o->json_output, [o, measurement] {
+                        if (measurement->empty()) throw BadInput("analyze: name a measurement; see --help");
+                        if (o->models.empty()) throw BadInput("analyze: --model is required");
+                        return analyze_and_print(*measurement, *o);
+                    });
+    add_explain(line, c);
+    add_cache(line, c);
+    c.require_subcommand(0, 1);
+    c.add_option("measurement", *measurement, "one of:" + measurement_list());
+    c.add_option("--model", o->models, "model folders; the first is what others are compared with");
     c.add_option("--data", o->data, "token shards to measure on; patching needs none");
     c.add_option("--prompts", o->prompts,
                  "JSON file of prompt sets, for patching [the story world's, for byte models]");

@@ -16,8 +16,10 @@
 namespace lnfree {
 
 namespace analysis {
-struct Options;  // dev/analysis/subjects.h
-}
+struct Options;         // dev/analysis/subjects.h
+struct ExplainOptions;  // dev/analysis/explain_questions.h
+struct CacheOptions;    // dev/analysis/cache.h
+}  // namespace analysis
 
 // The whole program, called by main(): parses, carries a command out by the engine that backend() names, and says in one
 // line on standard error what went wrong. Exit status: 0 done, 1 the run failed, 2 bad use, 3 no GPU, 128 + n stopped by
@@ -110,5 +112,7 @@ int bench_command(const BenchOptions& o);
 // analyze: the paper's measurements (dev/analysis), `what` by name, or "report". For --help, one line on each.
 int analyze_and_print(const std::string& what, const analysis::Options& o);
 std::string measurement_list();
+int explain_and_print(const analysis::ExplainOptions& o);  // analyze explain
+int cache_and_print(const analysis::CacheOptions& o);      // analyze cache
 
 }  // namespace lnfree
