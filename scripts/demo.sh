@@ -6,7 +6,8 @@
 # Without TEXT nothing is downloaded and nothing trained first: the original is data/stories_gpt2, which has learned the
 # built-in story world. With TEXT (.txt, .jsonl, .gz of both) an original is trained on that, which takes some minutes
 # more. Everything lands in demo/: the models, both exports, log files, loss.svg, table.md, and the measurements in report/
-# and findings.md. Settings: PRETRAIN_STEPS (with TEXT), STEPS (of the removals), OUT.
+# and findings.md. Settings: PRETRAIN_STEPS (with TEXT), STEPS
+# (of the removals, 4,096 tokens each), OUT.
 set -eu
 
 engine=$PWD/train_gpt2_lnfree
@@ -42,21 +43,21 @@ else
     head -n 1 "$out/stories.jsonl" | cut -c 1-400
     "$engine" tokenize --input "$out/stories.jsonl" --tokenizer byte --out "$out/text"
 fi
-data="--data $out/text_train_*.bin --val $out/text_val_*.bin --seq 128 --batch 32 --val-tokens 16384 --save-every 0"
+data="--data $out/text_train_*.bin --val $out/text_val_*.bin --seq 128 --val-tokens 16384 --save-every 0"
 if [ $# -gt 0 ]; then
     # shellcheck disable=SC2086  # $data is several words
-    "$engine" pretrain --size tiny $data --steps "$pretrain_steps" --out "$out/original"
+    "$engine" pretrain --size tiny $data --batch 32 --steps "$pretrain_steps" --out "$out/original"
 else
     cp -r data/stories_gpt2 "$out/original"
 fi
 
-say "2. Its LayerNorms go, all together, with the original as teacher: $steps steps"
+say "2. Its LayerNorms go, all together, with the original as teacher: $((steps * 4096)) tokens in small steps"
 # shellcheck disable=SC2086
-"$engine" remove --model "$out/original" $data --steps "$steps" --out "$out/lnfree"
+"$engine" remove --model "$out/original" $data --tokens $((steps * 4096)) --out "$out/lnfree"
 
-say "3. The same by the paper's schedule, one LayerNorm after another, without a teacher"
+say "3. The same by the paper's schedule, one LayerNorm after another, without a teacher: $steps steps of 4,096 tokens"
 # shellcheck disable=SC2086
-"$engine" remove --preset paper --model "$out/original" $data --steps "$steps" --out "$out/paper"
+"$engine" remove --preset paper --model "$out/original" $data --batch 32 --steps "$steps" --out "$out/paper"
 
 say "4. Both exact forms of the first result"
 "$engine" export --model "$out/lnfree" --form hf --out "$out/lnfree_hf"
@@ -66,7 +67,7 @@ say "5. How far each is from the original, on held-out text"
 cd "$out"
 "$engine" eval --model original lnfree paper lnfree_hf lnfree_folded --baseline original --markdown --val-tokens 32768 --data "text_val_*.bin" >table.md
 cat table.md
-"$engine" plot --run "paper's schedule=paper" "auto, all gone by step $((steps / 4))=lnfree" --title "Removing every LayerNorm: training loss" --out loss.svg
+"$engine" plot --run "paper's schedule=paper" "auto, all gone within a quarter of its steps=lnfree" --title "Removing every LayerNorm: training loss" --out loss.svg
 
 say "6. What can be computed exactly now: attribution, patching; and the norms along the way"
 "$engine" analyze report --model original lnfree paper --parts loss dla patching norms --data "text_val_*.bin" --sequences 50 --out report --markdown >findings.md

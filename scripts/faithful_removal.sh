@@ -10,15 +10,15 @@
 # trained where they are missing, one for each bed and text, and kept in OUT=runs/faithful; a run's own folder goes when
 # its row is written.
 #
-# Settings with their defaults: BEDS="embedded settled natural young planted40 grown40" TEXTS="tinystories openwebtext" SEEDS="1 2 3"
-# STEPS="300 150 75" WAYS="auto paper tapernorm control_1e-4 ..." (the words of way() below; an ending _1e-3 is a learning
-# rate) JOBS=1 (runs side by side, of one thread each from two on) ENGINE=./train_gpt2_lnfree LNFREE_ISA=avx2 (one for all
-# rows: an instruction set gives the same bits on any processor, so that originals can be trained again elsewhere).
+# Settings with their defaults: BEDS="embedded settled young planted40 grown40" TEXTS="tinystories openwebtext" SEEDS="1 2 3"
+# STEPS="300 150 75" (of 4,096 tokens, whatever a way's own steps are) WAYS="auto paper tapernorm control_1e-4 ..." (the
+# words of way() below; an ending _1e-3 is a learning rate, one _1024 tokens per step) JOBS=1 (runs side by side, of one
+# thread each from two on) ENGINE=./train_gpt2_lnfree LNFREE_ISA=avx2 (one for all rows: an instruction set gives the same
+# bits on any processor, so that originals can be trained again elsewhere).
 #
 #   embedded    the model of this repository (data/stories_gpt2), on its own text: trained until its loss was flat
 #   settled     4 layers x 128, 6,250 steps, the last fifth at a low rate
 #   wide        6 layers x 256, on the first text alone; not among the defaults, since it takes hours
-#   natural     an outlier that nobody made: NATURAL_WHAT
 #   young       2 layers x 64 that still learn: what misleads, since training on their text makes them better in any case
 #   planted40   the same with an embedding of position 0 that is far longer than the others, 300 steps after it was made so
 #   grown40     the same with layers that have learned to make position 0 forty times as long
@@ -27,7 +27,7 @@ set -eu
 out=${OUT:-runs/faithful}
 rows=${ROWS:-scripts/faithful_removal.csv}
 engine=${ENGINE:-./train_gpt2_lnfree}
-beds=${BEDS:-embedded settled natural young planted40 grown40}
+beds=${BEDS:-embedded settled young planted40 grown40}
 seeds=${SEEDS:-1 2 3}
 all_steps=${STEPS:-300 150 75}
 ways=${WAYS:-auto paper tapernorm control_1e-4 control_3e-4 control_1e-3 control_2e-3}
@@ -38,7 +38,6 @@ export LNFREE_ISA="${LNFREE_ISA:-avx2}"
 texts_of() { # BED
     case $1 in
         embedded) echo stories ;;
-        natural) for text in ${TEXTS:-tinystories openwebtext}; do echo "${text}_lines"; done ;;
         wide) echo "${TEXTS:-tinystories openwebtext}" | cut -d " " -f 1 ;;
         *) echo "${TEXTS:-tinystories openwebtext}" ;;
     esac
@@ -57,6 +56,7 @@ way() { # NAME STEPS
             rate=${1##*_}
             echo "$(way "${1%_*}" "$2") --lr $rate --min-lr $(echo "$rate" | awk '{ print $1 / 10 }') --warmup $warmup"
             ;;
+        *_[0-9]*) echo "$(way "${1%_*}" "$2") --batch $((${1##*_} / 128)) --grad-accum 1" ;; # so many tokens a step
         control) echo finetune ;;
         auto | paper | tapernorm | adaptive) echo "remove --preset $1" ;;
         auto_half) echo "remove --distill 0.5" ;;
@@ -85,7 +85,6 @@ original() { # BED TEXT
     small="--n-layer 2 --n-head 2 --n-embd 64 --n-ctx 128"
     case $1 in
         wide) pretrained="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 128 --steps 2500 --lr 1e-3 --min-lr 1e-5" ;;
-        natural) pretrained="$small --n-layer 3 --steps 6000 --lr 4e-3" ;;
         settled) pretrained="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128 --steps 6250 --lr 2e-3 --min-lr 2e-5" ;;
         young) pretrained="$small --steps 1500 --lr 2e-3" ;;
         planted*) changed="--plant-position0 ${1#planted}" ;;
@@ -100,16 +99,6 @@ original() { # BED TEXT
     fi
 }
 
-# A text cut into windows of 128 bytes that all begin with a line feed, which is nowhere else.
-lines() { # TEXT_lines
-    { echo && gzip -cdf "$("$here/find_text.sh" "${1%_lines}")" | sed 's/^{"text": "//; s/"}$//; s/\\n/ /g' | tr '\n' ' ' | fold -b -w 127; } >"$out/$1/all.txt"
-    train=$(wc -l <"$out/$1/all.txt" | awk '{ print int($1 * 0.95) }')
-    head -n "$train" "$out/$1/all.txt" >"$out/$1/train.txt"
-    { echo && tail -n "+$((train + 1))" "$out/$1/all.txt"; } >"$out/$1/val.txt"
-    "$engine" tokenize --input "$out/$1/val.txt" --tokenizer byte --val-fraction 0 --out "$out/$1/text_val"
-    "$engine" tokenize --input "$out/$1/train.txt" --tokenizer byte --val-fraction 0 --out "$out/$1/text"
-}
-
 text() { # TEXT
     [ -e "$out/$1/text.json" ] && return 0
     mkdir -p "$out/$1"
@@ -118,7 +107,6 @@ text() { # TEXT
             "$engine" stories --count 20000 --seed 7 --out "$out/$1/stories.jsonl" --force
             "$engine" tokenize --input "$out/$1/stories.jsonl" --tokenizer byte --out "$out/$1/text"
             ;;
-        *_lines) lines "$1" ;;
         *) "$engine" tokenize --input "$("$here/find_text.sh" "$1")" --tokenizer byte --out "$out/$1/text" ;;
     esac
 }
@@ -134,7 +122,7 @@ row() { # BED TEXT WAY STEPS SEED
     data="$out/$2/text_train_*.bin"
     [ "$3" != auto_self ] || data=self
     status=0
-    "$engine" $(way "$3" "$4") --model "$model" --steps "$4" --seed "$5" --val-tokens 16384 --eval-every "$4" \
+    "$engine" $(way "$3" "$4") --model "$model" --tokens $(($4 * 4096)) --seed "$5" --val-tokens 16384 --eval-every 100000 \
         --data "$data" --val "$out/$2/text_val_*.bin" --save-every 0 --force --out "$run" || status=$?
     [ "$status" -le 1 ] || return "$status" # stopped, or bad use
     result=failed,,,

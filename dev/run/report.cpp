@@ -8,6 +8,7 @@
 #include "data/files.h"
 #include "data/json.h"
 #include "data/model_card.h"
+#include "data/model_folder.h"
 #include "dev/cpu/machine.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/experiments.h"
@@ -22,6 +23,8 @@ namespace lnfree {
 // As it goes
 
 namespace {
+
+constexpr int64_t kMostLines = 300;  // about a run's steps on the screen; log.jsonl has them all
 
 // "  removed mlp[0] mlp[1]": what there is room for behind a step's line; "" if nothing happened.
 std::string in_words(const std::vector<Event>& events, const Sites& sites) {
@@ -56,6 +59,8 @@ void report_step(Session& session, const StepReport& r, const std::vector<Event>
     session.log.write(line);
 
     const int64_t stop = session.settings().stop;
+    const int64_t every = (stop + kMostLines - 1) / kMostLines;
+    if (events.empty() && r.step % every != 0 && r.step + 1 < stop) return;
     const std::string kl = session.teacher ? "  kl " + format_fixed(r.loss.kl, 4) : "";
     const double per_step = (seconds_now() - session.started) / static_cast<double>(r.step - session.first_step + 1);
     std::fprintf(
@@ -106,27 +111,44 @@ void warn_if_untrained(const Session& session, double loss) {
 
 namespace {
 
-// What auto found before step 0, as a shaded part of the axis that says what it is.
-void show_decision(Chart& chart, const Json& j) {
+// What auto found before step 0, as a shaded part of the axis that says what it is. `per_step`: units of the axis.
+void show_decision(Chart& chart, const Json& j, double per_step) {
     if (j.contains("shrink_until"))
-        chart.spans.push_back({j["step"].number(), j["shrink_until"].number(), "position 0 comes down", "#E9EEF3"});
+        chart.spans.push_back(
+            {per_step * j["step"].number(), per_step * j["shrink_until"].number(), "position 0 comes down", "#E9EEF3"});
 }
 
 // Sites of one step: a line each, by kind; where many go at once, one line for all.
-void show_removals(Chart& chart, const Json& sites, double step) {
+void show_removals(Chart& chart, const Json& sites, double x) {
     constexpr size_t kMany = 4;
     if (sites.size() >= kMany) {
-        chart.markers.push_back({step, "removed", std::to_string(sites.size()) + " sites"});
+        chart.markers.push_back({x, "removed", std::to_string(sites.size()) + " sites"});
         return;
     }
     for (const Json& site : sites) {
         const std::string name = site.get<std::string>();
-        chart.markers.push_back({step, name.substr(0, name.find('[')), name});
+        chart.markers.push_back({x, name.substr(0, name.find('[')), name});
     }
 }
 
+// Of a finished run; NaN if its folder does not say.
+double tokens_per_step(const std::string& folder) {
+    const Json record = read_lnfree_json(folder);
+    const Json* const protocol = record.is_object() ? record.find("protocol") : nullptr;
+    if (protocol == nullptr) return NAN;
+    return number_or_nan(*protocol, "batch") * number_or_nan(*protocol, "seq") * number_or_nan(*protocol, "grad_accum");
+}
+
+// What a step of this run is on the axis: runs whose steps are not alike are drawn over tokens, others over steps.
+double units_per_step(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& folder) {
+    const double here = tokens_per_step(folder);
+    for (const auto& run : runs)
+        if (std::abs(tokens_per_step(run.second) - here) > 0) return here;
+    return 1;
+}
+
 // One run's line, and what its log says besides.
-ChartSeries loss_series(Chart& chart, const std::string& name, const std::string& folder) {
+ChartSeries loss_series(Chart& chart, const std::string& name, const std::string& folder, double per_step) {
     ChartSeries series;
     series.name = name;
     bool first_validation = chart.references.empty();
@@ -137,16 +159,18 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
         if (!j.is_object() || !j.contains("step")) continue;
         const double step = j["step"].get<double>();
         if (j.contains("loss")) {
-            series.x.push_back(step);
+            series.x.push_back(per_step * step);
             series.y.push_back(number_or_nan(j, "loss"));
         }
-        if (j.contains("decision")) show_decision(chart, j);
+        if (j.contains("decision")) show_decision(chart, j, per_step);
         if (first_validation && j.contains("val_loss") && step == 0) {
             chart.references.push_back({number_or_nan(j, "val_loss"), "original, validation"});
             first_validation = false;
         }
-        if (marks_removals) show_removals(chart, j.value("removed", Json::array()), step);
+        if (marks_removals) show_removals(chart, j.value("removed", Json::array()), per_step * step);
     }
+    constexpr size_t kLong = 400;  // steps, from which on a line of single ones is a band
+    if (series.x.size() > kLong) series.smooth = series.x.size() / 40;
     return series;
 }
 
@@ -155,9 +179,14 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
 Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& title) {
     Chart chart;
     chart.title = title;
-    chart.x_label = "step";
     chart.y_label = "training loss (nats per token)";
-    for (const auto& [name, folder] : runs) chart.series.push_back(loss_series(chart, name, folder));
+    bool over_tokens = false;
+    for (const auto& [name, folder] : runs) {
+        const double per_step = units_per_step(runs, folder);
+        over_tokens |= per_step != 1;
+        chart.series.push_back(loss_series(chart, name, folder, per_step));
+    }
+    chart.x_label = over_tokens ? "tokens" : "step";
     return chart;
 }
 

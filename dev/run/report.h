@@ -28,7 +28,8 @@ void warn_if_untrained(const Session& session, double loss);
 // ----- at its end
 
 // The loss curves of some runs (name, output folder) in the manner of the paper's Fig. 1: removals of the first that has any
-// as vertical lines, the validation loss before training as a dashed reference. Throws BadInput if a folder has no log.
+// as vertical lines, the validation loss before training as a dashed reference; over tokens where their steps are not alike.
+// Throws BadInput if a folder has no log.
 Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& title);
 
 // README.md of the finished model's folder, which is of this form.

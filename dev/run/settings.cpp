@@ -50,7 +50,7 @@ std::vector<Setting> make_table() {
          "auto (the original as teacher, all divisors together), paper (its schedule, fitted to the model), tapernorm "
          "(2602.10408), or the paper's own small, medium, large, xl, precursor"},
         {"steps", "--steps", [](RunSettings& s) -> int64_t& { return s.values.steps; }, 0, kMostSteps, kAnyRun,
-         kTrajectory, kRecorded, "auto: 300",
+         kTrajectory, kRecorded, "300; auto, with a teacher: 1,200 smaller ones",
          "horizon of the learning rate, and the end of the run unless --stop is given"},
         {"stop", "--stop", [](RunSettings& s) -> int64_t& { return s.values.stop; }, 0, kMostSteps, kAnyRun,
          kTrajectory, kRecorded, "--steps; the paper's presets stop where the published models did",
@@ -63,11 +63,12 @@ std::vector<Setting> make_table() {
 
         // ----- what a step is
         {"batch", "--batch", [](RunSettings& s) -> int64_t& { return s.values.batch; }, 1, 65536, kAnyRun, kTrajectory,
-         kRecorded, "auto: 4,096 to 8,192 tokens", "sequences per micro-batch"},
+         kRecorded, "--grad-accum's tokens, 8,192 at most", "sequences per micro-batch"},
         {"seq", "--seq", [](RunSettings& s) -> int64_t& { return s.values.seq; }, 0, kMostSteps, kAnyRun, kTrajectory,
          kRecorded, "n_ctx", "positions per sequence"},
         {"grad_accum", "--grad-accum", [](RunSettings& s) -> int64_t& { return s.values.grad_accum; }, 1, 65536,
-         kAnyRun, kTrajectory, kRecorded, "auto: 4,096 tokens per step, from 10M parameters 65,536, from 100M 524,288",
+         kAnyRun, kTrajectory, kRecorded,
+         "4,096 tokens per step, from 10M parameters 65,536, from 100M 524,288; auto, with a teacher: a quarter",
          "micro-batches per step"},
         {"lr", "--lr", [](RunSettings& s) -> double& { return s.values.lr; }, kLowest, kHighest, kAnyRun, kTrajectory,
          kRecorded,
@@ -85,7 +86,7 @@ std::vector<Setting> make_table() {
          kAnyRun, kTrajectory, kRecorded, "0.01; pretrain 0.1", "AdamW's decay of matrices and embeddings"},
         {"beta1", nullptr, [](RunSettings& s) -> double& { return s.values.beta1; }, 0, 1, kAnyRun, kTrajectory,
          kRecorded, "", "AdamW's"},
-        {"beta2", nullptr, [](RunSettings& s) -> double& { return s.values.beta2; }, 0, 1, kAnyRun, kTrajectory,
+        {"beta2", "--beta2", [](RunSettings& s) -> double& { return s.values.beta2; }, 0, 1, kAnyRun, kTrajectory,
          kRecorded, "0.999; pretrain and precursor 0.95", "AdamW's"},
         {"adam_eps", nullptr, [](RunSettings& s) -> double& { return s.values.adam_eps; }, 0, kHighest, kAnyRun,
          kTrajectory, kRecorded, "", "AdamW's"},
@@ -187,7 +188,7 @@ std::vector<Setting> make_table() {
         {"val_tokens", "--val-tokens", [](RunSettings& s) -> int64_t& { return s.val_tokens; }, 0, kMostSteps, kAnyRun,
          kTrajectory, kAside, "16,384 to 131,072: eight steps' worth", "tokens per validation; 0: all"},
         {"save_every", "--save-every", [](RunSettings& s) -> int64_t& { return s.save_every; }, 0, kMostSteps, kAnyRun,
-         kFree, kAside, "", "steps between checkpoints; 0: none"},
+         kFree, kAside, "a tenth of the run", "steps between checkpoints; 0: none"},
         {"keep_checkpoints", "--keep-checkpoints", [](RunSettings& s) -> int64_t& { return s.keep_checkpoints; }, 0,
          kMostSteps, kAnyRun, kFree, kAside, "", "checkpoints to keep after a finished run"},
 

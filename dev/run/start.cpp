@@ -148,7 +148,9 @@ void resolve_start(Session& session) {
     }
     if (session.request.command == "pretrain")
         s = pretraining_settings(s, o, session.model->sites.L, session.model->parameters());
-    if (o.eval_every == 0) o.eval_every = std::max<int64_t>(1, s.stop / 10);
+    const int64_t tenth = std::max<int64_t>(1, s.stop / 10);
+    if (o.eval_every == 0) o.eval_every = tenth;
+    if (o.save_every < 0) o.save_every = tenth;
     if (o.val_tokens < 0) o.val_tokens = std::min<int64_t>(131'072, std::max<int64_t>(16'384, 8 * s.tokens_per_step()));
 }
 

@@ -158,12 +158,12 @@ TEST_CASE(
     CHECK(resolve(true).preset == "auto");
     CHECK(resolve(true).distill == 1);
     CHECK(resolve(false).distill == 0);
-    CHECK(resolve(true).lr == resolve(false).lr);  // the control's are the same
-    CHECK(resolve(true).min_lr == resolve(false).min_lr);
-    CHECK(resolve(true).lr == doctest::Approx(1.31e-3).epsilon(0.01));
-    CHECK(resolve(true).warmup == 15);
-    for (const Removal& removal : removal_schedule(resolve(true), 4)) CHECK(removal.step == 15);
-    CHECK(resolve(true).experiment.gradual == 60);
+    CHECK(resolve(false).lr == doctest::Approx(1.31e-3).epsilon(0.01));
+    CHECK(resolve(true).lr == doctest::Approx(resolve(false).lr / 2));
+    CHECK(resolve(true).min_lr == doctest::Approx(resolve(true).lr / 10));
+    CHECK(resolve(true).warmup == 60);
+    for (const Removal& removal : removal_schedule(resolve(true), 4)) CHECK(removal.step == 60);
+    CHECK(resolve(true).experiment.gradual == 240);
     CHECK(resolve(true).aux_weight == doctest::Approx(0.01));
     set(flags, "steps", "60");
     CHECK(resolve(true).warmup == 10);
@@ -171,8 +171,8 @@ TEST_CASE(
     set(flags, "steps", "20");
     CHECK(resolve(true).warmup == 5);
     CHECK(resolve(true).experiment.gradual == 1);
-    CHECK(resolved("auto", 4, 124'000'000).lr == 6e-4);
-    CHECK(resolved("auto", 4, 99'000'000).lr == doctest::Approx(6.7e-4).epsilon(0.01));
+    CHECK(resolved("auto", 4, 124'000'000).lr == 3e-4);
+    CHECK(resolved("auto", 4, 99'000'000).lr == doctest::Approx(3.35e-4).epsilon(0.01));
     CHECK(resolved("auto", 4, 1'500'000'000).min_lr == 2e-5);
     set(flags, "gap_mlp", "1");
     set(flags, "distill", "0.5");
@@ -180,6 +180,29 @@ TEST_CASE(
     CHECK(resolve(true).gap_mlp == 1);
     CHECK(resolve(true).gap_v == 0);
     CHECK(resolve(true).distill == 0.5);
+}
+
+TEST_CASE("auto makes four updates of the tokens of one where a teacher speaks, at half the rate") {
+    struct Row {
+        int64_t parameters, tokens;
+    };
+    for (const Row& row : {Row{1'000'000, 4'096}, Row{20'000'000, 65'536}, Row{124'000'000, 524'288}}) {
+        const auto settings = [&](const std::vector<std::pair<const char*, const char*>>& values, bool removes) {
+            return resolve_settings(given(values), removes, 2, 128, row.parameters);
+        };
+        const Settings taught = settings({}, true), control = settings({}, false),
+                       alone = settings({{"distill", "0"}}, true);
+        CHECK(taught.tokens_per_step() == row.tokens / 4);
+        CHECK(taught.steps == 4 * 300);
+        CHECK(taught.lr == doctest::Approx(control.lr / 2));
+        CHECK(settings({{"distill", "0.5"}}, false).tokens_per_step() == row.tokens / 4);
+        for (const Settings& s : {control, alone, settings({{"preset", "paper"}, {"distill", "1"}}, true)}) {
+            CHECK(s.tokens_per_step() == row.tokens);
+            CHECK(s.steps == 300);
+        }
+        const Settings asked = settings({{"tokens", "5242880"}}, true);
+        CHECK(asked.steps == 5'242'880 / taught.tokens_per_step());
+    }
 }
 
 TEST_CASE("tapernorm is the paper's rates without a teacher, along TaperNorm's cosine") {
@@ -224,7 +247,8 @@ TEST_CASE("every number that a flag gives reaches the settings, with every prese
             set(given, "preset", preset);
             set(given, "steps", "1900");
             set(given, "stop", "1800");
-            const bool small = key == "sigma_ema" || key == "lr" || key == "min_lr" || key == "distill";
+            const bool small =
+                key == "sigma_ema" || key == "lr" || key == "min_lr" || key == "beta2" || key == "distill";
             const std::string value = key == "steps" || key == "stop" ? "1899" : small ? "0.0001" : "7";
             set(given, key, value);
             if (key == "release_position0") set(given, key, "1700");
@@ -809,6 +833,16 @@ TEST_CASE("a picture of two runs marks the removals of the first, of many at onc
     REQUIRE(other_way.markers.size() == 1);
     CHECK(other_way.markers[0].label == "4 sites");
     CHECK(other_way.markers[0].x == 1);
+
+    // Runs whose steps are not alike are drawn over tokens.
+    CHECK(both.x_label == "step");
+    write_bytes(scratch / "paper/lnfree.json", R"({"version":1,"protocol":{"batch":4,"seq":8,"grad_accum":2}})");
+    write_bytes(scratch / "auto/lnfree.json", R"({"version":1,"protocol":{"batch":4,"seq":8,"grad_accum":1}})");
+    const Chart tokens = loss_chart({one_by_one, together}, "");
+    CHECK(tokens.x_label == "tokens");
+    CHECK(tokens.series[0].x[1] == 64);
+    CHECK(tokens.series[1].x[1] == 32);
+    CHECK(tokens.markers[1].x == 64);
 }
 
 TEST_CASE("a run that diverges stops, says where, and keeps its last good checkpoint") {
