@@ -41,17 +41,11 @@ std::vector<Table> tables_of_loss(const Json& j) {
     return {table, apart};
 }
 
-// Heads of the first column: which definitions the numbers follow.
-bool is_as_paper(const Json& j) {
-    return j.contains("definitions");
-}
-std::string model_heading(const Json& j) {
-    return is_as_paper(j) ? "model, measured as the paper's code" : "model";
-}
+// Of the first column, with --paper.
+constexpr char kModelAsPaper[] = "model, measured as the paper's code";
 
 std::vector<Table> tables_of_attribution_as_paper(const Json& j) {
-    Table table(
-        {model_heading(j), "target", "NMAE of heads, last position (%)", "95 % interval", "largest difference"});
+    Table table({kModelAsPaper, "target", "NMAE of heads, last position (%)", "95 % interval", "largest difference"});
     for (const Json& m : j["models"])
         for (const auto& [target, part] : {std::pair{"next token", m}, {"token read", m["token_read"]}})
             table.add_row({m["model"].string(), target, fixed(part["nmae"], 2), interval(part["nmae_interval"], 2),
@@ -86,7 +80,7 @@ std::string percent(const Json& share) {
 }
 
 std::vector<Table> tables_of_sinks_as_paper(const Json& j) {
-    Table table({model_heading(j), "sinks among (head, query) pairs, query 0 too (%)", "95 % of batches of 8"});
+    Table table({kModelAsPaper, "sinks among (head, query) pairs, query 0 too (%)", "95 % of batches of 8"});
     for (const Json& m : j["models"]) {
         const Json& range = m["rate_pairs_interval"];
         table.add_row({m["model"].string(), percent(m["rate_pairs"]), percent(range[0]) + " to " + percent(range[1])});
@@ -116,7 +110,7 @@ std::string thousandths_of_percent(const Json& share) {
 }
 
 std::vector<Table> tables_of_confidence_as_paper(const Json& j) {
-    Table table({model_heading(j), "the first model's neurons set to their mean", "loss (%)", "|loss|, median (nats)",
+    Table table({kModelAsPaper, "the first model's neurons set to their mean", "loss (%)", "|loss|, median (nats)",
                  "entropy (%)", "|entropy|, median (nats)"});
     for (const Json& m : j["models"])
         for (const Json& a : m["ablations"])
@@ -152,7 +146,7 @@ void add_gains(std::vector<std::string>& row, const Json& m) {
 }
 
 std::vector<Table> tables_of_patching_as_paper(const Json& j) {
-    Table table({model_heading(j), "prompts solved (%)", "prompts that count", "error per prompt, mean over layers",
+    Table table({kModelAsPaper, "prompts solved (%)", "prompts that count", "error per prompt, mean over layers",
                  "improvement on the first", "spread over layers", "error of the means"});
     for (const Json& m : j["models"]) {
         std::vector<std::string> row = {
@@ -330,9 +324,9 @@ const std::vector<Measurement>& measurements() {
         {"sinks", "share of heads, and of queries, that attend to position 0", "Attention sinks",
          "A head is a sink in a sequence if its queries, but for the first, give position 0 at least 30 % of their "
          "attention on average.",
-         "single (head, query) pairs are counted, of which more than 30 % goes to position 0, and the query at "
-         "position "
-         "0, which has nowhere else to look, is one of them. The range is that of 95 % of batches of 8 sequences.",
+         "single (head, query) pairs that give position 0 more than 30 % are counted, the query at position 0, which "
+         "has "
+         "nowhere else to look, among them. The range is that of 95 % of batches of 8 sequences.",
          TakenOn::text, 1,
          [](Subjects& s) {
              return one_by_one(s,

@@ -103,6 +103,10 @@ Table table_of_sigmas(const Json& j) {
 
 }  // namespace
 
+bool is_as_paper(const Json& result) {
+    return result.is_object() && result.contains("definitions");
+}
+
 std::string pictures_of_loss(const Json& j) {
     return html_figure(
         render_svg(lines_of(j, "per_position", "Loss over positions", "position in the sequence", "mean loss (nats)")),
@@ -211,7 +215,7 @@ std::string pictures_of_norms(const Json& j) {
 }
 
 std::string pictures_of_sinks(const Json& j) {
-    const bool as_paper = j.contains("definitions");
+    const bool as_paper = is_as_paper(j);
     Chart chart = lines_of(j, as_paper ? "per_layer_pairs" : "per_layer_heads", "Attention sinks", "layer",
                            as_paper ? "share of (head, query) pairs" : "share of heads");
     chart.y_min = 0;
@@ -304,9 +308,8 @@ Table overview(const Json& report, size_t models) {
     std::vector<std::string> headers = {"model", "LayerNorm"};
     for (const Column& column : columns())
         if (report.contains(column.part)) {
-            const Json& result = report[column.part];
-            const bool as_paper = result.is_object() && result.contains("definitions");
-            headers.emplace_back(as_paper && column.header_as_paper ? column.header_as_paper : column.header);
+            const bool renamed = column.header_as_paper != nullptr && is_as_paper(report[column.part]);
+            headers.emplace_back(renamed ? column.header_as_paper : column.header);
         }
     Table table(headers);
     for (size_t i = 0; i < models; i++) {
