@@ -324,9 +324,8 @@ const std::vector<Measurement>& measurements() {
         {"sinks", "share of heads, and of queries, that attend to position 0", "Attention sinks",
          "A head is a sink in a sequence if its queries, but for the first, give position 0 at least 30 % of their "
          "attention on average.",
-         "single (head, query) pairs that give position 0 more than 30 % are counted, the query at position 0, which "
-         "has "
-         "nowhere else to look, among them. The range is that of 95 % of batches of 8 sequences.",
+         "single (head, query) pairs that give position 0 more than 30 % are counted, query 0, which has nowhere else "
+         "to look, among them. The range is that of 95 % of batches of 8 sequences.",
          TakenOn::text, 1,
          [](Subjects& s) {
              return one_by_one(s,
