@@ -6,7 +6,8 @@
 #   scripts/findings.sh bpe      GPT-2's vocabulary, on real text, with published indirect-object prompts
 #
 # Everything lands in OUT/FAMILY (OUT=runs/findings): the models, report/report.html, and findings.md for the tables in
-# README.md and dev/analysis/README.md. What is there already is not made again.
+# README.md and dev/analysis/README.md; report_paper and findings_paper.md are what --paper makes of them, where the paper's
+# code measures otherwise than we do. What is there already is not made again.
 #
 # The real text is TEXT, one or more files, or openwebtext or tinystories, which scripts/find_text.sh finds or fetches.
 # Default: tinystories (story); all packed texts of ../shared/data/text, else openwebtext (bpe). For bpe also, each from
@@ -98,4 +99,6 @@ esac
 
 cd "$OUT"
 "$ENGINE" analyze report --model pretrained control lnfree --data "text_val_*.bin" --out report "$@" --markdown >findings.md
-cat findings.md
+"$ENGINE" analyze report --model pretrained control lnfree --data "text_val_*.bin" --out report_paper "$@" \
+    --paper --parts dla patching sinks confidence --markdown >findings_paper.md
+cat findings.md findings_paper.md

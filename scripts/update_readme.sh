@@ -6,7 +6,7 @@
 #                                   runs/real_text/table.md    scripts; a row of it -> README.md
 #                                   runs/sweep/table.md        scripts
 #                                   scripts/faithful_removal.csv  scripts
-#                                   runs/findings/story/       findings.md -> dev/analysis
+#                                   runs/findings/story/       findings.md, findings_paper.md -> dev/analysis
 #                                   runs/findings/bpe/         findings.md -> dev/analysis
 #                                   ./train_gpt2_lnfree        its table of settings -> dev/README.md
 #
@@ -47,6 +47,7 @@ insert "demo table" demo/table.md README.md
 insert "demo findings" demo/findings.md README.md
 insert "demo findings" demo/findings.md dev/analysis/README.md
 insert "story findings" runs/findings/story/findings.md dev/analysis/README.md
+insert "story findings as the paper's code" runs/findings/story/findings_paper.md dev/analysis/README.md
 insert "bpe findings" runs/findings/bpe/findings.md dev/analysis/README.md
 insert "real text table" runs/real_text/table.md scripts/README.md
 if [ -r runs/real_text/table.md ]; then real_text_row >"$new" && insert "real text row" "$new" README.md; fi

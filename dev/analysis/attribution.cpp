@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "data/json.h"
+#include "data/random.h"
 #include "dev/cpu/operations.h"
 #include "dev/run/statistics.h"
 
@@ -34,6 +35,36 @@ struct AttributionError {
     }
 };
 
+std::vector<int64_t> counting(int64_t n) {
+    std::vector<int64_t> numbers(static_cast<size_t>(n));
+    std::iota(numbers.begin(), numbers.end(), 0);
+    return numbers;
+}
+
+// component (rows,C) becomes what head h of layer l adds: its columns of what the heads bring, by its rows of c_proj.
+void make_head(const Engine& model, int64_t l, int64_t h, const real* heads, int64_t rows, real* component) {
+    const int64_t C = model.config.C, HS = C / model.config.NH;
+    const real* proj = model.weights().layers[static_cast<size_t>(l)].proj;
+    operations().matmul(Transpose::No, Transpose::No, rows, C, HS, heads + h * HS, C, proj + h * HS * C, C, component,
+                        C, false, nullptr);
+}
+
+// (L) lists of NH numbers, in percent.
+Json nmae_by_layer(const std::vector<AttributionError>& heads, int64_t NH, const std::vector<int64_t>& chosen) {
+    Json layers = Json::array();
+    for (size_t i = 0; i < heads.size(); i++) {
+        if (i % static_cast<size_t>(NH) == 0) layers.push_back(Json::array());
+        layers.back().push_back(100 * heads[i].nmae(chosen));
+    }
+    return layers;
+}
+
+double largest_of(const std::vector<AttributionError>& heads) {
+    double largest = 0;
+    for (const AttributionError& head : heads) largest = std::max(largest, head.largest);
+    return largest;
+}
+
 // The components of one model and what is known of them.
 class Attributions {
   public:
@@ -57,15 +88,14 @@ class Attributions {
         for (int64_t l = 0; l < L; l++) {
             compare(mlps_[static_cast<size_t>(l)], outputs + l * N * C, first, B);
             for (int64_t h = 0; h < NH; h++) {
-                make_head(l, h, heads + l * N * C, N);
+                make_head(model_, l, h, heads + l * N * C, N, component_.data());
                 compare(heads_[static_cast<size_t>(l * NH + h)], component_.data(), first, B);
             }
         }
     }
 
     Json summary(uint64_t seed) const {
-        std::vector<int64_t> all(static_cast<size_t>(sample_.sequences));
-        std::iota(all.begin(), all.end(), 0);
+        const std::vector<int64_t> all = counting(sample_.sequences);
         const auto over_heads = [this](const std::vector<int64_t>& chosen) {  // eq. 10
             double sum = 0;
             for (const AttributionError& head : heads_) sum += head.nmae(chosen);
@@ -77,14 +107,8 @@ class Attributions {
         j["nmae_embedding"] = 100 * embedding_.nmae(all);
         j["nmae_mlp"] = Json::array();
         for (const AttributionError& mlp : mlps_) j["nmae_mlp"].push_back(100 * mlp.nmae(all));
-        j["nmae_head"] = Json::array();
-        double largest = 0;
-        for (size_t i = 0; i < heads_.size(); i++) {
-            if (i % static_cast<size_t>(model_.config.NH) == 0) j["nmae_head"].push_back(Json::array());
-            j["nmae_head"].back().push_back(100 * heads_[i].nmae(all));
-            largest = std::max(largest, heads_[i].largest);
-        }
-        j["largest_difference"] = largest;
+        j["nmae_head"] = nmae_by_layer(heads_, model_.config.NH, all);
+        j["largest_difference"] = largest_of(heads_);
         return j;
     }
 
@@ -109,14 +133,6 @@ class Attributions {
         model_.trace(sample_.inputs.data() + first * sample_.T, B, sample_.T, probe);
     }
 
-    // component_ (N,C) becomes what head h of layer l adds: its columns of what the heads bring, by its rows of c_proj.
-    void make_head(int64_t l, int64_t h, const real* heads, int64_t N) {
-        const int64_t C = model_.config.C, HS = C / model_.config.NH;
-        const real* proj = model_.weights().layers[static_cast<size_t>(l)].proj;
-        operations().matmul(Transpose::No, Transpose::No, N, C, HS, heads + h * HS, C, proj + h * HS * C, C,
-                            component_.data(), C, false, nullptr);
-    }
-
     // component (N,C), of the batch that was traced last.
     void compare(AttributionError& error, const real* component, int64_t first, int64_t B) {
         const int64_t T = sample_.T, C = model_.config.C;
@@ -139,6 +155,143 @@ class Attributions {
             largest[static_cast<size_t>(b)] = most;
         }
         error.largest = std::max(error.largest, *std::max_element(largest.begin(), largest.end()));
+    }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// As the paper's code measures
+
+// What the value biases, ln_1's beta among them, bring through every head (C): queries weigh values to a sum of 1, so it
+// is the same at every position. TransformerLens counts it among the output's biases and not to the heads.
+std::vector<real> value_biases(const Engine& model, int64_t layer) {
+    const Weights::Layer& w = model.weights().layers[static_cast<size_t>(layer)];
+    const int64_t C = model.config.C;
+    std::vector<real> biases(w.qkv_bias + 2 * C, w.qkv_bias + 3 * C);
+    if (w.ln1_beta == nullptr) return biases;  // folded in already
+    for (int64_t j = 0; j < C; j++) {
+        double sum = static_cast<double>(biases[static_cast<size_t>(j)]);
+        for (int64_t c = 0; c < C; c++)
+            sum += static_cast<double>(w.ln1_beta[c]) * static_cast<double>(w.qkv[c * 3 * C + 2 * C + j]);
+        biases[static_cast<size_t>(j)] = static_cast<real>(sum);
+    }
+    return biases;
+}
+
+// The mean row of the unembedding (C): it raises all logits alike, which no prediction sees.
+std::vector<double> mean_row(const Engine& model) {
+    const int64_t C = model.config.C, V = model.config.V;
+    std::vector<double> mean(static_cast<size_t>(C));
+    for (int64_t v = 0; v < V; v++)
+        for (int64_t c = 0; c < C; c++)
+            mean[static_cast<size_t>(c)] += static_cast<double>(model.weights().head[v * C + c]);
+    for (double& m : mean) m /= static_cast<double>(V);
+    return mean;
+}
+
+// Heads alone, without value biases, at the last position of every sequence, for the centred unembedding of two tokens:
+// the one that follows, and the one that is read there.
+class LastAttributions {
+  public:
+    LastAttributions(Engine& model, const Sample& sample) : model_(model), sample_(sample), mean_row_(mean_row(model)) {
+        const GPT2Config& c = model.config;
+        for (int64_t l = 0; l < c.L; l++) value_biases_.push_back(value_biases(model, l));
+        for (auto* heads : {&next_, &read_}) {
+            heads->resize(static_cast<size_t>(c.L * c.NH));
+            for (AttributionError& e : *heads) e.resize(sample.sequences);
+        }
+    }
+
+    // Sequences [first, first + B).
+    void add(int64_t first, int64_t B) {
+        const int64_t L = model_.config.L, NH = model_.config.NH, C = model_.config.C;
+        const std::vector<real> heads = last_heads(first, B);
+        std::vector<real> component(static_cast<size_t>(B * C));
+        const FinalNorm norm = final_norm_of(model_, sample_.inputs.data() + first * sample_.T);
+        for (int64_t l = 0; l < L; l++)
+            for (int64_t h = 0; h < NH; h++) {
+                make_head(model_, l, h, heads.data() + l * B * C, B, component.data());
+                const auto i = static_cast<size_t>(l * NH + h);
+                compare(next_[i], norm, component.data(), sample_.targets, first, B);
+                compare(read_[i], norm, component.data(), sample_.inputs, first, B);
+            }
+    }
+
+    Json summary(uint64_t seed) const {
+        Json j = summary_of(next_, seed);
+        j["token_read"] = summary_of(read_, seed);
+        return j;
+    }
+
+  private:
+    Engine& model_;
+    const Sample& sample_;
+    std::vector<double> mean_row_;
+    std::vector<std::vector<real>> value_biases_;  // (L)(C)
+    std::vector<AttributionError> next_, read_;    // (L,NH), for the token that follows and for the one that is read
+
+    // (L,B,C): what the heads bring to the last position, side by side.
+    std::vector<real> last_heads(int64_t first, int64_t B) {
+        const int64_t T = sample_.T, C = model_.config.C;
+        std::vector<real> heads(static_cast<size_t>(model_.config.L * B * C));
+        Probe probe;
+        probe.attention = [&](int64_t layer, const real* x, const real*, const real*) {
+            const std::vector<real>& biases = value_biases_[static_cast<size_t>(layer)];
+            for (int64_t b = 0; b < B; b++)
+                for (int64_t c = 0; c < C; c++)
+                    heads[static_cast<size_t>((layer * B + b) * C + c)] =
+                        x[(b * T + T - 1) * C + c] - biases[static_cast<size_t>(c)];
+        };
+        model_.trace(sample_.inputs.data() + first * T, B, T, probe);
+        return heads;
+    }
+
+    // u (C): a token's row of the unembedding, centred.
+    void centred_row(int32_t token, std::vector<real>& u) const {
+        const real* row = model_.weights().head + static_cast<int64_t>(token) * model_.config.C;
+        for (size_t c = 0; c < u.size(); c++) u[c] = static_cast<real>(static_cast<double>(row[c]) - mean_row_[c]);
+    }
+
+    // component (B,C); tokens (sequences,T), of which the last of each sequence counts.
+    void compare(AttributionError& error, const FinalNorm& norm, const real* component,
+                 const std::vector<int32_t>& tokens, int64_t first, int64_t B) const {
+        const int64_t T = sample_.T, C = model_.config.C;
+        std::vector<real> u(static_cast<size_t>(C));
+        for (int64_t b = 0; b < B; b++) {
+            centred_row(tokens[static_cast<size_t>((first + b + 1) * T - 1)], u);
+            const Attribution a = attribute(norm, b * T + T - 1, component + b * C, u.data(), C);
+            const double off = std::abs(a.dla - a.direct_effect);
+            error.off[static_cast<size_t>(first + b)] = off;
+            error.effect[static_cast<size_t>(first + b)] = std::abs(a.direct_effect);
+            error.largest = std::max(error.largest, off);
+        }
+    }
+
+    // In percent, over some heads and sequences at once: large effects weigh more than in eq. 10.
+    static double pooled(const std::vector<AttributionError>& heads, const std::vector<int64_t>& chosen_heads,
+                         const std::vector<int64_t>& chosen) {
+        double off = 0, effect = 0;
+        for (const int64_t h : chosen_heads)
+            for (const int64_t i : chosen) {
+                off += heads[static_cast<size_t>(h)].off[static_cast<size_t>(i)];
+                effect += heads[static_cast<size_t>(h)].effect[static_cast<size_t>(i)];
+            }
+        return effect > 0 ? 100 * off / effect : 0;
+    }
+
+    // The interval draws heads anew as well as sequences.
+    Json summary_of(const std::vector<AttributionError>& heads, uint64_t seed) const {
+        const std::vector<int64_t> all = counting(sample_.sequences);
+        std::vector<int64_t> drawn = counting(static_cast<int64_t>(heads.size()));
+        Json j;
+        j["nmae"] = pooled(heads, drawn, all);
+        SplitMix64 random(seed + 1);
+        j["nmae_interval"] = interval(sample_.sequences, seed, [&](const std::vector<int64_t>& chosen) {
+            for (int64_t& h : drawn) h = static_cast<int64_t>(random.below(heads.size()));
+            return pooled(heads, drawn, chosen);
+        });
+        j["nmae_head"] = nmae_by_layer(heads, model_.config.NH, all);
+        j["largest_difference"] = largest_of(heads);
+        return j;
     }
 };
 
@@ -185,10 +338,19 @@ Attribution attribute(const FinalNorm& norm, int64_t n, const real* c, const rea
     return {whole - rest, (g_c - g * mean_c) / divisor};
 }
 
-Json measure_attribution(Engine& model, const Sample& sample, const Procedure& procedure) {
-    Attributions attributions(model, sample);
+namespace {
+
+template <typename Measured>
+Json measure_with(Measured attributions, const Sample& sample, const Procedure& procedure) {
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { attributions.add(first, B); });
     return attributions.summary(procedure.seed);
+}
+
+}  // namespace
+
+Json measure_attribution(Engine& model, const Sample& sample, const Procedure& procedure) {
+    return procedure.paper ? measure_with(LastAttributions(model, sample), sample, procedure)
+                           : measure_with(Attributions(model, sample), sample, procedure);
 }
 
 }  // namespace analysis

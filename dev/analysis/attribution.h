@@ -34,7 +34,9 @@ struct Attribution {
 // Of component c (C) at position n, for the token whose row of the unembedding is u (C).
 Attribution attribute(const FinalNorm& norm, int64_t n, const real* c, const real* u, int64_t C);
 
-// Errors of every head, MLP and of the embedding.
+// Errors of every head, MLP and of the embedding: {"nmae", "nmae_interval", "nmae_head", "nmae_mlp", "nmae_embedding",
+// "largest_difference"}. As the paper's code measures (procedure.paper): those of the heads alone, at the last position, for
+// the token that follows; and under "token_read" the same for the token that is read there, which is what their code takes.
 Json measure_attribution(Engine& model, const Sample& sample, const Procedure& procedure);
 
 }  // namespace analysis

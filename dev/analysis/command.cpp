@@ -24,10 +24,16 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 // One measurement
 
+// Whether --paper changes this measurement.
+bool is_as_paper(const Measurement& m, const Options& o) {
+    return o.paper && m.as_paper != nullptr;
+}
+
 // All that a result depends on, contents by their fingerprints: a folder or a file may hold something else by now. The
 // same request need not be measured again.
 Json request_of(const Measurement& m, const Options& o, const Subjects& s) {
     Json j{{"models", o.models}, {"model_fingerprints", Json::array()}};
+    if (is_as_paper(m, o)) j["definitions"] = "paper";
     for (const uint64_t fingerprint : s.model_fingerprints) j["model_fingerprints"].push_back(hex(fingerprint));
     if (m.on == TakenOn::prompts)
         j.update({{"prompts", o.prompts}, {"prompts_fingerprint", hex(s.prompts_fingerprint)}});
@@ -55,12 +61,13 @@ double flops_of(const Subjects& s) {
 // Of prepared subjects.
 Json run_measurement(const Measurement& m, const Options& o, Subjects& s) {
     if (m.on == TakenOn::questions) prepare_tasks(s);
-    std::fprintf(stderr, "%s: %s; about %s\n", m.name, m.what,
+    std::fprintf(stderr, "%s: %s%s; about %s\n", m.name, m.what, is_as_paper(m, o) ? ", as the paper's code" : "",
                  format_duration(estimated_seconds(m, s, flops_of(s))).c_str());
     s.procedure.label = m.name;
     Json measured = m.measure(s), j;
     j["version"] = kFormatVersion;
     j["what"] = m.name;
+    if (is_as_paper(m, o)) j["definitions"] = "paper";
     j["request"] = request_of(m, o, s);
     if (m.on == TakenOn::text) {
         j["seq"] = s.sample.T;
@@ -122,6 +129,15 @@ void write_report(const Options& o, const Sample& sample, const Table& summary, 
     write_file_atomically(o.out + "/report.json", all.dump(1) + "\n");
 }
 
+// What stands above a part's numbers.
+ReportPart part_of(const Measurement& m, const Options& o) {
+    ReportPart part{m.name, m.title, m.explanation, {}, "", "", ""};
+    if (!is_as_paper(m, o)) return part;
+    part.title += ", as the paper's code measures";
+    part.explanation += std::string(" Here as the paper's code measures (--paper): ") + m.as_paper;
+    return part;
+}
+
 bool is_asked_for(const Measurement& m, const Options& o) {
     return o.parts.empty() || std::find(o.parts.begin(), o.parts.end(), m.name) != o.parts.end();
 }
@@ -137,7 +153,7 @@ Json report(const Options& o) {
     Json all{{"version", kFormatVersion}, {"what", "report"}};
     for (const Measurement& m : measurements()) {
         if (!is_asked_for(m, o)) continue;
-        ReportPart part{m.name, m.title, m.explanation, {}, "", "", ""};
+        ReportPart part = part_of(m, o);
         try {
             const Json result = result_of(m, o, subjects);
             part.json = result.dump();

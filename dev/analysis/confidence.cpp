@@ -25,6 +25,56 @@ namespace {
 
 constexpr size_t kTopNeurons = 3;
 
+// What eq. 11 and 12 read: w (n_inner,C), what the neurons of the last MLP write, and u (V,C), the unembedding.
+struct Directions {
+    const real *w, *u;
+};
+
+Directions stored_directions(const Engine& model) {
+    return {model.weights().layers.back().fcproj, model.weights().head};
+}
+
+// row (C) -= its mean.
+void centre(real* row, int64_t C) {
+    double mean = 0;
+    for (int64_t c = 0; c < C; c++) mean += static_cast<double>(row[c]) / static_cast<double>(C);
+    for (int64_t c = 0; c < C; c++) row[c] = static_cast<real>(static_cast<double>(row[c]) - mean);
+}
+
+// u (V,C) as stored times ln_f's gamma, less the mean over tokens: what raises all logits alike.
+std::vector<real> centred_unembedding(const Engine& model) {
+    const int64_t C = model.config.C, V = model.config.V;
+    const real *u = model.weights().head, *gamma = model.weights().lnf_gamma;
+    std::vector<double> mean(static_cast<size_t>(C));
+    for (int64_t v = 0; v < V; v++)
+        for (int64_t c = 0; c < C; c++) mean[static_cast<size_t>(c)] += static_cast<double>(u[v * C + c]);
+    std::vector<real> centred(static_cast<size_t>(V * C));
+    for (int64_t v = 0; v < V; v++)
+        for (int64_t c = 0; c < C; c++)
+            centred[static_cast<size_t>(v * C + c)] = static_cast<real>(
+                (static_cast<double>(u[v * C + c]) - mean[static_cast<size_t>(c)] / static_cast<double>(V)) *
+                (gamma == nullptr ? 1.0 : static_cast<double>(gamma[c])));
+    return centred;
+}
+
+// Directions without the one that ln_f takes out, as TransformerLens centres them when it loads a model. Neurons score
+// alike in every form of a model then.
+class CentredDirections {
+  public:
+    explicit CentredDirections(const Engine& model) : u_(centred_unembedding(model)) {
+        const int64_t C = model.config.C;
+        const real* w = model.weights().layers.back().fcproj;
+        w_.assign(w, w + model.config.n_inner * C);
+        for (auto* rows : {&w_, &u_})
+            for (size_t first = 0; first < rows->size(); first += static_cast<size_t>(C))
+                centre(rows->data() + first, C);
+    }
+    Directions get() const { return {w_.data(), u_.data()}; }
+
+  private:
+    std::vector<real> w_, u_;
+};
+
 // A neuron of the last MLP with what eq. 11 and 12 make of it.
 struct Neuron {
     int64_t index;
@@ -46,10 +96,10 @@ Neuron neuron_of(int64_t index, const real* w, const real* products, const std::
     return neuron;
 }
 
-// w: rows of the last c_proj (n_inner,C); u: rows of the unembedding as it is stored (V,C).
-std::vector<Neuron> confidence_neurons(const Engine& model) {
-    const int64_t C = model.config.C, V = model.config.V, H = model.config.n_inner, rows = rows_at_a_time(H, V);
-    const real *w = model.weights().layers.back().fcproj, *u = model.weights().head;
+// All of the last MLP.
+std::vector<Neuron> confidence_neurons(const GPT2Config& config, const Directions& d) {
+    const int64_t C = config.C, V = config.V, H = config.n_inner, rows = rows_at_a_time(H, V);
+    const real *w = d.w, *u = d.u;
     std::vector<double> u_norm;
     for (int64_t v = 0; v < V; v++) u_norm.push_back(norm_of(u + v * C, C));
     Buffer products(rows * V);
@@ -62,6 +112,17 @@ std::vector<Neuron> confidence_neurons(const Engine& model) {
         for (int64_t i = 0; i < count; i++)
             neurons[static_cast<size_t>(first + i)] =
                 neuron_of(first + i, w + (first + i) * C, products.data() + i * V, u_norm, C);
+    }
+    return neurons;
+}
+
+// The same with the sample variance, over V - 1, of centred directions.
+std::vector<Neuron> confidence_neurons_as_paper(const GPT2Config& config, const Directions& d) {
+    std::vector<Neuron> neurons = confidence_neurons(config, d);
+    const double V = static_cast<double>(config.V);
+    for (Neuron& neuron : neurons) {
+        neuron.logit_var *= V / (V - 1);
+        neuron.score = neuron.norm / neuron.logit_var;
     }
     return neurons;
 }
@@ -95,6 +156,11 @@ std::vector<double> cosines_with(const Spectrum& s, const real* w, int64_t C) {
         cosines.push_back(std::abs(product / norm));
     }
     return cosines;
+}
+
+// Quartiles of sizes, which are reordered: low, median, high.
+std::vector<double> quartiles(std::vector<double>& sizes) {
+    return {quantile(sizes, 0.25), quantile(sizes, 0.5), quantile(sizes, 0.75)};
 }
 
 // Mean ablation: what the predictions become when a set of neurons gives its mean over the sample at every position. Only
@@ -131,7 +197,11 @@ class Ablations {
             const std::vector<Prediction> ablated = predictions(first, N);
             changes_[s].loss += total(ablated, &Prediction::loss) - total(whole, &Prediction::loss);
             changes_[s].entropy += total(ablated, &Prediction::entropy) - total(whole, &Prediction::entropy);
-            for (size_t n = 0; n < whole.size(); n++) changes_[s].absolute += std::abs(ablated[n].loss - whole[n].loss);
+            for (size_t n = 0; n < whole.size(); n++) {
+                changes_[s].absolute += std::abs(ablated[n].loss - whole[n].loss);
+                changes_[s].losses.push_back(std::abs(ablated[n].loss - whole[n].loss));
+                changes_[s].entropies.push_back(std::abs(ablated[n].entropy - whole[n].entropy));
+            }
         }
     }
 
@@ -148,9 +218,20 @@ class Ablations {
         return j;
     }
 
+    // With the quartiles of single predictions' changes, which the paper's boxes show (Fig. 4, 8). Once, at the end.
+    Json summary_as_paper() {
+        Json j = summary();
+        for (size_t s = 0; s < sets_.size(); s++) {
+            j[s]["loss_change_abs_quartiles"] = quartiles(changes_[s].losses);
+            j[s]["entropy_change_abs_quartiles"] = quartiles(changes_[s].entropies);
+        }
+        return j;
+    }
+
   private:
     struct Change {
         double loss = 0, entropy = 0, absolute = 0;
+        std::vector<double> losses, entropies;  // sizes, of every prediction
     };
     Engine& model_;
     const Sample& sample_;
@@ -204,15 +285,13 @@ class Ablations {
     }
 };
 
-}  // namespace
-
-// From the eigenvalues of u^T u, which is (C,C) however long the vocabulary, in double precision.
-Spectrum spectrum(const Engine& model) {
-    const int64_t C = model.config.C, V = model.config.V, rows = 1024;
+// Of u (V,C), from the eigenvalues of u^T u, which is (C,C) however long the vocabulary, in double precision.
+Spectrum spectrum_of(const real* all, int64_t V, int64_t C) {
+    const int64_t rows = 1024;
     Eigen::MatrixXd gram = Eigen::MatrixXd::Zero(C, C);
     for (int64_t first = 0; first < V; first += rows) {
         typedef Eigen::Matrix<real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> Rows;
-        const Eigen::Map<const Rows> u(model.weights().head + first * C, std::min(rows, V - first), C);
+        const Eigen::Map<const Rows> u(all + first * C, std::min(rows, V - first), C);
         gram.selfadjointView<Eigen::Lower>().rankUpdate(u.template cast<double>().transpose());
     }
     const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(gram);
@@ -225,8 +304,8 @@ Spectrum spectrum(const Engine& model) {
     return s;
 }
 
-Json measure_confidence(Engine& model, const Sample& sample, const Procedure& procedure) {
-    const std::vector<Neuron> neurons = confidence_neurons(model);
+// What is known of all neurons, which three are the top, and what the unembedding does with what the first of them writes.
+Json describe(const GPT2Config& config, const Directions& d, const std::vector<Neuron>& neurons) {
     Json j;
     for (const auto& [key, value] :
          {std::pair{"norm", &Neuron::norm}, {"logit_var", &Neuron::logit_var}, {"cn", &Neuron::score}}) {
@@ -236,17 +315,45 @@ Json measure_confidence(Engine& model, const Sample& sample, const Procedure& pr
     const std::vector<int64_t> top = top_neurons(neurons);
     j["top"] = top;
 
-    Spectrum of_unembedding = spectrum(model);
+    Spectrum of_unembedding = spectrum_of(d.u, config.V, config.C);
     const double largest = of_unembedding.values[0];
     for (double& value : of_unembedding.values) value /= largest;
-    const real* w = model.weights().layers.back().fcproj + top[0] * model.config.C;
     j["singular_values"] = of_unembedding.values;
-    j["cosines"] = cosines_with(of_unembedding, w, model.config.C);
+    j["cosines"] = cosines_with(of_unembedding, d.w + top[0] * config.C, config.C);
+    return j;
+}
 
-    Ablations ablations(model, sample, ablated_sets(top));
+// Takes out each of the neurons alone, the first two, the first three.
+Ablations ablate(Engine& model, const Sample& sample, const Procedure& procedure, const std::vector<int64_t>& neurons) {
+    Ablations ablations(model, sample, ablated_sets(neurons));
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { ablations.add_means(first, B); });
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { ablations.add_changes(first, B); });
-    j["ablations"] = ablations.summary();
+    return ablations;
+}
+
+}  // namespace
+
+Spectrum spectrum(const Engine& model) {
+    return spectrum_of(model.weights().head, model.config.V, model.config.C);
+}
+
+std::vector<int64_t> confidence_neurons_as_paper(const Engine& model) {
+    return top_neurons(confidence_neurons_as_paper(model.config, CentredDirections(model).get()));
+}
+
+Json measure_confidence(Engine& model, const Sample& sample, const Procedure& procedure) {
+    const Directions d = stored_directions(model);
+    const std::vector<Neuron> neurons = confidence_neurons(model.config, d);
+    Json j = describe(model.config, d, neurons);
+    j["ablations"] = ablate(model, sample, procedure, top_neurons(neurons)).summary();
+    return j;
+}
+
+Json measure_confidence_as_paper(Engine& model, const Sample& sample, const Procedure& procedure,
+                                 const std::vector<int64_t>& ablated) {
+    const CentredDirections d(model);
+    Json j = describe(model.config, d.get(), confidence_neurons_as_paper(model.config, d.get()));
+    j["ablations"] = ablate(model, sample, procedure, ablated).summary_as_paper();
     return j;
 }
 

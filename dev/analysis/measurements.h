@@ -16,6 +16,7 @@ struct Measurement {
     const char* what;
     const char* title;  // in the report, and what it says there
     const char* explanation;
+    const char* as_paper;  // what is different with --paper, for the report; null: nothing
     TakenOn on;
     double passes;                 // over the sample, forward, that it costs about; for text
     Json (*measure)(Subjects& s);  // {"models": [...], ...}

@@ -17,13 +17,20 @@ namespace analysis {
 namespace {
 
 constexpr double kSinkThreshold = 0.3;  // of a head's attention (Sec. 5.3)
+constexpr size_t kPaperBatch = 8;       // sequences whose common rate is one of those that the paper's interval spans
 
 // Two rates: of heads that give position 0 at least kSinkThreshold on average over a sequence's queries, and of single
-// queries that do. The query at position 0, which sees nothing else, is left out.
+// queries that do. The query at position 0, which sees nothing else, is left out. The paper's code knows the second
+// alone, counts that query too, and wants more than the threshold.
 class Sinks {
   public:
-    Sinks(Engine& model, const Sample& sample)
-        : model_(model), sample_(sample), heads_(static_cast<size_t>(model.config.L)), queries_(heads_.size()) {
+    Sinks(Engine& model, const Sample& sample, bool paper)
+        : model_(model),
+          sample_(sample),
+          paper_(paper),
+          first_query_(paper ? 0 : 1),
+          heads_(static_cast<size_t>(model.config.L)),
+          queries_(heads_.size()) {
         for (auto* rates : {&heads_, &queries_})
             for (std::vector<double>& layer : *rates) layer.resize(static_cast<size_t>(sample.sequences));
     }
@@ -41,13 +48,15 @@ class Sinks {
         Json j;
         j["threshold"] = kSinkThreshold;
         for (const auto& [name, rates] : {std::pair{"heads", &heads_}, {"pairs", &queries_}}) {
+            if (paper_ && rates == &heads_) continue;
             std::vector<double> overall(static_cast<size_t>(sample_.sequences)), per_layer;
             for (const std::vector<double>& layer : *rates) {
                 per_layer.push_back(mean_of(layer));
                 for (size_t i = 0; i < layer.size(); i++) overall[i] += layer[i] / static_cast<double>(rates->size());
             }
             j[std::string("rate_") + name] = mean_of(overall);
-            j[std::string("rate_") + name + "_interval"] = interval_of_mean(overall, seed);
+            j[std::string("rate_") + name + "_interval"] =
+                paper_ ? range_of_batches(overall) : interval_of_mean(overall, seed);
             j[std::string("per_layer_") + name] = per_layer;
         }
         return j;
@@ -56,6 +65,8 @@ class Sinks {
   private:
     Engine& model_;
     const Sample& sample_;
+    bool paper_;
+    int64_t first_query_;
     std::vector<std::vector<double>> heads_, queries_;  // (L)(sequences): shares
 
     // Sequence b of the batch that begins at `first`.
@@ -66,20 +77,31 @@ class Sinks {
         for (int64_t h = 0; h < NH; h++) {
             const real *q = qkv + b * T * 3 * C + h * HS, *key = q + C;
             double sum = 0;
-            for (int64_t t = 1; t < T; t++) {
+            for (int64_t t = first_query_; t < T; t++) {
                 double score = 0;
                 for (int64_t d = 0; d < HS; d++)
                     score += static_cast<double>(q[t * 3 * C + d]) * static_cast<double>(key[d]);
                 const double share = std::exp(scale * score - static_cast<double>(lse[(b * NH + h) * T + t]));
                 sum += share;
-                queries += share >= kSinkThreshold;
+                queries += paper_ ? share > kSinkThreshold : share >= kSinkThreshold;
             }
             sinks += sum >= kSinkThreshold * static_cast<double>(T - 1);
         }
         const size_t sequence = static_cast<size_t>(first + b);
         heads_[static_cast<size_t>(layer)][sequence] = static_cast<double>(sinks) / static_cast<double>(NH);
         queries_[static_cast<size_t>(layer)][sequence] =
-            static_cast<double>(queries) / static_cast<double>(NH * (T - 1));
+            static_cast<double>(queries) / static_cast<double>(NH * (T - first_query_));
+    }
+
+    // Where 95 % of the batches' rates lie, which is no statement about the mean.
+    static Interval range_of_batches(const std::vector<double>& rates) {
+        std::vector<double> batches;
+        for (size_t first = 0; first < rates.size(); first += kPaperBatch) {
+            const auto begin = rates.begin() + static_cast<std::ptrdiff_t>(first);
+            const auto count = static_cast<std::ptrdiff_t>(std::min(kPaperBatch, rates.size() - first));
+            batches.push_back(mean_of(std::vector<double>(begin, begin + count)));
+        }
+        return {quantile(batches, 0.025), quantile(batches, 0.975)};
     }
 };
 
@@ -117,7 +139,7 @@ Json measure_norms(Engine& model, const Sample& sample, const Procedure& procedu
 
 Json measure_sinks(Engine& model, const Sample& sample, const Procedure& procedure) {
     if (sample.T < 2) throw BadInput("--seq 1: attention to position 0 needs queries behind it; use at least 2");
-    Sinks sinks(model, sample);
+    Sinks sinks(model, sample, procedure.paper);
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { sinks.add(first, B); });
     return sinks.summary(procedure.seed);
 }

@@ -13,7 +13,9 @@ namespace analysis {
 // T must be at least 2.
 Json measure_norms(Engine& model, const Sample& sample, const Procedure& procedure);
 
-// How much of its attention each head gives to position 0. T must be at least 2.
+// How much of its attention each head gives to position 0: {"threshold", "rate_heads", "rate_heads_interval",
+// "per_layer_heads", and the same with "pairs"}; as the paper's code measures (procedure.paper) only those with "pairs",
+// the query at position 0 among them. BadInput if T is 1.
 Json measure_sinks(Engine& model, const Sample& sample, const Procedure& procedure);
 
 }  // namespace analysis

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "data/console.h"
 #include "data/json.h"
@@ -41,11 +42,34 @@ class Patching {
         if (result.effect() < least_effect) return result;
         result.activation.resize(static_cast<size_t>(L_ * T_));
         result.attribution.resize(result.activation.size());
-        estimate(result.attribution);
-        for (int64_t layer = 0; layer < L_; layer++)
-            patch(result.activation.data() + layer * T_, layer, batch, result.corrupted);
+        estimate([&](int64_t at, int64_t, double effect) {
+            result.attribution[static_cast<size_t>(at)] += effect / static_cast<double>(count_);
+        });
+        patch(batch, [&](int64_t at, const std::vector<double>& f) {
+            result.activation[static_cast<size_t>(at)] = mean_of(f) - result.corrupted;
+        });
         for (auto* effects : {&result.activation, &result.attribution})
             for (double& effect : *effects) effect /= result.effect();
+        return result;
+    }
+
+    PatchedPrompts measure_each(int64_t batch) {
+        PatchedPrompts result;
+        clean_ = inputs(0);
+        corrupted_ = inputs(1);
+        streams(clean_stream_, clean_, false);
+        result.clean = differences(count_);
+        streams(corrupted_stream_, corrupted_, true);
+        result.corrupted = differences(count_);
+        result.activation.resize(static_cast<size_t>(L_ * T_ * count_));
+        result.attribution.resize(result.activation.size());
+        estimate([&](int64_t at, int64_t prompt, double effect) {
+            result.attribution[static_cast<size_t>(at * count_ + prompt)] += effect;
+        });
+        patch(batch, [&](int64_t at, const std::vector<double>& f) {
+            for (size_t i = 0; i < f.size(); i++)
+                result.activation[static_cast<size_t>(at * count_) + i] = f[i] - result.corrupted[i];
+        });
         return result;
     }
 
@@ -90,8 +114,10 @@ class Patching {
         return all;
     }
 
-    // Eq. 7, means over the prompts; after the corrupted prompts were traced and kept.
-    void estimate(std::vector<double>& effects) {
+    // Eq. 7: add(layer * T + position, prompt, effect) for every number in the stream; after the corrupted prompts were
+    // traced and kept.
+    template <typename Add>
+    void estimate(const Add& add) {
         const int64_t NC = count_ * T_ * C_;
         std::vector<real> dnormed(static_cast<size_t>(NC));
         const real* u = model_.weights().head;
@@ -102,9 +128,8 @@ class Patching {
         model_.stream_gradients(dnormed.data(), corrupted_.data(), [&](int64_t layer, const real* gradient) {
             const real *from = corrupted_stream_.data() + layer * NC, *to = clean_stream_.data() + layer * NC;
             for (int64_t i = 0; i < NC; i++)
-                effects[static_cast<size_t>(layer * T_ + i / C_ % T_)] += static_cast<double>(gradient[i]) *
-                                                                          static_cast<double>(to[i] - from[i]) /
-                                                                          static_cast<double>(count_);
+                add(layer * T_ + i / C_ % T_, i / (T_ * C_),
+                    static_cast<double>(gradient[i]) * static_cast<double>(to[i] - from[i]));
         });
     }
 
@@ -123,8 +148,15 @@ class Patching {
         return apart;
     }
 
-    // Eq. 6 for all positions of a layer, means over the prompts; `batch` sequences at a time, whole sets of them.
-    void patch(double* effects, int64_t layer, int64_t batch, double corrupted) {
+    // Eq. 6: take(layer * T + position, f of every prompt) where a patch changes anything.
+    template <typename Take>
+    void patch(int64_t batch, const Take& take) {
+        for (int64_t layer = 0; layer < L_; layer++) patch(layer, batch, take);
+    }
+
+    // All positions of a layer; `batch` sequences at a time, whole sets of them.
+    template <typename Take>
+    void patch(int64_t layer, int64_t batch, const Take& take) {
         const int64_t size = count_ * T_ * C_, at_a_time = std::max<int64_t>(1, batch / count_);
         const real *from = corrupted_stream_.data() + layer * size, *to = clean_stream_.data() + layer * size;
         const std::vector<int64_t> positions = positions_apart(from, to);
@@ -147,7 +179,7 @@ class Patching {
             const std::vector<double> f = differences(taken * count_);
             for (int64_t k = 0; k < taken; k++) {
                 const std::vector<double> of_position(f.begin() + k * count_, f.begin() + (k + 1) * count_);
-                effects[positions[first + k]] = mean_of(of_position) - corrupted;
+                take(layer * T_ + positions[first + k], of_position);
             }
         }
     }
@@ -170,6 +202,10 @@ void add_errors(std::vector<double>& error, const PatchedSet& p, int64_t T) {
 
 PatchedSet patch_set(Engine& model, const PromptSet& set, int64_t batch, double least_effect) {
     return Patching(model, set).measure(batch, least_effect);
+}
+
+PatchedPrompts patch_prompts(Engine& model, const PromptSet& set, int64_t batch) {
+    return Patching(model, set).measure_each(batch);
 }
 
 Json measure_patching(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure) {
@@ -200,6 +236,116 @@ Json measure_patching(Engine& model, const std::vector<PromptSet>& sets, const P
     j["accuracy"] = static_cast<double>(solved) / static_cast<double>(prompts);
     j["sets_counted"] = counted;
     j["error"] = counted > 0 ? Json(error) : Json();
+    return j;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// As the paper's code measures
+
+namespace {
+
+// Normalised effects over prompts: their sums, and the sum over prompts of |attribution - activation|.
+struct PromptSums {
+    int64_t prompts = 0, weak = 0;  // that counted; those of them that divide by less than kLeastEffect
+    std::vector<double> activation, attribution, error;  // (L,T), (L,T), (L)
+
+    PromptSums(int64_t L, int64_t T)
+        : activation(static_cast<size_t>(L * T)), attribution(activation.size()), error(static_cast<size_t>(L)) {}
+
+    // Each prompt over its own f(clean) - f(corrupted); nothing to divide by where that is 0.
+    void add(const PatchedPrompts& p) {
+        const size_t count = p.clean.size(), T = activation.size() / error.size();
+        for (size_t i = 0; i < count; i++) {
+            const double scale = p.clean[i] - p.corrupted[i];
+            if (scale == 0) continue;
+            prompts++;
+            weak += std::abs(scale) < kLeastEffect;
+            for (size_t at = 0; at < activation.size(); at++) {
+                const double act = p.activation[at * count + i] / scale, attr = p.attribution[at * count + i] / scale;
+                activation[at] += act;
+                attribution[at] += attr;
+                error[at / T] += std::abs(attr - act);
+            }
+        }
+    }
+    void add(const PromptSums& other) {
+        prompts += other.prompts;
+        weak += other.weak;
+        const auto sum = [](std::vector<double>& to, const std::vector<double>& from) {
+            for (size_t i = 0; i < to.size(); i++) to[i] += from[i];
+        };
+        sum(activation, other.activation);
+        sum(attribution, other.attribution);
+        sum(error, other.error);
+    }
+    std::vector<double> mean(std::vector<double> sums) const {
+        for (double& value : sums) value /= static_cast<double>(prompts);
+        return sums;
+    }
+    // (L): of the means over prompts, which Fig. 2 shows.
+    std::vector<double> error_of_means() const {
+        std::vector<double> errors(error.size());
+        const size_t T = activation.size() / error.size();
+        for (size_t at = 0; at < activation.size(); at++)
+            errors[at / T] += std::abs(attribution[at] - activation[at]) / static_cast<double>(prompts);
+        return errors;
+    }
+};
+
+Json entry_of(const PromptSet& set, const PatchedPrompts& p, const PromptSums& sums) {
+    Json entry = {{"name", set.name},
+                  {"clean", mean_of(p.clean)},
+                  {"corrupted", mean_of(p.corrupted)},
+                  {"counts", sums.prompts > 0},
+                  {"prompts_counted", sums.prompts}};
+    if (sums.prompts == 0) return entry;
+    entry["activation"] = by_layer(sums.mean(sums.activation), set.T);
+    entry["attribution"] = by_layer(sums.mean(sums.attribution), set.T);
+    return entry;
+}
+
+// Over all lengths for what is summed over positions; for means by position, those of the length that most prompts have.
+void add_errors(Json& j, const std::map<int64_t, PromptSums>& by_length, int64_t L) {
+    const PromptSums* most = nullptr;
+    int64_t prompts = 0, weak = 0;
+    std::vector<double> error(static_cast<size_t>(L));
+    for (const auto& [length, sums] : by_length) {
+        if (most == nullptr || sums.prompts > most->prompts) most = &sums;
+        prompts += sums.prompts;
+        weak += sums.weak;
+        for (size_t l = 0; l < error.size(); l++) error[l] += sums.error[l];
+    }
+    for (double& e : error) e /= static_cast<double>(prompts);
+    j["prompts_counted"] = prompts;
+    j["prompts_weak"] = weak;
+    j["error"] = prompts > 0 ? Json(error) : Json();
+    j["error_of_means"] = prompts > 0 ? Json(most->error_of_means()) : Json();
+}
+
+}  // namespace
+
+Json measure_patching_as_paper(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure) {
+    const int64_t L = model.config.L;
+    Json entries = Json::array();
+    std::map<int64_t, PromptSums> by_length;
+    int64_t prompts = 0, solved = 0;
+    ProgressBar bar(procedure.label, sets.size(), stderr);
+    for (const PromptSet& set : sets) {
+        if (procedure.pause) procedure.pause();
+        const PatchedPrompts p = patch_prompts(model, set, procedure.batch);
+        PromptSums sums(L, set.T);
+        sums.add(p);
+        by_length.try_emplace(set.T, L, set.T).first->second.add(sums);
+        entries.push_back(entry_of(set, p, sums));
+        prompts += static_cast<int64_t>(p.clean.size());
+        solved += std::count_if(p.clean.begin(), p.clean.end(), [](double f) { return f > 0; });
+        bar.update(entries.size());
+    }
+    Json j;
+    j["sets"] = entries;
+    j["prompts"] = prompts;
+    j["accuracy"] = static_cast<double>(solved) / static_cast<double>(prompts);
+    add_errors(j, by_length, L);
     return j;
 }
 

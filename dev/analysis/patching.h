@@ -37,9 +37,20 @@ struct PatchedSet {
 // and attribution stay empty.
 PatchedSet patch_set(Engine& model, const PromptSet& set, int64_t batch, double least_effect);
 
+// The same prompt by prompt, effects in logits: clean, corrupted (prompts): f; activation, attribution (L,T,prompts).
+struct PatchedPrompts {
+    std::vector<double> clean, corrupted, activation, attribution;
+};
+PatchedPrompts patch_prompts(Engine& model, const PromptSet& set, int64_t batch);
+
 // All sets on one model. Effects by position are means over the sets of the length that most have; "error" (L) is a mean
 // over all sets that count.
 Json measure_patching(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure);
+
+// As the paper's code measures: every prompt's effects are divided by its own f(clean) - f(corrupted), however small, before
+// anything is averaged. "error" (L) is a mean over prompts of errors, "error_of_means" (L) what is left of them in the means
+// over prompts.
+Json measure_patching_as_paper(Engine& model, const std::vector<PromptSet>& sets, const Procedure& procedure);
 
 }  // namespace analysis
 }  // namespace lnfree

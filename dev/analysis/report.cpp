@@ -103,6 +103,10 @@ Table table_of_sigmas(const Json& j) {
 
 }  // namespace
 
+bool is_as_paper(const Json& result) {
+    return result.is_object() && result.contains("definitions");
+}
+
 std::string pictures_of_loss(const Json& j) {
     return html_figure(
         render_svg(lines_of(j, "per_position", "Loss over positions", "position in the sequence", "mean loss (nats)")),
@@ -211,11 +215,14 @@ std::string pictures_of_norms(const Json& j) {
 }
 
 std::string pictures_of_sinks(const Json& j) {
-    Chart chart = lines_of(j, "per_layer_heads", "Attention sinks", "layer", "share of heads");
+    const bool as_paper = is_as_paper(j);
+    Chart chart = lines_of(j, as_paper ? "per_layer_pairs" : "per_layer_heads", "Attention sinks", "layer",
+                           as_paper ? "share of (head, query) pairs" : "share of heads");
     chart.y_min = 0;
     chart.y_max = 1;
-    return html_figure(render_svg(chart),
-                       "Share of heads, per layer, that give position 0 at least 30 % of their attention.");
+    return html_figure(render_svg(chart), std::string("Share of ") + (as_paper ? "(head, query) pairs" : "heads") +
+                                              ", per layer, that give position 0 " +
+                                              (as_paper ? "more than" : "at least") + " 30 % of their attention.");
 }
 
 std::string pictures_of_confidence(const Json& j) {
@@ -262,26 +269,32 @@ double largest_ratio(const Json& norms) {
     return largest;
 }
 
-// A column of the overview: which part it is from, and what it shows of that part's result for a model.
+// A column of the overview: which part it is from, and what it shows of that part's result for a model; with --paper the
+// same under another header, and of the sinks the only rate that there is then.
 struct Column {
-    const char *part, *header;
+    const char *part, *header, *header_as_paper;
     std::string (*cell)(const Json& model);
 };
 
+std::string sink_rate(const Json& m) {
+    return format_fixed(100 * m[m.contains("rate_heads") ? "rate_heads" : "rate_pairs"].number(), 1);
+}
+
 const std::vector<Column>& columns() {
     static const std::vector<Column> all = {
-        {"loss", "loss (nats)", [](const Json& m) { return format_fixed(m["loss"].number(), 4); }},
-        {"dla", "DLA error (%)", [](const Json& m) { return format_fixed(m["nmae"].number(), 2); }},
-        {"norms", "norm at position 0 / elsewhere, largest",
+        {"loss", "loss (nats)", nullptr, [](const Json& m) { return format_fixed(m["loss"].number(), 4); }},
+        {"dla", "DLA error (%)", "DLA error, as the paper's code (%)",
+         [](const Json& m) { return format_fixed(m["nmae"].number(), 2); }},
+        {"norms", "norm at position 0 / elsewhere, largest", nullptr,
          [](const Json& m) { return format_fixed(largest_ratio(m), 2); }},
-        {"sinks", "sinks (%)", [](const Json& m) { return format_fixed(100 * m["rate_heads"].number(), 1); }},
-        {"confidence", "entropy without the top neurons (%)",
+        {"sinks", "sinks (%)", "sinks, as the paper's code (%)", sink_rate},
+        {"confidence", "entropy without the top neurons (%)", "entropy without the first model's top neurons (%)",
          [](const Json& m) {
              return format_fixed(100 * m["ablations"].back()["entropy_change_relative"].number(), 3);
          }},
-        {"patching", "indirect objects solved (%)",
+        {"patching", "indirect objects solved (%)", "indirect objects solved, end-of-text in front (%)",
          [](const Json& m) { return format_fixed(100 * m["accuracy"].number(), 1); }},
-        {"patching", "patching error",
+        {"patching", "patching error", "patching error per prompt, as the paper's code",
          [](const Json& m) {
              return m["error"].is_null() ? "n/a" : format_fixed(mean_of(m["error"].get<std::vector<double>>()), 3);
          }},
@@ -294,7 +307,10 @@ const std::vector<Column>& columns() {
 Table overview(const Json& report, size_t models) {
     std::vector<std::string> headers = {"model", "LayerNorm"};
     for (const Column& column : columns())
-        if (report.contains(column.part)) headers.emplace_back(column.header);
+        if (report.contains(column.part)) {
+            const bool renamed = column.header_as_paper != nullptr && is_as_paper(report[column.part]);
+            headers.emplace_back(renamed ? column.header_as_paper : column.header);
+        }
     Table table(headers);
     for (size_t i = 0; i < models; i++) {
         std::vector<std::string> row(2);

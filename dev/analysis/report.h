@@ -14,6 +14,9 @@ namespace analysis {
 
 std::string base64(const std::string& bytes);
 
+// Whether a result was measured as the paper's code does (--paper).
+bool is_as_paper(const Json& result);
+
 // Of one measurement's result, as HTML.
 std::string pictures_of_loss(const Json& j);
 std::string pictures_of_attribution(const Json& j);

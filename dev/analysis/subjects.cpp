@@ -154,6 +154,14 @@ std::vector<PromptSet> story_prompts(const Tokenizer& tokenizer) {
     return sets;
 }
 
+// TransformerLens puts end-of-text in front of every text that it tokenises.
+void prepend_end_of_text(std::vector<PromptSet>& sets, int32_t end_of_text) {
+    for (PromptSet& set : sets) {
+        set.T++;
+        for (std::vector<int32_t>& prompt : set.prompts) prompt.insert(prompt.begin(), end_of_text);
+    }
+}
+
 std::vector<PromptSet> prompts_for(const Subjects& s, const Options& o) {
     const Tokenizer* tokenizer = s.loaded[0].tokenizer.get();
     if (tokenizer == nullptr)
@@ -161,12 +169,14 @@ std::vector<PromptSet> prompts_for(const Subjects& s, const Options& o) {
     if (o.prompts.empty() && tokenizer->name() != "byte")
         throw BadInput("--prompts is required: the built-in ones are for byte models");
     std::vector<PromptSet> sets = o.prompts.empty() ? story_prompts(*tokenizer) : read_prompts(o.prompts, *tokenizer);
+    if (o.paper) prepend_end_of_text(sets, tokenizer->end_of_text());
     for (size_t i = 0; i < s.loaded.size(); i++)
         for (const PromptSet& set : sets)
             if (set.T > s.model(i).config.n_ctx)
-                throw BadInput("--prompts: those of set " + set.name + " have " + std::to_string(set.T) +
-                               " tokens, and " + s.folders[i] + " reads at most " +
-                               std::to_string(s.model(i).config.n_ctx) + " (n_ctx); give shorter ones");
+                throw BadInput("--prompts: those of set " + set.name + " have " + std::to_string(set.T) + " tokens" +
+                               (o.paper ? ", end-of-text in front, and " : ", and ") + s.folders[i] +
+                               " reads at most " + std::to_string(s.model(i).config.n_ctx) +
+                               " (n_ctx); give shorter ones");
     return sets;
 }
 
@@ -192,6 +202,7 @@ Subjects load_subjects(const Options& o) {
     require_one_vocabulary(s);
     s.procedure.batch = o.batch;
     s.procedure.seed = o.seed;
+    s.procedure.paper = o.paper;
     s.procedure.pause = [] {
         if (g_signal != 0) throw Interrupted{g_signal};
     };

@@ -25,6 +25,7 @@ struct Options {
     uint64_t seed = 1;
     BenchmarkOptions benchmarks;
     std::vector<std::string> parts;  // of a report; empty: all measurements
+    bool paper = false;              // as the paper's code measures
     bool markdown = false, json_output = false, force = false;
 };
 

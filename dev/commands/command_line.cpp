@@ -378,6 +378,8 @@ void add_analyze(CommandLine& line) {
         ->capture_default_str();
     c.add_option("--choices", o->benchmarks.choices, "file for the benchmarks' answers, question by question");
     c.add_option("--parts", o->parts, "of the report: these measurements [all]");
+    c.add_flag("--paper", o->paper,
+               "dla, patching, sinks and confidence as the paper's code measures them (dev/analysis/README.md)");
     c.add_option("--seq", o->seq, "positions per sequence [n_ctx, at most 512]");
     c.add_option("--sequences", o->sequences, "sequences, spread evenly over the data")
         ->capture_default_str()

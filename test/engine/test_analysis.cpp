@@ -1,9 +1,11 @@
 // `analyze`: what must hold for any model, and the report. test_analysis_oracle.cpp holds the numbers against an independent computation.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -150,6 +152,81 @@ TEST_CASE("no measurement depends on how many sequences are taken at a time") {
         check_alike(one, measure(model, sample, batches_of(64)), 1e-4);
     }
     check_alike(measure_loss({&model}, sample, batches_of(1)), measure_loss({&model}, sample, batches_of(3)), 1e-4);
+}
+
+TEST_CASE("as the paper's code measures: nothing depends on how many sequences are taken at a time") {
+    const auto made = random_model(3);
+    Engine& model = *made;
+    const Sample sample = random_sample(5, 11, model.config.V);
+    const std::vector<int64_t> neurons = confidence_neurons_as_paper(model);
+    const auto confidence = [&](Engine& m, const Sample& s, const Procedure& p) {
+        return measure_confidence_as_paper(m, s, p, neurons);
+    };
+    const std::function<Json(Engine&, const Sample&, const Procedure&)> all[] = {measure_attribution, measure_sinks,
+                                                                                 confidence};
+    for (const auto& measure : all) {
+        Procedure one = batches_of(1), two = batches_of(2);
+        one.paper = two.paper = true;
+        check_alike(measure(model, sample, one), measure(model, sample, two), 1e-4);
+    }
+}
+
+TEST_CASE("as the paper's code measures: a head that writes nothing but its value biases has no effect at all") {
+    const auto made = random_model(3);
+    Engine& model = *made;
+    const int64_t C = model.config.C;
+    for (int64_t l = 0; l < model.config.L; l++) {  // values no longer depend on what is read, only on the biases
+        real* qkv = model.tensor("h." + std::to_string(l) + ".attn.c_attn.weight");
+        for (int64_t c = 0; c < C; c++) std::fill_n(qkv + c * 3 * C + 2 * C, C, real(0));
+    }
+    const Sample sample = random_sample(5, 11, model.config.V);
+    Procedure p = batches_of(2);
+    CHECK(measure_attribution(model, sample, p)["largest_difference"].get<double>() > 1e-3);
+    p.paper = true;
+    const Json j = measure_attribution(model, sample, p);
+    CHECK(j["largest_difference"].get<double>() < 1e-6);
+    CHECK(j["token_read"]["largest_difference"].get<double>() < 1e-6);
+}
+
+TEST_CASE("as the paper's code measures: folding the norms away changes no neuron's score") {
+    TemporaryFolder folder;
+    const auto made = random_model(3);
+    make_linear(*made);
+    GPT2Config config = made->config;
+    const auto recipes = folded_recipes(*made, config);
+    write_model(folder / "folded", config, recipes, WeightType::f32, {{"version", kFormatVersion}}, nullptr, "");
+    const LoadedModel folded = load_model(folder / "folded");
+    REQUIRE(folded.model->config.form == ModelForm::folded);
+    const Sample sample = random_sample(3, 11, made->config.V);
+    const std::vector<int64_t> neurons = confidence_neurons_as_paper(*made);
+    const Json before = measure_confidence_as_paper(*made, sample, batches_of(3), neurons),
+               after = measure_confidence_as_paper(*folded.model, sample, batches_of(3), neurons);
+    CHECK(before["top"] == after["top"]);
+    for (const char* key : {"norm", "logit_var", "cn"}) check_alike(before[key], after[key], 1e-4);
+}
+
+TEST_CASE("as the paper's code measures: a prompt that is its own corrupted partner does not count") {
+    const auto made = random_model(3);
+    PromptSet set;
+    set.name = "half";
+    set.T = 3;
+    set.prompts = {{1, 2, 3}, {4, 2, 3}, {5, 6, 7}, {5, 6, 7}};
+    set.right = {1, 2, 3, 3};
+    set.wrong = {2, 1, 4, 4};
+    Procedure p = batches_of(4);
+    const Json j = measure_patching_as_paper(*made, {set}, p);
+    CHECK(j["prompts"] == 4);
+    CHECK(j["prompts_counted"] == 2);
+    CHECK(j["sets"][0]["prompts_counted"] == 2);
+    // The first token is all that differs: putting it back in front of the first block is the whole effect, prompt by prompt.
+    CHECK(j["sets"][0]["activation"][0][0].get<double>() == doctest::Approx(1).epsilon(1e-4));
+    CHECK(j["sets"][0]["activation"][0][1].get<double>() == 0);
+    set.prompts[0] = set.prompts[1];
+    const Json none = measure_patching_as_paper(*made, {set}, p);
+    CHECK(none["prompts_counted"] == 0);
+    CHECK(none["error"].is_null());
+    CHECK(none["error_of_means"].is_null());
+    CHECK(none["sets"][0]["counts"] == false);
 }
 
 TEST_CASE("a model is no distance from itself, and its loss is what eval computes") {
@@ -467,6 +544,26 @@ TEST_CASE("a report takes earlier results for what was measured, not for what it
         r.write_questions("It is gone");
         CHECK(r.reused() == Names{"loss", "dla", "patching", "norms", "sinks", "confidence"});
     }
+    SUBCASE("the paper's definitions, where it has others") {
+        r.options.paper = true;
+        CHECK(r.reused() == Names{"loss", "norms", "benchmarks"});
+        const Json second = analyze_command("report", r.options);
+        for (const Measurement& m : measurements()) {
+            CAPTURE(m.name);
+            CHECK(second[m.name].contains("definitions") == (m.as_paper != nullptr));
+            CHECK(second[m.name]["request"].contains("definitions") == (m.as_paper != nullptr));
+            CHECK_FALSE(first[m.name].contains("definitions"));
+        }
+        const std::string page = read_bytes(r.options.out + "/report.html");
+        CHECK(page.find("Attention sinks, as the paper's code measures") != std::string::npos);
+        CHECK(page.find("and the three top ones of the first model are taken out of every model.") !=
+              std::string::npos);
+        CHECK(overview(second, 1).text().find("sinks, as the paper's code (%)") != std::string::npos);
+        CHECK(overview(first, 1).text().find("paper") == std::string::npos);
+        for (const char* name : {"dla", "patching", "sinks", "confidence"})
+            for (const Table& table : find_measurement(name)->tables(second[name]))
+                CHECK(table.headers()[0] == "model, measured as the paper's code");
+    }
     SUBCASE("another setting") {
         r.options.sequences = 5;
         CHECK(r.reused() == Names{"patching", "benchmarks"});
@@ -483,6 +580,30 @@ TEST_CASE("a report takes earlier results for what was measured, not for what it
         r.mark();
         write_bytes(r.options.out + "/dla.json", "[]");
         CHECK(analyze_command("report", r.options)["dla"]["models"] == first["dla"]["models"]);
+    }
+}
+
+TEST_CASE("--paper says what it cannot measure") {
+    Reported r;
+    r.options.paper = true;
+    r.options.out = "";
+    SUBCASE("the first model's neurons in a model that has others") {
+        const GPT2Config config = shape_of(2, 3, 15, 257, 32, 23);
+        write_model(r.folder / "wider", config, plain_recipes(*random_model(3, config), "transformer."),
+                    WeightType::f32, {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
+        r.options.models.push_back(r.folder / "wider");
+        CHECK_THROWS_WITH_AS(analyze_command("confidence", r.options), doctest::Contains("another shape"), BadInput);
+        r.options.paper = false;
+        CHECK(analyze_command("confidence", r.options)["models"].size() == 2);
+    }
+    SUBCASE("prompts that fill the context already") {
+        write_bytes(r.folder / "prompts.json",
+                    R"({"a": {"prompts": ["Ann met A01234567890123456789012", "Bea met A01234567890123456789012"],)"
+                    R"( "answers": [["x", "y"], ["y", "x"]]}})");
+        CHECK_THROWS_WITH_AS(analyze_command("patching", r.options),
+                             doctest::Contains("have 33 tokens, end-of-text in front"), BadInput);
+        r.options.paper = false;
+        CHECK(analyze_command("patching", r.options)["models"].size() == 1);
     }
 }
 

@@ -1,5 +1,6 @@
 // `analyze` on two trained models, one without LayerNorm, held against test/oracle/analysis: transformers with hooks in
-// float64, written from the paper. The numbers are recorded in test/fixtures/analysis/expected.json.
+// float64, written from the paper. The numbers are recorded in test/fixtures/analysis/expected.json; expected_paper.json has
+// those of --paper, from a model whose weights are rewritten as the authors' tools rewrite them.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "dev/analysis/measurements.h"
 #include "dev/analysis/patching.h"
 #include "dev/analysis/subjects.h"
+#include "dev/run/statistics.h"
 
 using namespace lnfree;
 using namespace lnfree::analysis;
@@ -24,20 +26,33 @@ const Json& expected() {
     return file;
 }
 
+const Json& expected_as_paper() {
+    static const Json file = read_json(fixtures + "expected_paper.json");
+    return file;
+}
+
+Subjects make_subjects(bool paper) {
+    Options o;
+    o.models = {fixtures + "original", fixtures + "lnfree"};
+    o.data = {fixtures + "text_val_000000.bin"};
+    o.prompts = fixtures + "prompts.json";
+    o.seq = expected().at("seq").get<int64_t>();
+    o.sequences = expected().at("sequences").get<int64_t>();
+    o.batch = 5;
+    o.paper = paper;
+    Subjects made = load_subjects(o);
+    prepare(made, TakenOn::text, o);
+    prepare(made, TakenOn::prompts, o);
+    return made;
+}
+
 Subjects& subjects() {
-    static Subjects s = [] {
-        Options o;
-        o.models = {fixtures + "original", fixtures + "lnfree"};
-        o.data = {fixtures + "text_val_000000.bin"};
-        o.prompts = fixtures + "prompts.json";
-        o.seq = expected().at("seq").get<int64_t>();
-        o.sequences = expected().at("sequences").get<int64_t>();
-        o.batch = 5;
-        Subjects made = load_subjects(o);
-        prepare(made, TakenOn::text, o);
-        prepare(made, TakenOn::prompts, o);
-        return made;
-    }();
+    static Subjects s = make_subjects(false);
+    return s;
+}
+
+Subjects& subjects_as_paper() {
+    static Subjects s = make_subjects(true);
     return s;
 }
 
@@ -70,17 +85,27 @@ void check_value(const Json& ours, const Json& oracles, double floor) {
 }
 
 // Keys of both models' results.
-void check_models(const Json& ours, const char* what, const std::vector<const char*>& keys, double floor = 0) {
+void check_models_of(const Json& oracle, const Json& ours, const char* what, const std::vector<const char*>& keys,
+                     double floor) {
     for (const size_t i : {0u, 1u})
         for (const char* key : keys) {
             CAPTURE(i);
             CAPTURE(key);
-            check_value(ours["models"][i].at(key), expected().at(what).at("models").at(i).at(key), floor);
+            check_value(ours["models"][i].at(key), oracle.at(what).at("models").at(i).at(key), floor);
         }
+}
+void check_models(const Json& ours, const char* what, const std::vector<const char*>& keys, double floor = 0) {
+    check_models_of(expected(), ours, what, keys, floor);
+}
+void check_models_as_paper(const Json& ours, const char* what, const std::vector<const char*>& keys, double floor = 0) {
+    check_models_of(expected_as_paper(), ours, what, keys, floor);
 }
 
 Json measured(const char* name) {
     return find_measurement(name)->measure(subjects());
+}
+Json measured_as_paper(const char* name) {
+    return find_measurement(name)->measure(subjects_as_paper());
 }
 
 }  // namespace
@@ -151,5 +176,62 @@ TEST_CASE("activation and attribution patching are the oracle's, set by set") {
             prompts += static_cast<int64_t>(s.prompts[k].prompts.size());
         }
         CHECK(static_cast<double>(solved) / static_cast<double>(prompts) == oracles.at("accuracy").get<double>());
+    }
+}
+
+TEST_CASE("as the paper's code measures: attribution of heads at the last position, to either token") {
+    const Json j = measured_as_paper("dla");
+    check_models_as_paper(j, "dla", {"nmae", "nmae_head", "token_read"}, 1e-4);  // percent; the LN-free model's are 0
+    CHECK(j["models"][0]["nmae"].get<double>() > 60);
+    CHECK(j["models"][1]["nmae"].get<double>() < 1e-9);
+    for (const char* end : {"nmae", "largest_difference"}) CHECK_FALSE(j["models"][0][end].is_null());
+    const Json& interval = j["models"][0]["nmae_interval"];
+    CHECK(interval[0].get<double>() < j["models"][0]["nmae"].get<double>());
+    CHECK(interval[1].get<double>() > j["models"][0]["nmae"].get<double>());
+    CHECK_FALSE(j["models"][0].contains("nmae_mlp"));  // their code looks at heads
+}
+
+TEST_CASE("as the paper's code measures: sinks among (query, head) pairs, query 0 too") {
+    const Json j = measured_as_paper("sinks");
+    check_models_as_paper(j, "sinks", {"rate_pairs", "per_layer_pairs", "rate_pairs_interval"});
+    CHECK_FALSE(j["models"][0].contains("rate_heads"));
+    // query 0 of every head is a sink, the others are counted alike: no pair lies at the threshold here
+    const double T = expected().at("seq").get<double>();
+    const double without = measured("sinks")["models"][0]["rate_pairs"].number();
+    check_number(j["models"][0]["rate_pairs"].number(), (1 + without * (T - 1)) / T, 0);
+}
+
+TEST_CASE("as the paper's code measures: the first model's confidence neurons, taken out of both") {
+    const Json j = measured_as_paper("confidence");
+    check_models_as_paper(j, "confidence", {"norm", "logit_var", "cn", "top", "singular_values"}, 1e-7);
+    check_models_as_paper(j, "confidence", {"cosines"}, 1e-6);
+    check_models_as_paper(j, "confidence", {"ablations"}, 2e-6);  // differences of single losses
+    const Json &first = j["models"][0], &second = j["models"][1];
+    REQUIRE(first["top"] != second["top"]);  // or nothing would show whose were taken out
+    for (const Json& m : j["models"]) CHECK(m["ablations"].back()["neurons"] == first["top"]);
+}
+
+TEST_CASE("as the paper's code measures: patching with end-of-text in front, prompt by prompt") {
+    const Json j = measured_as_paper("patching");
+    for (const size_t i : {0u, 1u}) {
+        const Json &ours = j["models"][i], &oracles = expected_as_paper().at("patching").at("models").at(i);
+        CAPTURE(i);
+        // differences are 8 logits and more: rounding of logits over them, summed over 40 positions for the errors
+        check_value(ours["error"], oracles.at("error"), 4e-5);
+        check_value(ours["error_of_means"], oracles.at("error_of_means"), 4e-5);
+        CHECK(ours["accuracy"] == Json(oracles.at("accuracy")));
+        CHECK(ours["prompts_counted"] == ours["prompts"]);
+        CHECK(ours["prompts_weak"] == 0);
+        for (size_t k = 0; k < ours["sets"].size(); k++) {
+            const Json& set = ours["sets"][k];
+            const Json& sets = oracles.at("sets");
+            const auto found = std::find_if(sets.begin(), sets.end(),
+                                            [&](const Json& other) { return other.at("name") == set["name"]; });
+            REQUIRE(found != sets.end());
+            CAPTURE(k);
+            check_value(set["activation"], (*found).at("activation"), 1e-6);
+            check_value(set["attribution"], (*found).at("attribution"), 1e-6);
+            check_number(set["clean"].number(), mean_of((*found).at("clean").get<std::vector<double>>()), 2e-6);
+        }
     }
 }
