@@ -53,7 +53,7 @@ insert "real text table" runs/real_text/table.md scripts/README.md
 if [ -r runs/real_text/table.md ]; then real_text_row >"$new" && insert "real text row" "$new" README.md; fi
 insert "sweep table" runs/sweep/table.md scripts/README.md
 scripts/faithful_removal.sh --table >"$new" && insert "faithful table" "$new" scripts/README.md
-WAYS="$(sed -n 's/^ *\(taught[a-z_]*\|shrunk_[a-z_]*\)) echo.*/\1_1e-3 \1_2e-3/p' scripts/faithful_removal.sh | tr '\n' ' ')" STEPS="300 75" scripts/faithful_removal.sh --table >"$new" &&
+WAYS="auto auto_256_1.6e-3 auto_4096_1.6e-3 auto_4096_1.4e-3 $(sed -n 's/^ *\(taught[a-z_]*\|shrunk_[a-z_]*\)) echo.*/\1_1e-3 \1_2e-3/p' scripts/faithful_removal.sh | tr '\n' ' ')" STEPS="300 75" scripts/faithful_removal.sh --table >"$new" &&
     insert "candidates table" "$new" scripts/README.md
 if [ -x ./train_gpt2_lnfree ] && ./train_gpt2_lnfree info --settings --markdown >"$new" 2>/dev/null; then
     insert "settings" "$new" dev/README.md

@@ -425,9 +425,9 @@ TEST_CASE("numbers must be numbers, finite and within bounds" * quick) {
     refused("--steps", "900000000000000", "1e15 tokens");
     refused("--steps", "-3", "not within");
     refused("--steps", "0", "at least 1");
-    refused("--stop", "301", "--steps");
+    refused("--stop", "1201", "--steps");
     refused("--tokens", "-5", "not within");
-    refused("--warmup", "301", "--steps");
+    refused("--warmup", "1201", "--steps");
     refused("--lr", "fast", "not a number");
     refused("--lr", "nan", "finite");
     refused("--lr", "inf", "finite");

@@ -169,7 +169,7 @@ ChartSeries loss_series(Chart& chart, const std::string& name, const std::string
         }
         if (marks_removals) show_removals(chart, j.value("removed", Json::array()), per_step * step);
     }
-    constexpr size_t kLong = 400;  // steps, from which on a line of single ones is a band
+    constexpr size_t kLong = 300;  // steps, from which on a line of single ones is a band
     if (series.x.size() > kLong) series.smooth = series.x.size() / 40;
     return series;
 }

@@ -188,7 +188,7 @@ std::vector<Setting> make_table() {
         {"val_tokens", "--val-tokens", [](RunSettings& s) -> int64_t& { return s.val_tokens; }, 0, kMostSteps, kAnyRun,
          kTrajectory, kAside, "16,384 to 131,072: eight steps' worth", "tokens per validation; 0: all"},
         {"save_every", "--save-every", [](RunSettings& s) -> int64_t& { return s.save_every; }, 0, kMostSteps, kAnyRun,
-         kFree, kAside, "a tenth of the run", "steps between checkpoints; 0: none"},
+         kFree, kAside, "a tenth of the run, 50 at least", "steps between checkpoints; 0: none"},
         {"keep_checkpoints", "--keep-checkpoints", [](RunSettings& s) -> int64_t& { return s.keep_checkpoints; }, 0,
          kMostSteps, kAnyRun, kFree, kAside, "", "checkpoints to keep after a finished run"},
 

@@ -22,7 +22,7 @@ struct RunSettings {
     double hours = 0;              // 0: no such budget
     int64_t eval_every = 0;        // 0: ten times in the run
     int64_t val_tokens = -1;       // -1: eight steps' worth, 16,384 to 131,072; 0: all
-    int64_t save_every = -1;       // -1: ten times in the run; 0: never
+    int64_t save_every = -1;       // -1: ten times in the run, at least 50 steps apart; 0: never
     int64_t keep_checkpoints = 0;  // after a finished run
     EngineOptions engine;
     std::set<std::string> given;  // keys of the rows that the command line named: they override the preset

@@ -150,7 +150,7 @@ void resolve_start(Session& session) {
         s = pretraining_settings(s, o, session.model->sites.L, session.model->parameters());
     const int64_t tenth = std::max<int64_t>(1, s.stop / 10);
     if (o.eval_every == 0) o.eval_every = tenth;
-    if (o.save_every < 0) o.save_every = tenth;
+    if (o.save_every < 0) o.save_every = std::max<int64_t>(50, tenth);
     if (o.val_tokens < 0) o.val_tokens = std::min<int64_t>(131'072, std::max<int64_t>(16'384, 8 * s.tokens_per_step()));
 }
 

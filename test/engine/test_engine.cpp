@@ -845,6 +845,19 @@ TEST_CASE("a picture of two runs marks the removals of the first, of many at onc
     CHECK(tokens.markers[1].x == 64);
 }
 
+TEST_CASE("checkpoints come every tenth of a run, but no closer than 50 steps") {
+    const TinyTask task(kTrained);
+    const auto kept = [&](const char* steps) {
+        RunRequest r = with_values(task.request, {{"steps", steps}, {"keep_checkpoints", "2"}, {"grad_accum", "1"}});
+        r.settings.given.erase("save_every");
+        std::vector<std::string> names;
+        for (const fs::path& path : list_checkpoints(task.run_into(steps, r))) names.push_back(path.filename());
+        return names;
+    };
+    CHECK(kept("101") == std::vector<std::string>{"step_000050", "step_000100"});
+    CHECK(kept("601") == std::vector<std::string>{"step_000540", "step_000600"});
+}
+
 TEST_CASE("a run that diverges stops, says where, and keeps its last good checkpoint") {
     const TinyTask task(kTrained);
     RunRequest r = task.request;
