@@ -600,7 +600,9 @@ TEST_CASE("a config.json that is missing, broken or contradicts the weights is r
         {"activation_function", "relu", {"relu", "gelu_new"}},
         {"model_type", "lla\nma", {"lla?ma", "gpt2"}},  // a message is one line, whatever the file holds
         {"activation_function", "re\nlu", {"re?lu", "gelu_new"}},
-        {"scale_attn_by_inverse_layer_idx", true, {"scale_attn_by_inverse_layer_idx"}},
+        {"scale_attn_by_inverse_layer_idx", 1, {"scale_attn_by_inverse_layer_idx is 1", "true or false"}},
+        {"tie_word_embeddings", false, {"lm_head.weight", "tie_word_embeddings"}},
+        {"pruned_heads", {{"0", {1}}}, {"pruned_heads"}},
         {"n_layer", 4000000000u, {"n_layer", "4000000000"}},
     };
     for (const Damage& damage : damages) {
@@ -695,10 +697,14 @@ TEST_CASE("shards of another tokenizer are refused; those that do not say are ta
     succeed({"eval", "--model", w.folder / "base", "--data", good / "s_val_000000.bin", bad / "s_val_000000.bin"});
 }
 
-TEST_CASE("broken tokenizer files are refused, and generate needs some" * quick) {
+TEST_CASE("only what needs text needs a tokenizer, and says why it has none" * quick) {
     const Copy copy("base");
     write_bytes(copy / "tokenizer.json", "{");
-    check_model_refused(copy.path(), {copy / "tokenizer.json", "JSON"});
+    succeed(workbench().evaluation(copy.path()));
+    CHECK(contains(succeed({"info", "--model", copy.path()}).out, "tokenizer_refusal"));
+    const Words words = {copy.path(), "JSON", "needs the tokenizer", "--data raw:FILE"};
+    check_refused({"generate", "--model", copy.path(), "--prompt", "When"}, words);
+    check_refused({"generate", "--model", copy.path()}, words);
     for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
         fs::remove(copy / name);
     check_refused({"generate", "--model", copy.path(), "--prompt", "When"}, {copy.path(), "tokenizer.json", "copy"});

@@ -77,7 +77,7 @@ int export_command(const ExportOptions& o) {
     const std::string card = card_for(o.model, config.form, layernorm_free);
     if (!fresh) remove_model_files(o.out);
     try {
-        write_model(o.out, config, recipes, type, lnfree, loaded.tokenizer.get(), card);
+        write_model(o.out, config, recipes, type, lnfree, loaded.tokenizer.get(), card, loaded.companions);
     } catch (...) {
         if (fresh) fs::remove_all(o.out);  // no half of a model stays behind
         throw;
