@@ -711,6 +711,33 @@ TEST_CASE("only what needs text needs a tokenizer, and says why it has none" * q
     succeed(workbench().evaluation(copy.path()));
 }
 
+TEST_CASE("what came with a model, a tokenizer that cannot be run among it, is in its checkpoints and in the result") {
+    const Copy model("base");
+    edit_json(model / "config.json", [](json& j) {
+        j["bos_token_id"] = 254;
+        j["eos_token_id"] = {256, 253};
+        j["pad_token_id"] = 255;
+    });
+    write_bytes(model / "generation_config.json", "{\"do_sample\": true}");
+    write_bytes(model / "chat_template.jinja", "{{ messages }}");
+    write_bytes(model / "tokenizer.json", "{\"model\": {\"type\": \"WordPiece\"}}");
+    write_bytes(model / "vocab.txt", "[UNK]\n");
+    const TemporaryFolder out;
+    succeed(workbench().training("remove", model.path(), out / "run",
+                                 {"--preset", "paper", "--save-every", "10", "--keep-checkpoints", "1"}));
+    succeed({"export", "--model", out / "run", "--form", "folded", "--out", out / "folded"});
+    const fs::directory_iterator kept(out / "run/checkpoints");
+    for (const std::string& written : {kept->path().string(), out / "run", out / "folded"}) {
+        CAPTURE(written);
+        const json config = json_file(written + "/config.json");
+        CHECK(config["bos_token_id"] == 254);
+        CHECK(config["eos_token_id"] == json({256, 253}));
+        CHECK(config["pad_token_id"] == 255);
+        for (const char* file : {"generation_config.json", "chat_template.jinja", "tokenizer.json", "vocab.txt"})
+            CHECK(read_bytes(written + "/" + file) == read_bytes(model / file));
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Where to write
 

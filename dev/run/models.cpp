@@ -79,6 +79,7 @@ LoadedModel load_model(const std::string& folder) {
     loaded.tokenizer = std::move(tokenizer.tokenizer);
     loaded.tokenizer_refusal = tokenizer.refusal;
     loaded.companions = files.companions();
+    loaded.path = files.path();
     for (const std::string& note : files.notes()) print_note(note);
     return loaded;
 }

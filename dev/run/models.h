@@ -20,6 +20,7 @@ struct LoadedModel {
     std::string tokenizer_refusal;         // why it cannot run the one that is there; else empty
     std::string lnfree;                    // text of lnfree.json; empty if the folder has none
     Companions companions;                 // what else came with the model
+    std::string path;                      // what was read: --model's folder, or what that led to
 };
 
 // Reads whatever --model may name (find_model) into an engine of backend(). What the user should know of how it was read
