@@ -1,7 +1,9 @@
 // config.json of a GPT-2 model folder: what is read from it, what is refused, what is written (data/README.md).
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "data/error.h"
 #include "data/gpt2_config.h"
@@ -9,14 +11,27 @@
 
 namespace lnfree {
 
-// Parses the text of a config.json; `path` names it in messages. Throws BadInput for whatever is malformed, out of
+// What a stock config.json says beyond the shape: what the weights have to be brought to while they are read, and what goes
+// out as it came in.
+struct ConfigOptions {
+    bool tied_head = true;           // tie_word_embeddings
+    bool scores_over_width = true;   // scale_attn_weights: scores are divided by the root of the heads' width
+    bool scores_over_layer = false;  // scale_attn_by_inverse_layer_idx: and those of block l by l + 1
+    Json kept;                       // companion_keys
+};
+
+// Parses the text of a config.json; `path` names it in messages, `options` (unless null) gets what it says beyond the shape.
+// Keys that are missing have GPT-2's values, as transformers takes them. Throws BadInput for whatever is malformed, out of
 // range, contradictory or not supported.
-GPT2Config parse_config(const std::string& text, const std::string& path);
+GPT2Config parse_config(const std::string& text, const std::string& path, ConfigOptions* options = nullptr);
 
 // config.json of a folder. BadInput if it cannot be read, and as parse_config.
-GPT2Config read_config(const std::string& folder);
+GPT2Config read_config(const std::string& folder, ConfigOptions* options = nullptr);
 
-// The config.json that describes `c` in its form.
-Json config_json(const GPT2Config& c, const char* dtype);
+// The shape that nanoGPT's "model_args" describe. BadInput, in terms of `path`, if they are not valid.
+GPT2Config parse_nanogpt_config(const Json& model_args, const std::string& path);
+
+// The config.json that describes `c` in its form, with these keys (unless null) as they came in.
+Json config_json(const GPT2Config& c, const char* dtype, const Json& kept = Json());
 
 }  // namespace lnfree

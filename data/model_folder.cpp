@@ -1,14 +1,11 @@
 #include "data/model_folder.h"
 
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <map>
-#include <utility>
 
 #include "data/files.h"
 #include "data/json.h"
-#include "data/model_config.h"
+#include "data/model_argument.h"
 
 namespace lnfree {
 
@@ -30,51 +27,6 @@ Json parse_lnfree_json(const std::string& text, const std::string& path) {
 Json read_lnfree_json(const std::string& folder) {
     const std::string path = folder + "/lnfree.json";
     return fs::exists(path) ? parse_lnfree_json(read_file(path, 64 << 20), path) : Json();
-}
-
-std::string without_prefix(const std::string& name) {
-    const std::string prefix = "transformer.";
-    return name.compare(0, prefix.size(), prefix) == 0 ? name.substr(prefix.size()) : name;
-}
-
-bool is_attention_mask(const std::string& name) {
-    const auto ends_with = [&](const std::string& end) {
-        return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
-    };
-    return name.compare(0, 2, "h.") == 0 && (ends_with(".attn.bias") || ends_with(".attn.masked_bias"));
-}
-
-std::vector<TensorView> match_tensors(const std::vector<Tensor>& table, const std::vector<TensorView>& found,
-                                      bool tied_head, const std::string& folder) {
-    std::map<std::string, const TensorView*> by_name;
-    for (const TensorView& view : found)
-        if (!by_name.emplace(without_prefix(view.name), &view).second)
-            throw BadInput(folder + ": tensor " + without_prefix(view.name) +
-                           " is there twice, with and without the prefix transformer.");
-    std::vector<TensorView> matched;
-    for (const Tensor& t : table) {
-        const auto it = by_name.find(t.name);
-        if (it == by_name.end())
-            throw BadInput(folder + ": tensor " + t.name +
-                           " is missing, but config.json describes a model that has it; take both from one model");
-        if (it->second->shape != t.shape)
-            throw BadInput(folder + ": tensor " + t.name + " has shape " + Json(it->second->shape).dump() +
-                           ", but config.json asks for " + Json(t.shape).dump() + "; take both from one model");
-        matched.push_back(*it->second);
-        by_name.erase(it);
-    }
-    if (tied_head && by_name.count("lm_head.weight")) {
-        const TensorView &head = *by_name["lm_head.weight"], &wte = matched[0];
-        if (head.dtype != wte.dtype || head.bytes != wte.bytes || std::memcmp(head.data, wte.data, head.bytes) != 0)
-            throw BadInput(folder +
-                           ": lm_head.weight differs from wte.weight; models with an untied head are not supported");
-        by_name.erase("lm_head.weight");
-    }
-    for (const auto& [name, view] : by_name)
-        if (!is_attention_mask(name))
-            throw BadInput(folder + ": tensor " + quoted_name(view->name) +
-                           " is not part of a GPT-2 model; adapters and other architectures are not supported");
-    return matched;
 }
 
 template <class T>
@@ -100,35 +52,88 @@ template void require_finite(const Tensor&, const double*, const std::string&);
 template void copy_tensors(float*, const std::vector<Tensor>&, const std::vector<TensorView>&, const std::string&);
 template void copy_tensors(double*, const std::vector<Tensor>&, const std::vector<TensorView>&, const std::string&);
 
-std::unique_ptr<Tokenizer> tokenizer_of_folder(const std::string& folder) {
-    for (const char* file : {"/tokenizer.json", "/vocab.json", "/encoder.json"})
-        if (fs::exists(folder + file)) return load_tokenizer(folder);
-    return nullptr;
+FolderTokenizer tokenizer_of_folder(const std::string& folder) {
+    const auto has = [&](const char* file) { return fs::exists(fs::path(folder) / file); };
+    const bool bpe = (has("vocab.json") && has("merges.txt")) || (has("encoder.json") && has("vocab.bpe"));
+    if (bpe || has("tokenizer.json")) {
+        try {
+            return {load_tokenizer(folder), ""};
+        } catch (const BadInput& refused) {
+            return {nullptr, refused.what()};
+        }
+    }
+    for (const char* of_bpe : {"vocab.json", "encoder.json"})
+        if (has(of_bpe)) return {nullptr, folder + "/" + of_bpe + " has no merges beside it, as byte-level BPE has"};
+    for (const char* other : {"vocab.txt", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model"})
+        if (has(other)) return {nullptr, folder + "/" + other + " is not of GPT-2's byte-level BPE"};
+    return {};
 }
 
-ModelFolder::ModelFolder(std::string path) : path_(std::move(path)) {
-    const char* const needed = "; --model takes a folder with config.json and model.safetensors";
-    if (!fs::is_directory(path_)) throw BadInput(path_ + ": no such folder" + needed);
-    if (!fs::exists(path_ + "/config.json")) throw BadInput(path_ + ": has no config.json" + needed);
-    config_ = read_config(path_);
+namespace {
+
+BadInput no_model_args(const std::string& path) {
+    const std::string folder = folder_of(path);
+    const bool of_folder = fs::exists(folder + "/config.json");
+    return BadInput(path + ": is a file of torch.save without the \"model_args\" of nanoGPT; " +
+                    (of_folder ? "it may be a part of the model in " + folder + ": give --model " + folder
+                               : "weights alone need a config.json beside them: put both into a folder, the weights as "
+                                 "pytorch_model.bin, and name that"));
+}
+
+}  // namespace
+
+ModelFolder::ModelFolder(const std::string& name) : path_(find_model(name, notes_)) {
+    if (!fs::is_directory(path_)) {
+        stock_ = std::make_unique<WeightFiles>(WeightFiles::of_torch_file(path_));
+        if (stock_->model_args().is_null()) throw no_model_args(path_);
+        config_ = parse_nanogpt_config(stock_->model_args(), path_);
+        notes_.push_back(path_ +
+                         ": nanoGPT computes the exact GELU, and here it is GPT-2's tanh form; a neuron's output "
+                         "differs by less than 0.0005, and the loss by little: compare it");
+        return;
+    }
+    config_ = read_config(path_, &options_);
     if (config_.form == ModelForm::hugging_face) {
-        stock_ = std::make_unique<SafetensorsFolder>(path_);
+        stock_ = std::make_unique<WeightFiles>(WeightFiles::of_folder(path_));
     } else {
         own_ = std::make_unique<SafetensorsFile>(path_ + "/weights.safetensors");
     }
 }
 
-std::vector<TensorView> ModelFolder::tensors(const std::vector<Tensor>& table) const {
-    const bool tied_head = config_.form != ModelForm::folded;
-    return match_tensors(table, stock_ ? stock_->tensors() : own_->tensors(), tied_head, path_);
+std::vector<TensorView> ModelFolder::tensors(const std::vector<Tensor>& table) {
+    if (own_) return match_tensors(table, own_->tensors(), path_);
+    for (const WeightFiles::Absent& absent : stock_->absent())
+        if (!is_head_or_embedding(absent.name)) throw BadInput(absent.message);
+    return match_gpt2_tensors(table, stock_->tensors(), options_.tied_head, path_, notes_);
 }
+
+template <class T>
+void ModelFolder::fold_options(T* params, const std::vector<Tensor>& table) const {
+    const auto C = static_cast<uint64_t>(config_.C);
+    for (int64_t l = 0; l < config_.L; l++) {
+        const double width = options_.scores_over_width ? 1 : std::sqrt(static_cast<double>(config_.C / config_.NH));
+        const double factor = width / (options_.scores_over_layer ? static_cast<double>(l + 1) : 1);
+        if (factor == 1) continue;
+        const std::string c_attn = "h." + std::to_string(l) + ".attn.c_attn.";
+        for (const Tensor& t : table) {  // weight (C,3C), bias (3C): the first C of every row make queries
+            if (t.name != c_attn + "weight" && t.name != c_attn + "bias") continue;
+            for (T* row = params + t.offset; row < params + t.offset + t.size; row += 3 * C)
+                for (uint64_t j = 0; j < C; j++) row[j] = static_cast<T>(static_cast<double>(row[j]) * factor);
+        }
+    }
+}
+
+template void ModelFolder::fold_options(float*, const std::vector<Tensor>&) const;
+template void ModelFolder::fold_options(double*, const std::vector<Tensor>&) const;
 
 Json ModelFolder::lnfree() const {
     return read_lnfree_json(path_);
 }
 
-std::unique_ptr<Tokenizer> ModelFolder::tokenizer() const {
-    return tokenizer_of_folder(path_);
+Companions ModelFolder::companions() const {
+    Companions companions = read_companion_files(path_);
+    companions.config = options_.kept;
+    return companions;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -149,7 +154,8 @@ const char* torch_dtype_name(DType dtype) {
 
 template <class T>
 void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes<T>& recipes,
-                        DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card) {
+                        DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
+                        const Companions& companions) {
     fs::create_directories(folder);
     const bool stock = config.form == ModelForm::hugging_face;
     if (tokenizer != nullptr) tokenizer->save(folder);
@@ -157,25 +163,26 @@ void write_model_folder(const std::string& folder, const GPT2Config& config, con
                          {{"format", "pt"}});
     write_file_atomically(folder + "/lnfree.json", lnfree.dump(2) + "\n");
     if (!card.empty()) write_file_atomically(folder + "/README.md", card);
-    if (stock && config.end_of_text >= 0) {
+    write_companions(companions, folder);
+    if (stock && config.end_of_text >= 0 && companions.files.count("generation_config.json") == 0) {
         Json generation;
         generation["bos_token_id"] = generation["eos_token_id"] = config.end_of_text;
         write_file_atomically(folder + "/generation_config.json", generation.dump(2) + "\n");
     }
-    write_file_atomically(folder + "/config.json", config_json(config, torch_dtype_name(dtype)).dump(2) + "\n");
+    write_file_atomically(folder + "/config.json",
+                          config_json(config, torch_dtype_name(dtype), companions.config).dump(2) + "\n");
     fsync_folder(folder);
 }
 
 template void write_model_folder(const std::string&, const GPT2Config&, const TensorRecipes<float>&, DType, const Json&,
-                                 const Tokenizer*, const std::string&);
+                                 const Tokenizer*, const std::string&, const Companions&);
 template void write_model_folder(const std::string&, const GPT2Config&, const TensorRecipes<double>&, DType,
-                                 const Json&, const Tokenizer*, const std::string&);
+                                 const Json&, const Tokenizer*, const std::string&, const Companions&);
 
 void remove_model_files(const std::string& folder) {
-    for (const char* name : {"config.json", "generation_config.json", "lnfree.json", "README.md", "model.safetensors",
-                             "weights.safetensors", "tokenizer.json", "tokenizer_config.json",
-                             "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"})
+    for (const char* name : {"config.json", "lnfree.json", "README.md", "model.safetensors", "weights.safetensors"})
         fs::remove(fs::path(folder) / name);
+    remove_companions(folder);
 }
 
 void require_other_folder(const std::string& out, const std::string& model) {

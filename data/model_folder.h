@@ -7,11 +7,15 @@
 #include <string>
 #include <vector>
 
+#include "data/companions.h"
 #include "data/error.h"
 #include "data/gpt2_config.h"
 #include "data/json.h"
+#include "data/match_tensors.h"
+#include "data/model_config.h"
 #include "data/safetensors.h"
 #include "data/tokenizer.h"
+#include "data/weight_files.h"
 
 namespace lnfree {
 
@@ -27,18 +31,6 @@ Json parse_lnfree_json(const std::string& text, const std::string& path);
 // lnfree.json of a folder, or null if there is none. BadInput as parse_lnfree_json.
 Json read_lnfree_json(const std::string& folder);
 
-// A name without GPT2LMHeadModel's prefix.
-std::string without_prefix(const std::string& name);
-
-// Old GPT-2 folders carry attention masks as tensors; they hold no information.
-bool is_attention_mask(const std::string& name);
-
-// Matches the tensors in a folder with the table of the model that config.json describes: one view for every entry, in
-// the table's order. Nothing is allocated before this has passed. Throws BadInput for missing, unknown and misshapen
-// tensors, and with tied_head for an lm_head.weight that differs from wte.weight.
-std::vector<TensorView> match_tensors(const std::vector<Tensor>& table, const std::vector<TensorView>& found,
-                                      bool tied_head, const std::string& folder);
-
 // BadInput, naming the tensor and the element, if one of its t.size values is not finite.
 template <class T>
 void require_finite(const Tensor& t, const T* values, const std::string& folder);
@@ -49,35 +41,55 @@ template <class T>
 void copy_tensors(T* to, const std::vector<Tensor>& table, const std::vector<TensorView>& views,
                   const std::string& folder);
 
-// The tokenizer whose files lie in a model folder, null if there are none. BadInput as load_tokenizer.
-std::unique_ptr<Tokenizer> tokenizer_of_folder(const std::string& folder);
+// The tokenizer of a model folder.
+struct FolderTokenizer {
+    std::unique_ptr<Tokenizer> tokenizer;  // null if there is none, or none that this program can run
+    std::string refusal;                   // why it cannot run the one that is there; else empty
+};
 
-// A model folder open for reading: any that write_model_folder writes, and any GPT2LMHeadModel folder. The weights are
-// mapped, not read; the views of tensors() are valid as long as this lives. Move-only.
+// The tokenizer whose files lie in a model folder. One that load_tokenizer refuses is no reason to refuse the model: token
+// shards need none.
+FolderTokenizer tokenizer_of_folder(const std::string& folder);
+
+// A model on disk, open for reading: any folder that write_model_folder writes, any GPT2LMHeadModel folder, nanoGPT's
+// ckpt.pt. The weights are mapped, not read; the views of tensors() are valid as long as this lives. Move-only.
 class ModelFolder {
   public:
-    // Reads config.json and opens the weights. BadInput if there is no such folder, one of the two is missing, or either
-    // is not valid.
-    explicit ModelFolder(std::string path);
+    // Finds what `name` means (find_model), reads its config.json and opens the weights. BadInput if there is no such
+    // model, one of the two is missing, or either is not valid.
+    explicit ModelFolder(const std::string& name);
 
-    const std::string& path() const { return path_; }
+    const std::string& path() const { return path_; }  // of the folder or file that is read
     const GPT2Config& config() const { return config_; }
 
-    // One view for every entry of the table of the model that config() describes, in its order. BadInput as
-    // match_tensors.
-    std::vector<TensorView> tensors(const std::vector<Tensor>& table) const;
+    // Lines for the user: how the model that was read differs from what is in the folder.
+    const std::vector<std::string>& notes() const { return notes_; }
+
+    // One view for every entry of the table of the model that config() describes, in its order; adds to notes(). Nothing
+    // is allocated before this has passed. BadInput as match_gpt2_tensors, and for a tensor that an index lists and no file
+    // holds, unless it is a tied head.
+    std::vector<TensorView> tensors(const std::vector<Tensor>& table);
+
+    // Brings the weights, copied by copy_tensors, to the model that config() describes: options of config.json that scale
+    // attention's scores go into the query weights. T is float or double.
+    template <class T>
+    void fold_options(T* params, const std::vector<Tensor>& table) const;
 
     // lnfree.json, null if the folder has none. BadInput as parse_lnfree_json.
     Json lnfree() const;
 
-    // Null if the folder has none. BadInput as load_tokenizer.
-    std::unique_ptr<Tokenizer> tokenizer() const;
+    FolderTokenizer tokenizer() const { return tokenizer_of_folder(path_); }
+
+    // What comes with the model and goes out with it. BadInput as read_companion_files.
+    Companions companions() const;
 
   private:
+    std::vector<std::string> notes_;
     std::string path_;
+    ConfigOptions options_;
     GPT2Config config_;
-    std::unique_ptr<SafetensorsFolder> stock_;  // weights of the Hugging Face form, one file or several
-    std::unique_ptr<SafetensorsFile> own_;      // weights.safetensors of the two other forms
+    std::unique_ptr<WeightFiles> stock_;    // weights of the Hugging Face form, or nanoGPT's
+    std::unique_ptr<SafetensorsFile> own_;  // weights.safetensors of the two other forms
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -98,11 +110,13 @@ constexpr DType dtype_of() {
 const char* torch_dtype_name(DType dtype);
 
 // Writes a model folder, made if need be: weights in `dtype`, lnfree.json, the tokenizer's files (unless null), the card
-// as README.md (unless empty), and config.json last, because a folder without it is no model to any loader. T is float
-// or double. BadInput for values beyond the range of dtype; RunFailure or fs::filesystem_error when the disk fails.
+// as README.md (unless empty), the companions, whose files take precedence over the tokenizer's, and config.json last,
+// because a folder without it is no model to any loader. T is float or double. BadInput for values beyond the range of
+// dtype; RunFailure or fs::filesystem_error when the disk fails.
 template <class T>
 void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes<T>& recipes,
-                        DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card);
+                        DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
+                        const Companions& companions = {});
 
 // Removes what write_model_folder may have written into a folder earlier, and nothing else: the next model may have
 // other files, and the old ones would be read along with its own. fs::filesystem_error when the disk fails.

@@ -1,9 +1,7 @@
 #include "data/safetensors.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cstring>
-#include <filesystem>
 #include <set>
 #include <tuple>
 #include <type_traits>
@@ -135,7 +133,11 @@ class SafetensorsHeaderReader : public JsonEvents {
         return refuse_value("the number " + quoted_name(text));
     }
     bool boolean(bool) override { return refuse_value("a boolean"); }
-    bool null() override { return refuse_value("null"); }
+    // Some writers have no metadata and say so; to the format's own reader that is as if the key were not there.
+    bool null() override {
+        const bool no_metadata = inside_ == Inside::header && key_ == "__metadata__";
+        return no_metadata || refuse_value("null");
+    }
 
     bool parse_error(size_t position, bool) override {
         throw BadInput(file_ + " is not a safetensors file: its header is not JSON at byte " +
@@ -289,135 +291,6 @@ SafetensorsFile::SafetensorsFile(const std::string& path)
     for (TensorView& tensor : contents_.tensors) tensor.mapped = true;
 }
 
-std::map<std::string, std::string> parse_weight_map(const std::string& text, const std::string& source) {
-    const Json index = parse_json(text, source);
-    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
-        throw BadInput(source + " is not an index of safetensors files: it has no object \"weight_map\"");
-    }
-    std::map<std::string, std::string> files;
-    for (const auto& [tensor, file] : index["weight_map"].items()) {
-        if (!file.is_string())
-            throw BadInput(source + ": the tensor " + quoted_name(tensor) + " is not given a file name");
-        const std::string name = file.get<std::string>();
-        const bool plain = name.find_first_of(std::string("/\\\0", 3)) == std::string::npos;
-        if (!plain || name.empty() || name == "." || name == "..") {
-            throw BadInput(source + ": the tensor " + quoted_name(tensor) + " is said to lie in " + quoted_name(name) +
-                           ", which is not the plain name of a file in the same folder");
-        }
-        files[tensor] = name;
-    }
-    if (files.empty()) throw BadInput(source + " names no tensor in its \"weight_map\"");
-    return files;
-}
-
-namespace {
-
-std::vector<SafetensorsFile> open_indexed(const std::string& folder, const std::string& index) {
-    constexpr uint64_t longest_index = 64 << 20;
-    const auto file_of_tensor = parse_weight_map(read_file(index, longest_index), index);
-    std::map<std::string, std::vector<std::string>> tensors_of_file;
-    for (const auto& [tensor, file] : file_of_tensor) tensors_of_file[file].push_back(tensor);
-
-    std::vector<SafetensorsFile> files;
-    for (const auto& [name, expected] : tensors_of_file) {
-        files.emplace_back((std::filesystem::path(folder) / name).string());
-        const SafetensorsFile& file = files.back();
-        for (const std::string& tensor : expected) {
-            if (file.find(tensor) == nullptr) {
-                throw BadInput(file.path() + " lacks the tensor " + quoted_name(tensor) + " that " + index +
-                               " says it holds; fetch both again");
-            }
-        }
-        for (const TensorView& tensor : file.tensors()) {
-            const auto listed = file_of_tensor.find(tensor.name);
-            if (listed == file_of_tensor.end() || listed->second != name) {
-                throw BadInput(file.path() + " holds the tensor " + quoted_name(tensor.name) + " that " + index +
-                               " does not place there; fetch both again");
-            }
-        }
-    }
-    return files;
-}
-
-std::vector<SafetensorsFile> open_files(const std::string& folder) {
-    namespace fs = std::filesystem;
-    const std::string single = (fs::path(folder) / "model.safetensors").string();
-    const std::string index = (fs::path(folder) / "model.safetensors.index.json").string();
-    std::error_code ignored;
-    if (!fs::is_directory(folder, ignored)) throw BadInput(folder + " is not a model folder: no such folder");
-    std::vector<SafetensorsFile> files;
-    if (fs::exists(single, ignored)) {
-        files.emplace_back(single);
-    } else if (fs::exists(index, ignored)) {
-        files = open_indexed(folder, index);
-    } else {
-        throw BadInput(folder + " holds no weights: neither model.safetensors nor model.safetensors.index.json" +
-                       (fs::exists(fs::path(folder) / "pytorch_model.bin", ignored)
-                            ? "; convert its pytorch_model.bin with save_pretrained(safe_serialization=True)"
-                            : "; fetch one of them"));
-    }
-    return files;
-}
-
-}  // namespace
-
-SafetensorsFolder::SafetensorsFolder(const std::string& folder) : files_(open_files(folder)), index_({}) {
-    for (const SafetensorsFile& file : files_) {
-        tensors_.insert(tensors_.end(), file.tensors().begin(), file.tensors().end());
-    }
-    index_ = TensorIndex(tensors_);
-}
-
-namespace {
-
-// A number for a message: the fewest digits that tell it from its neighbours.
-template <class T>
-std::string exact_text(T value) {
-    char text[40];
-    return std::string(text, std::to_chars(text, text + sizeof(text), value).ptr);
-}
-
-// Converts n elements of a stored type; returns what convert_elements returns. BadInput for a type that weights do not have.
-template <class T>
-uint64_t convert_from_stored(const unsigned char* from, DType stored_as, T* out, uint64_t n, const std::string& where) {
-    unsigned char* const to = reinterpret_cast<unsigned char*>(out);
-    switch (stored_as) {
-        case DType::F64:
-            return convert_elements<T, double>(from, to, n);
-        case DType::F32:
-            return convert_elements<T, float>(from, to, n);
-        case DType::F16:
-            return convert_elements<T, Half>(from, to, n);
-        case DType::BF16:
-            return convert_elements<T, BFloat>(from, to, n);
-        default:
-            throw BadInput(where + " is of type " + dtype_name(stored_as) +
-                           "; weights are read from F32, F16, BF16 or F64");
-    }
-}
-
-}  // namespace
-
-template <class T>
-void copy_tensor(const TensorView& tensor, T* out) {
-    static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "weights are float or double");
-    constexpr uint64_t chunk = 1 << 22;  // elements
-    const std::string where = (tensor.file ? *tensor.file + ": " : "") + "the tensor " + quoted_name(tensor.name);
-    const uint64_t count = tensor.count(), element = dtype_bytes(tensor.dtype);
-    for (uint64_t begin = 0; begin < count; begin += chunk) {
-        const uint64_t n = std::min(chunk, count - begin);
-        const unsigned char* const from = tensor.data + begin * element;
-        const uint64_t beyond = convert_from_stored(from, tensor.dtype, out + begin, n, where);
-        if (beyond < n) {
-            double value;
-            std::memcpy(&value, from + beyond * sizeof(value), sizeof(value));
-            throw BadInput(where + " holds " + exact_text(value) + " at element " + std::to_string(begin + beyond) +
-                           ", which is beyond the range of float");
-        }
-        if (tensor.mapped) MappedFile::give_back(from, n * element);
-    }
-}
-
 namespace {
 
 // Length and JSON of a file that holds these tensors as `stored_as`, one behind the other, padded to a multiple of 8
@@ -505,8 +378,6 @@ void write_safetensors(const std::string& path, const std::vector<TensorSource<T
     file.publish();
 }
 
-template void copy_tensor(const TensorView&, float*);
-template void copy_tensor(const TensorView&, double*);
 template void write_safetensors(const std::string&, const std::vector<TensorSource<float>>&, DType,
                                 const std::map<std::string, std::string>&);
 template void write_safetensors(const std::string&, const std::vector<TensorSource<double>>&, DType,

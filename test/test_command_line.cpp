@@ -606,7 +606,9 @@ TEST_CASE("a config.json that is missing, broken or contradicts the weights is r
         {"activation_function", "relu", {"relu", "gelu_new"}},
         {"model_type", "lla\nma", {"lla?ma", "gpt2"}},  // a message is one line, whatever the file holds
         {"activation_function", "re\nlu", {"re?lu", "gelu_new"}},
-        {"scale_attn_by_inverse_layer_idx", true, {"scale_attn_by_inverse_layer_idx"}},
+        {"scale_attn_by_inverse_layer_idx", 1, {"scale_attn_by_inverse_layer_idx is 1", "true or false"}},
+        {"tie_word_embeddings", false, {"lm_head.weight", "tie_word_embeddings"}},
+        {"pruned_heads", {{"0", {1}}}, {"pruned_heads"}},
         {"n_layer", 4000000000u, {"n_layer", "4000000000"}},
     };
     for (const Damage& damage : damages) {
@@ -701,14 +703,45 @@ TEST_CASE("shards of another tokenizer are refused; those that do not say are ta
     succeed({"eval", "--model", w.folder / "base", "--data", good / "s_val_000000.bin", bad / "s_val_000000.bin"});
 }
 
-TEST_CASE("broken tokenizer files are refused, and generate needs some" * quick) {
+TEST_CASE("only what needs text needs a tokenizer, and says why it has none" * quick) {
     const Copy copy("base");
     write_bytes(copy / "tokenizer.json", "{");
-    check_model_refused(copy.path(), {copy / "tokenizer.json", "JSON"});
+    succeed(workbench().evaluation(copy.path()));
+    CHECK(contains(succeed({"info", "--model", copy.path()}).out, "tokenizer_refusal"));
+    const Words words = {copy.path(), "JSON", "needs the tokenizer", "--data raw:FILE"};
+    check_refused({"generate", "--model", copy.path(), "--prompt", "When"}, words);
+    check_refused({"generate", "--model", copy.path()}, words);
     for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"})
         fs::remove(copy / name);
     check_refused({"generate", "--model", copy.path(), "--prompt", "When"}, {copy.path(), "tokenizer.json", "copy"});
     succeed(workbench().evaluation(copy.path()));
+}
+
+TEST_CASE("what came with a model, a tokenizer that cannot be run among it, is in its checkpoints and in the result") {
+    const Copy model("base");
+    edit_json(model / "config.json", [](json& j) {
+        j["bos_token_id"] = 254;
+        j["eos_token_id"] = {256, 253};
+        j["pad_token_id"] = 255;
+    });
+    write_bytes(model / "generation_config.json", "{\"do_sample\": true}");
+    write_bytes(model / "chat_template.jinja", "{{ messages }}");
+    write_bytes(model / "tokenizer.json", "{\"model\": {\"type\": \"WordPiece\"}}");
+    write_bytes(model / "vocab.txt", "[UNK]\n");
+    const TemporaryFolder out;
+    succeed(workbench().training("remove", model.path(), out / "run",
+                                 {"--preset", "paper", "--save-every", "10", "--keep-checkpoints", "1"}));
+    succeed({"export", "--model", out / "run", "--form", "folded", "--out", out / "folded"});
+    const fs::directory_iterator kept(out / "run/checkpoints");
+    for (const std::string& written : {kept->path().string(), out / "run", out / "folded"}) {
+        CAPTURE(written);
+        const json config = json_file(written + "/config.json");
+        CHECK(config["bos_token_id"] == 254);
+        CHECK(config["eos_token_id"] == json({256, 253}));
+        CHECK(config["pad_token_id"] == 255);
+        for (const char* file : {"generation_config.json", "chat_template.jinja", "tokenizer.json", "vocab.txt"})
+            CHECK(read_bytes(written + "/" + file) == read_bytes(model / file));
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@
 #include "data/safetensors.h"
 #include "data/tokenizer.h"
 #include "test/file_helpers.h"
+#include "test/torch_bytes.h"
 
 using namespace lnfree;
 namespace fs = std::filesystem;
@@ -63,7 +64,7 @@ void write_tiny(const std::string& folder, ModelForm form, const std::vector<T>&
 }
 
 template <class T>
-std::vector<T> values_in(const ModelFolder& folder) {
+std::vector<T> values_in(ModelFolder& folder) {
     std::vector<T> values(16);
     copy_tensors(values.data(), tiny_table(), folder.tensors(tiny_table()), folder.path());
     return values;
@@ -78,14 +79,14 @@ TEST_CASE_TEMPLATE("a model folder of every form comes back as it was", T, float
     for (const ModelForm form : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded}) {
         const std::string path = scratch / model_type_of(form);
         write_tiny(path, form, values, bytes.get());
-        const ModelFolder folder(path);
+        ModelFolder folder(path);
         CHECK(folder.config().form == form);
         CHECK(folder.config().V == 3);
         CHECK(folder.config().end_of_text == 2);
         CHECK(values_in<T>(folder) == values);
         CHECK(folder.lnfree().at("note") == "σ");
-        REQUIRE(folder.tokenizer() != nullptr);
-        CHECK(folder.tokenizer()->fingerprint() == bytes->fingerprint());
+        REQUIRE(folder.tokenizer().tokenizer != nullptr);
+        CHECK(folder.tokenizer().tokenizer->fingerprint() == bytes->fingerprint());
         CHECK(read_bytes(path + "/README.md") == "# A card\n");
         CHECK(fs::exists(path + "/generation_config.json") == (form == ModelForm::hugging_face));
         remove_model_files(path);
@@ -120,25 +121,152 @@ TEST_CASE("a folder without lnfree.json and tokenizer has null for both") {
     fs::remove(scratch / "m/lnfree.json");
     const ModelFolder folder(scratch / "m");
     CHECK(folder.lnfree().is_null());
-    CHECK(folder.tokenizer() == nullptr);
+    CHECK(folder.tokenizer().tokenizer == nullptr);
+    CHECK(folder.tokenizer().refusal.empty());
 }
 
-TEST_CASE("what is no model folder is refused with what is needed") {
+TEST_CASE("a folder without weights is refused") {
     const TemporaryFolder scratch;
-    const std::string needed = "; --model takes a folder with config.json and model.safetensors";
-    CHECK(message_of<BadInput>([&] { ModelFolder(scratch / "nowhere"); }) ==
-          scratch / "nowhere" + ": no such folder" + needed);
-    CHECK(message_of<BadInput>([&] { ModelFolder(scratch.path()); }) ==
-          scratch.path() + ": has no config.json" + needed);
     write_tiny(scratch / "m", ModelForm::hugging_face, random_values<float>());
     fs::remove(scratch / "m/model.safetensors");
     CHECK(contains(message_of<BadInput>([&] { ModelFolder(scratch / "m"); }), "holds no weights"));
 }
 
+TEST_CASE("a tokenizer that this program cannot run does not stop the model, and says why") {
+    const TemporaryFolder scratch;
+    write_tiny(scratch / "m", ModelForm::hugging_face, random_values<float>());
+    const auto refusal = [&] {
+        const FolderTokenizer found = ModelFolder(scratch / "m").tokenizer();
+        CHECK(found.tokenizer == nullptr);
+        return found.refusal;
+    };
+    write_bytes(scratch / "m/vocab.txt", "[UNK]\n");
+    CHECK(contains(refusal(), "m/vocab.txt is not of GPT-2's"));
+    write_bytes(scratch / "m/vocab.json", R"({"a": 0})");
+    CHECK(contains(refusal(), "m/vocab.json has no merges beside it"));
+    write_bytes(scratch / "m/tokenizer.json", R"({"model": {"type": "WordPiece"}})");
+    CHECK(contains(refusal(), "m/tokenizer.json"));
+    CHECK(contains(refusal(), "BPE"));
+    ModelFolder folder(scratch / "m");
+    CHECK(values_in<float>(folder) == random_values<float>());
+}
+
+TEST_CASE("what came with a model goes out as it came, and is removed with it") {
+    const TemporaryFolder scratch;
+    const std::unique_ptr<Tokenizer> bytes = load_tokenizer("byte");
+    write_tiny(scratch / "m", ModelForm::hugging_face, random_values<float>(), bytes.get());
+    Json config = read_json(scratch / "m/config.json");
+    config["bos_token_id"] = 0;
+    config["eos_token_id"] = std::vector<int>{2, 1};
+    config["pad_token_id"] = nullptr;
+    config["sep_token_id"] = 50256;  // beyond the vocabulary
+    config["task_specific_params"] = Json{{"max_length", 50}};
+    config["reorder_and_upcast_attn"] = true;
+    write_bytes(scratch / "m/config.json", config.dump());
+    const std::string generation = R"({"eos_token_id": [2, 1], "do_sample": true})";
+    write_bytes(scratch / "m/generation_config.json", generation);
+    write_bytes(scratch / "m/chat_template.jinja", "{{ messages }}");
+    write_bytes(scratch / "m/vocab.txt", "[UNK]\n");
+    write_bytes(scratch / "m/notes.txt", "mine");
+    std::string from = scratch / "m";
+    for (const ModelForm form : {ModelForm::checkpoint, ModelForm::hugging_face}) {  // and on from there
+        const std::string out = scratch / model_type_of(form);
+        const ModelFolder folder(from);
+        CHECK(folder.config().end_of_text == 2);
+        GPT2Config c = folder.config();
+        c.form = form;
+        write_model_folder(out, c, recipes_of(random_values<float>(), ""), DType::F32, {{"version", kFormatVersion}},
+                           nullptr, "", folder.companions());
+        const Json written = read_json(out + "/config.json");
+        CHECK(written["bos_token_id"] == 0);
+        CHECK(written["eos_token_id"] == Json(std::vector<int>{2, 1}));
+        CHECK(written["pad_token_id"].is_null());
+        CHECK_FALSE(written.contains("sep_token_id"));
+        CHECK(written["task_specific_params"]["max_length"] == 50);
+        CHECK(written["reorder_and_upcast_attn"] == false);
+        CHECK(read_bytes(out + "/generation_config.json") == generation);
+        for (const char* file : {"chat_template.jinja", "vocab.txt", "tokenizer.json", "tokenizer_config.json"})
+            CHECK(read_bytes(out + "/" + file) == read_bytes(scratch / "m/" + file));
+        CHECK_FALSE(fs::exists(out + "/notes.txt"));
+        from = out;
+    }
+    remove_model_files(from);
+    CHECK(fs::is_empty(from));
+}
+
+TEST_CASE("options that scale attention's scores go into the query weights") {
+    const TemporaryFolder scratch;
+    const std::vector<Tensor> table = {{"h.0.attn.c_attn.weight", {2, 6}, true, 0, 12},
+                                       {"h.0.attn.c_attn.bias", {6}, false, 12, 6},
+                                       {"h.1.attn.c_attn.weight", {2, 6}, true, 18, 12},
+                                       {"h.1.attn.c_attn.bias", {6}, false, 30, 6}};
+    write_tiny(scratch / "m", ModelForm::hugging_face, random_values<float>());
+    Json config = read_json(scratch / "m/config.json");
+    config["n_layer"] = 2;
+    const auto factors = [&](bool over_width, bool over_layer) {
+        config["scale_attn_weights"] = over_width;
+        config["scale_attn_by_inverse_layer_idx"] = over_layer;
+        write_bytes(scratch / "m/config.json", config.dump());
+        std::vector<float> weights(36, 1.0f);
+        ModelFolder(scratch / "m").fold_options(weights.data(), table);
+        for (size_t i = 0; i < weights.size(); i++)
+            if (i % 6 >= 2) CHECK(weights[i] == 1.0f);  // keys and values
+        CHECK(weights[0] == weights[13]);               // every row, and the bias
+        CHECK(weights[18] == weights[31]);
+        return std::pair<float, float>(weights[0], weights[18]);
+    };
+    const float width = std::sqrt(2.0f);
+    CHECK(factors(true, false) == std::pair<float, float>(1, 1));
+    CHECK(factors(true, true) == std::pair<float, float>(1, 0.5f));
+    CHECK(factors(false, false) == std::pair<float, float>(width, width));
+    CHECK(factors(false, true) == std::pair<float, float>(width, width / 2));
+}
+
+TEST_CASE("nanoGPT's ckpt.pt is a model by itself, or in a folder without config.json") {
+    using namespace torch_bytes;
+    const TemporaryFolder scratch;
+    const std::string state = dictionary(
+        {{"_orig_mod.transformer.wte.weight", torch_bytes::tensor(storage("FloatStorage", "0", 16), 0, {3, 2}, {2, 1})},
+         {"_orig_mod.transformer.wpe.weight", torch_bytes::tensor(storage("FloatStorage", "0", 16), 6, {4, 2}, {2, 1})},
+         {"_orig_mod.transformer.ln_f.weight", torch_bytes::tensor(storage("FloatStorage", "0", 16), 14, {2}, {1})},
+         {"_orig_mod.lm_head.weight", torch_bytes::tensor(storage("FloatStorage", "0", 16), 0, {3, 2}, {2, 1})}});
+    const auto checkpoint = [&](const std::string& args) {
+        return file(dictionary({{"model", state}, {"model_args", args}}), {floats(random_values<float>())});
+    };
+    const auto args = [](int64_t vocabulary) {
+        return dictionary({{"n_layer", "K\1"},
+                           {"n_head", "K\1"},
+                           {"n_embd", "K\2"},
+                           {"block_size", "K\4"},
+                           {"vocab_size", torch_bytes::integer(vocabulary)},
+                           {"bias", "\x89"}});
+    };
+    write_bytes(scratch / "ckpt.pt", checkpoint(args(3)));
+    for (const std::string& name : {scratch.path(), scratch / "ckpt.pt"}) {
+        ModelFolder model(name);
+        CHECK(model.config().V == 3);
+        CHECK(model.config().n_ctx == 4);
+        CHECK(model.config().end_of_text == -1);
+        CHECK(values_in<float>(model) == random_values<float>());
+        REQUIRE(model.notes().size() == 1);
+        CHECK(contains(model.notes()[0], "exact GELU"));
+        CHECK(model.lnfree().is_null());
+    }
+    const auto refusal = [&](const std::string& bytes) {
+        write_bytes(scratch / "ckpt.pt", bytes);
+        return message_of<BadInput>([&] { ModelFolder(scratch / "ckpt.pt"); });
+    };
+    CHECK(refusal(checkpoint(args(50304))).empty());
+    CHECK(ModelFolder(scratch.path()).config().end_of_text == 50256);
+    CHECK(contains(refusal(checkpoint(args(-3))), "vocab_size is -3"));
+    CHECK(contains(refusal(checkpoint(dictionary({}))), "model_args have no n_embd"));
+    CHECK(contains(refusal(file(state, {floats(random_values<float>())})), "without the \"model_args\""));
+}
+
 TEST_CASE("tensors that do not fit the table are named") {
     const TemporaryFolder scratch;
     write_tiny(scratch / "m", ModelForm::checkpoint, random_values<float>());
-    const ModelFolder folder(scratch / "m");
+    ModelFolder folder(scratch / "m");
     const auto refusal = [&](const std::vector<Tensor>& table) {
         return message_of<BadInput>([&] { folder.tensors(table); });
     };
@@ -153,35 +281,13 @@ TEST_CASE("tensors that do not fit the table are named") {
     CHECK(contains(refusal(table), "tensor \"ln_f.weight\" is not part of a GPT-2 model"));
 }
 
-TEST_CASE("a head is accepted where it is the embedding, and only where heads are tied") {
-    const std::vector<float> wte = {1, 2, 3, 4, 5, 6}, other = {1, 2, 3, 4, 5, 7};
-    const auto view = [](const std::string& name, const std::vector<float>& values) {
-        TensorView v;
-        v.name = name;
-        v.shape = {3, 2};
-        v.data = reinterpret_cast<const unsigned char*>(values.data());
-        v.bytes = values.size() * sizeof(float);
-        return v;
-    };
-    const std::vector<Tensor> table = {{"wte.weight", {3, 2}, true, 0, 6}};
-    const auto match = [&](const std::vector<TensorView>& found, bool tied) {
-        return message_of<BadInput>([&] { match_tensors(table, found, tied, "m"); });
-    };
-    CHECK(match({view("transformer.wte.weight", wte), view("lm_head.weight", wte)}, true).empty());
-    CHECK(contains(match({view("wte.weight", wte), view("lm_head.weight", other)}, true), "untied head"));
-    CHECK(contains(match({view("wte.weight", wte), view("lm_head.weight", wte)}, false), "lm_head.weight"));
-    CHECK(
-        match({view("wte.weight", wte), view("h.0.attn.bias", wte), view("h.11.attn.masked_bias", wte)}, true).empty());
-    CHECK(contains(match({view("wte.weight", wte), view("transformer.wte.weight", wte)}, true), "is there twice"));
-}
-
 TEST_CASE("weights that are not finite are refused by tensor and element") {
     const TemporaryFolder scratch;
     for (const float bad : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
         std::vector<float> values = random_values<float>();
         values[6 + 3] = bad;
         write_tiny(scratch / "m", ModelForm::checkpoint, values);
-        const ModelFolder folder(scratch / "m");
+        ModelFolder folder(scratch / "m");
         CHECK(contains(message_of<BadInput>([&] { values_in<float>(folder); }),
                        "tensor wpe.weight holds a value that is not finite at element 3"));
     }

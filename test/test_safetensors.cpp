@@ -237,7 +237,6 @@ TEST_CASE("data need no alignment, keys no order, and tensors come in the order 
         CHECK(file.find("early")->shape.empty());
     }
     static_assert(!std::is_copy_constructible_v<SafetensorsFile> && std::is_move_constructible_v<SafetensorsFile>);
-    static_assert(!std::is_copy_constructible_v<SafetensorsFolder> && std::is_move_constructible_v<SafetensorsFolder>);
 }
 
 TEST_CASE("weights of other types are listed but not converted") {
@@ -387,6 +386,8 @@ TEST_CASE("every malformed file is refused in one line that names it") {
         {"deep nesting", file_of("{\"x\":" + std::string(1000000, '[')), "an array instead of an object at \"x\""},
         {"deep nesting in a shape", file_of("{\"x\":{\"shape\":" + std::string(1000000, '[')), "an array in its shape"},
         {"deep nesting of objects", file_of("{\"x\":{\"shape\":{\"a\":{}"), "an object as its shape"},
+        {"null beside a metadata that is null", file_of("{\"__metadata__\":null,\"x\":null}"),
+         "null instead of an object at \"x\""},
         {"null tensor", file_of("{\"x\":null}"), "null instead of an object at \"x\""},
         {"true tensor", file_of("{\"x\":true}"), "a boolean instead of an object at \"x\""},
         {"string tensor", file_of("{\"x\":\"F32\"}"), "a string instead of an object at \"x\""},
@@ -472,78 +473,4 @@ TEST_CASE("every truncation of a file is refused") {
     };
     for (size_t length = 0; length < whole.size(); ++length) CHECK_THROWS_AS(parse(whole.substr(0, length)), BadInput);
     CHECK(parse(whole).tensors.size() == 2);
-}
-
-TEST_CASE("a model folder is read from one file or from the files of its index") {
-    const TemporaryFolder folder;
-    const auto scalar = [](const std::string& name, float value) { return source_of<float>(name, {1}, {value}); };
-    write_safetensors<float>(folder / "one.safetensors", {scalar("a", 1), scalar("b", 2)}, DType::F32);
-    write_safetensors<float>(folder / "two.safetensors", {scalar("c", 3)}, DType::F16);
-    const std::string index = folder / "model.safetensors.index.json";
-    write_bytes(index, R"({"metadata":{"total_size":10},"weight_map":
-        {"c":"two.safetensors","a":"one.safetensors","b":"one.safetensors"}})");
-    SafetensorsFolder first(folder.path());
-    const SafetensorsFolder sharded(std::move(first));
-    CHECK(sharded.tensors().size() == 3);
-    CHECK(values_of<float>(sharded.find("b"))[0] == 2);
-    CHECK(values_of<float>(sharded.find("c"))[0] == 3);
-    CHECK(sharded.find("d") == nullptr);
-
-    write_safetensors<float>(folder / "model.safetensors", {scalar("d", 4)}, DType::F32);
-    const SafetensorsFolder single(folder.path() + "/");
-    CHECK(single.tensors().size() == 1);
-    CHECK(values_of<float>(single.find("d"))[0] == 4);
-}
-
-TEST_CASE("an index that disagrees with its files, or reaches out of its folder, is refused") {
-    const TemporaryFolder folder;
-    const auto scalar = [](const std::string& name) { return source_of<float>(name, {1}, {1.0f}); };
-    write_safetensors<float>(folder / "one", {scalar("a"), scalar("b")}, DType::F32);
-    write_safetensors<float>(folder / "two", {scalar("b")}, DType::F32);
-    write_bytes(folder / "text", "not weights");
-    struct Case {
-        std::string text, expected;
-    };
-    const Case cases[] = {
-        {"", "not valid JSON"},
-        {"[]", "no object \"weight_map\""},
-        {"{}", "no object \"weight_map\""},
-        {R"({"weight_map":[]})", "no object \"weight_map\""},
-        {R"({"weight_map":{}})", "names no tensor"},
-        {R"({"weight_map":{"a":1}})", "\"a\" is not given a file name"},
-        {R"({"weight_map":{"a":"one","a":"two"}})", "the key \"a\" appears twice"},
-        {R"({"weight_map":{"a":"../one"}})", "not the plain name"},
-        {R"({"weight_map":{"a":"/etc/passwd"}})", "not the plain name"},
-        {R"({"weight_map":{"a":"..\\one"}})", "not the plain name"},
-        {R"({"weight_map":{"a":".."}})", "not the plain name"},
-        {R"({"weight_map":{"a":"."}})", "not the plain name"},
-        {R"({"weight_map":{"a":""}})", "not the plain name"},
-        {R"({"weight_map":{"a":"one\u0000"}})", "not the plain name"},
-        {R"({"weight_map":{"a":"three"}})", "/three"},
-        {R"({"weight_map":{"a":"text"}})", "/text"},
-        {R"({"weight_map":{"a":"one","b":"one","z":"one"}})", "/one lacks the tensor \"z\""},
-        {R"({"weight_map":{"a":"one"}})", "/one holds the tensor \"b\""},
-        {R"({"weight_map":{"a":"one","b":"two"}})", "/one holds the tensor \"b\""},
-    };
-    for (const Case& broken : cases) {
-        CAPTURE(broken.text);
-        write_bytes(folder / "model.safetensors.index.json", broken.text);
-        const std::string message = message_of<BadInput>([&] { SafetensorsFolder weights(folder.path()); });
-        CAPTURE(message);
-        CHECK(contains(message, folder.path()));
-        CHECK(contains(message, broken.expected));
-        CHECK(is_one_line(message));
-    }
-}
-
-TEST_CASE("a folder without weights says what it lacks") {
-    const TemporaryFolder folder;
-    const auto message = [](const std::string& path) {
-        return message_of<BadInput>([&] { SafetensorsFolder weights(path); });
-    };
-    CHECK(contains(message(folder / "none"), "no such folder"));
-    CHECK(contains(message(folder.path()), "neither model.safetensors nor"));
-    CHECK(!contains(message(folder.path()), "pytorch_model.bin"));
-    write_bytes(folder / "pytorch_model.bin", "PK");
-    CHECK(contains(message(folder.path()), "convert its pytorch_model.bin"));
 }

@@ -189,10 +189,7 @@ std::vector<BenchmarkTask> prepare_benchmarks(const LoadedModel& loaded, const B
     const std::vector<BenchmarkFile> files = benchmark_files(o);
     if (!o.choices.empty() && std::filesystem::exists(o.choices) && !o.force)
         throw BadInput("--choices " + o.choices + ": already exists; name another file or give --force");
-    if (!loaded.tokenizer)
-        throw BadInput(
-            "benchmarks: the model's folder has no tokenizer files (tokenizer.json, or vocab.json and merges.txt); "
-            "copy them into it");
+    required_tokenizer(loaded, "--model", "analyze benchmarks");
     std::vector<BenchmarkTask> tasks;
     for (const BenchmarkFile& file : files) tasks.push_back(prepare_task(loaded, file, o.limit));
     return tasks;

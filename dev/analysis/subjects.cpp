@@ -163,9 +163,7 @@ void prepend_end_of_text(std::vector<PromptSet>& sets, int32_t end_of_text) {
 }
 
 std::vector<PromptSet> prompts_for(const Subjects& s, const Options& o) {
-    const Tokenizer* tokenizer = s.loaded[0].tokenizer.get();
-    if (tokenizer == nullptr)
-        throw BadInput(s.folders[0] + ": has no tokenizer files, which patching needs for its prompts");
+    const Tokenizer* const tokenizer = &required_tokenizer(s.loaded[0], s.folders[0], "patching");
     if (o.prompts.empty() && tokenizer->name() != "byte")
         throw BadInput("--prompts is required: the built-in ones are for byte models");
     std::vector<PromptSet> sets = o.prompts.empty() ? story_prompts(*tokenizer) : read_prompts(o.prompts, *tokenizer);

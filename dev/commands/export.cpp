@@ -26,9 +26,9 @@ void check_options(const ExportOptions& o) {
 }
 
 // Whether it is new or empty. BadInput unless it is, or --force was given.
-bool check_output_folder(const ExportOptions& o) {
+bool check_output_folder(const ExportOptions& o, const std::string& model) {
     if (fs::exists(o.out) && !fs::is_directory(o.out)) throw BadInput("--out " + o.out + ": is a file; name a folder");
-    require_other_folder(o.out, o.model);
+    require_other_folder(o.out, model);
     const bool fresh = !fs::exists(o.out) || fs::is_empty(o.out);
     if (!fresh && !o.force)
         throw BadInput("--out " + o.out + ": already exists and is not empty; name another folder or give --force");
@@ -71,13 +71,13 @@ int export_command(const ExportOptions& o) {
         throw BadInput(
             "--dtype f16: the hf form's gammas (of the order of 1e6) overflow in float16; use bf16 or f32, or --form "
             "folded");
-    const bool fresh = check_output_folder(o);
+    const bool fresh = check_output_folder(o, loaded.path);
     const Json lnfree = lnfree_for(loaded, o.form);
     const bool layernorm_free = loaded.model->sites.all_linear_everywhere();
-    const std::string card = card_for(o.model, config.form, layernorm_free);
+    const std::string card = card_for(loaded.path, config.form, layernorm_free);
     if (!fresh) remove_model_files(o.out);
     try {
-        write_model(o.out, config, recipes, type, lnfree, loaded.tokenizer.get(), card);
+        write_model(o.out, config, recipes, type, lnfree, loaded.tokenizer.get(), card, loaded.companions);
     } catch (...) {
         if (fresh) fs::remove_all(o.out);  // no half of a model stays behind
         throw;

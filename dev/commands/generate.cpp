@@ -65,11 +65,7 @@ class TextStream {
 std::vector<int32_t> prompt_tokens(const LoadedModel& loaded, const GenerateOptions& o) {
     std::vector<int32_t> tokens;
     if (o.prompt.empty()) return tokens;
-    if (!loaded.tokenizer)
-        throw BadInput(
-            o.model +
-            ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt); copy them into the folder");
-    loaded.tokenizer->encode(o.prompt, tokens);
+    required_tokenizer(loaded, o.model, "a prompt").encode(o.prompt, tokens);
     for (const int32_t token : tokens)
         if (token < 0 || token >= loaded.model->config.V)
             throw BadInput(o.model + ": the tokenizer's token " + std::to_string(token) +
@@ -109,11 +105,8 @@ int generate_command(const GenerateOptions& o) {
     const LoadedModel loaded = load_model(o.model);
     if (!o.shards.empty()) return write_shards(loaded, o);
     std::vector<int32_t> tokens = prompt_tokens(loaded, o);
-    if (!loaded.tokenizer)
-        throw BadInput(o.model +
-                       ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt), and its tokens cannot "
-                       "be shown; copy them into the folder, or let it write shards (--shards)");
-    if (tokens.empty()) tokens.push_back(loaded.tokenizer->end_of_text());
+    const Tokenizer& tokenizer = required_tokenizer(loaded, o.model, "showing text (unless --shards writes tokens)");
+    if (tokens.empty()) tokens.push_back(tokenizer.end_of_text());
     if (tokens[0] >= loaded.model->config.V)
         throw BadInput(o.model + ": the tokenizer's token " + std::to_string(tokens[0]) +
                        " is outside the model's vocabulary");

@@ -73,6 +73,7 @@ Json describe(const LoadedModel& loaded, const InfoOptions& o) {
     j["vocab_size"] = c.V;
     j["eos_token_id"] = c.end_of_text;
     j["tokenizer"] = loaded.tokenizer ? loaded.tokenizer->name() : "";
+    if (!loaded.tokenizer_refusal.empty()) j["tokenizer_refusal"] = loaded.tokenizer_refusal;
     j["sites_removed"] = model.sites.removed();
     const Json lnfree = lnfree_of(loaded);
     const bool recorded = lnfree.is_object() && lnfree.contains("sites");

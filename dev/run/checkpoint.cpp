@@ -114,7 +114,8 @@ void write_files(const std::string& folder, const Session& session, const Json& 
     write_buffer(folder + "/adam_v.safetensors", model.tensors, model.v);
     GPT2Config config = model.config;
     if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
-    write_model(folder, config, plain_recipes(model, ""), WeightType::of_real, record, session.tokenizer.get(), "");
+    write_model(folder, config, plain_recipes(model, ""), WeightType::of_real, record, session.tokenizer.get(), "",
+                session.companions);
 }
 
 }  // namespace
@@ -147,7 +148,7 @@ std::string newest_checkpoint(const std::string& out) {
 
 void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
     const SafetensorsFile file(path);
-    const std::vector<TensorView> views = match_tensors(model.tensors, file.tensors(), false, path);
+    const std::vector<TensorView> views = match_tensors(model.tensors, file.tensors(), path);
     if (buffer.size() != model.parameters()) buffer.allocate(model.parameters());
     copy_tensors(buffer.data(), model.tensors, views, path);
 }
@@ -184,6 +185,7 @@ void require_usable(const Session& session, const std::string& path) {
 void take_model(Session& session, LoadedModel& loaded, const std::string& folder) {
     session.model = std::move(loaded.model);
     session.tokenizer = std::move(loaded.tokenizer);
+    session.companions = std::move(loaded.companions);
     Engine& model = *session.model;
     if (model.config.form == ModelForm::checkpoint) model.config.form = ModelForm::hugging_face;
     model.prepare_optimiser();

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
+#include <set>
+#include <utility>
 
 #include "data/error.h"
 #include "data/json.h"
@@ -33,6 +36,12 @@ void take_sites(Engine& model, const Json& record, const std::string& folder) {
     }
 }
 
+// A removal reads its model a second time, as the teacher: what was said once is enough.
+void print_note(const std::string& note) {
+    static std::set<std::string> printed;
+    if (printed.insert(note).second) std::fprintf(stderr, "note: %s\n", note.c_str());
+}
+
 // Kept as text: who includes models.h need not know JSON.
 std::string text_of(const Json& record) {
     return record.is_null() ? "" : record.dump();
@@ -54,7 +63,7 @@ DType stored_as(WeightType type) {
 }  // namespace
 
 LoadedModel load_model(const std::string& folder) {
-    const ModelFolder files(folder);
+    ModelFolder files(folder);
     const std::vector<Tensor> table = tensor_table(files.config());
     const std::vector<TensorView> views = files.tensors(table);  // before anything is allocated
     const Json record = files.lnfree();
@@ -64,9 +73,26 @@ LoadedModel load_model(const std::string& folder) {
     loaded.lnfree = text_of(record);
     loaded.model = backend().make(files.config());
     copy_tensors(loaded.model->params.data(), table, views, folder);
+    files.fold_options(loaded.model->params.data(), table);
     take_sites(*loaded.model, record, folder);
-    loaded.tokenizer = files.tokenizer();
+    FolderTokenizer tokenizer = files.tokenizer();
+    loaded.tokenizer = std::move(tokenizer.tokenizer);
+    loaded.tokenizer_refusal = tokenizer.refusal;
+    loaded.companions = files.companions();
+    loaded.path = files.path();
+    for (const std::string& note : files.notes()) print_note(note);
     return loaded;
+}
+
+const Tokenizer& required_tokenizer(const LoadedModel& loaded, const std::string& folder, const std::string& command) {
+    if (loaded.tokenizer) return *loaded.tokenizer;
+    if (loaded.tokenizer_refusal.empty())
+        throw BadInput(folder + ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt), which " +
+                       command + " needs; copy them into the folder");
+    throw BadInput(folder + ": " + command + " needs the tokenizer, and this program cannot run it (" +
+                   loaded.tokenizer_refusal +
+                   "); what works on token shards works: let Python write them with that tokenizer, as uint16 for "
+                   "--data raw:FILE");
 }
 
 Json lnfree_of(const LoadedModel& loaded) {
@@ -74,10 +100,11 @@ Json lnfree_of(const LoadedModel& loaded) {
 }
 
 void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
-                 WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card) {
+                 WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
+                 const Companions& companions) {
     TensorRecipes<real> tensors;
     for (const TensorRecipe& r : recipes) tensors.push_back({r.name, r.shape, r.fill});
-    write_model_folder<real>(folder, config, tensors, stored_as(type), lnfree, tokenizer, card);
+    write_model_folder<real>(folder, config, tensors, stored_as(type), lnfree, tokenizer, card, companions);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

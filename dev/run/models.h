@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "data/companions.h"
 #include "data/json.h"
 #include "data/shards.h"
 #include "data/tokenizer.h"
@@ -15,13 +16,20 @@ namespace lnfree {
 
 struct LoadedModel {
     std::unique_ptr<Engine> model;
-    std::unique_ptr<Tokenizer> tokenizer;  // null if the folder has none
+    std::unique_ptr<Tokenizer> tokenizer;  // null if the folder has none, or none that this program can run
+    std::string tokenizer_refusal;         // why it cannot run the one that is there; else empty
     std::string lnfree;                    // text of lnfree.json; empty if the folder has none
+    Companions companions;                 // what else came with the model
+    std::string path;                      // what was read: --model's folder, or what that led to
 };
 
-// Reads any folder that this program writes, and any GPT2LMHeadModel folder, into an engine of backend(). Throws BadInput
-// with the reason otherwise.
+// Reads whatever --model may name (find_model) into an engine of backend(). What the user should know of how it was read
+// goes to standard error, each line once in the life of the program. Throws BadInput with the reason otherwise.
 LoadedModel load_model(const std::string& folder);
+
+// The tokenizer of a loaded model, for a command that cannot do without. BadInput if there is none: `folder` is what
+// --model named, `command` what needs it.
+const Tokenizer& required_tokenizer(const LoadedModel& loaded, const std::string& folder, const std::string& command);
 
 // lnfree.json of a loaded model as JSON; null if there is none.
 Json lnfree_of(const LoadedModel& loaded);
@@ -29,7 +37,8 @@ Json lnfree_of(const LoadedModel& loaded);
 // Writes a model folder, config.json last. dtype of the tensors: f32, bf16, f16 or, in double precision, f64.
 enum class WeightType { f32, bf16, f16, of_real };
 void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
-                 WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card);
+                 WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
+                 const Companions& companions = {});
 
 // What a model computes goes into a fingerprint: shape, sites, weights. And any bytes, on all cores.
 void add_model(Hash64& hash, const Engine& model);

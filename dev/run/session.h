@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "data/checkpoints.h"
+#include "data/companions.h"
 #include "data/shards.h"
 #include "data/tokenizer.h"
 #include "dev/engine.h"
@@ -26,6 +27,7 @@ struct Session {
     std::unique_ptr<Engine> teacher;       // null unless --distill asks for one
     std::string teacher_fingerprint;       // 16 hexadecimal digits; of a run that goes on, as it was
     std::unique_ptr<Tokenizer> tokenizer;  // null if the model has none
+    Companions companions;                 // what else came with it
     std::unique_ptr<TokenShards> train, val;
     RunState state;
     std::string based_on;  // lnfree.json of the model that the run started from, as text; empty: none

@@ -61,6 +61,7 @@ void load_given_model(Session& session) {
     LoadedModel loaded = load_model(folder);
     session.model = std::move(loaded.model);
     session.tokenizer = std::move(loaded.tokenizer);
+    session.companions = std::move(loaded.companions);
     session.based_on = std::move(loaded.lnfree);
     const Sites& sites = session.model->sites;
     if (command == "remove" && sites.all_removed())

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "data/safetensors.h"
+#include "data/weight_files.h"
 
 namespace {
 
