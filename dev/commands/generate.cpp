@@ -69,7 +69,7 @@ std::vector<int32_t> prompt_tokens(const LoadedModel& loaded, const GenerateOpti
         throw BadInput(
             o.model +
             ": has no tokenizer files (tokenizer.json, or vocab.json and merges.txt); copy them into the folder");
-    loaded.tokenizer->encode(o.prompt, tokens);
+    loaded.tokenizer->encode(o.prompt, tokens, true);  // as AutoTokenizer, which lets a prompt hold special tokens
     for (const int32_t token : tokens)
         if (token < 0 || token >= loaded.model->config.V)
             throw BadInput(o.model + ": the tokenizer's token " + std::to_string(token) +
@@ -118,10 +118,12 @@ int generate_command(const GenerateOptions& o) {
         throw BadInput(o.model + ": the tokenizer's token " + std::to_string(tokens[0]) +
                        " is outside the model's vocabulary");
     const size_t prompt_length = tokens.size();
+    Sampling sampling = o.sampling;
+    sampling.never = ids_without_text(loaded.tokenizer.get(), loaded.model->config.V);
     TextStream screen;
     if (!o.json_output) screen.add(o.prompt);
     int64_t made = 0;
-    continue_tokens(*loaded.model, tokens, o.sampling, [&](int32_t token) {
+    continue_tokens(*loaded.model, tokens, sampling, [&](int32_t token) {
         if (made++ == o.max_tokens || token == loaded.tokenizer->end_of_text()) return false;
         if (!o.json_output) screen.add(loaded.tokenizer->decode(&token, 1));
         return true;
