@@ -116,10 +116,11 @@ uint64_t AddedTokens::split_by(const Pass& pass, std::string_view text, bool all
                            "; leave special tokens ordinary text, or tokenise with transformers");
         }
         const uint64_t begin = token->lstrip ? std::max(begin_of_space(text, at), done) : at;
+        const uint64_t after = at + token->text.size();
+        const uint64_t end = token->rstrip ? end_of_space(text, after) : after;
         if (done < begin) ordinary(text.substr(done, begin - done));
-        found(token->id);
-        done = at + token->text.size();
-        if (token->rstrip) done = end_of_space(text, done);
+        if (begin < end) found(token->id);  // else the token before has taken all of it along
+        done = end;
     }
     if (done < text.size()) ordinary(text.substr(done));
     return left_ordinary;

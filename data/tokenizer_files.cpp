@@ -305,32 +305,37 @@ void take_special_tokens(const Json& file, const std::string& source, BpeVocabul
     }
 }
 
-// add_prefix_space of tokenizer_config.json. Beside a tokenizer.json it may only repeat what that says: which of the two
-// counts depends on the version of transformers and on the class that is named there.
-void take_prefix_space(const CompanionFiles& companions, bool has_tokenizer_json, BpeVocabulary& vocabulary) {
-    const Json& value = json_value(companions.config, "add_prefix_space");
-    if (value.is_null()) return;
-    const std::string source = companions.path_of("tokenizer_config.json");
-    if (!value.is_boolean()) throw BadInput(source + ": add_prefix_space is neither true nor false");
-    if (has_tokenizer_json && (value == true) != vocabulary.prefix_space) {
-        throw BadInput(source +
-                       " and tokenizer.json contradict each other about add_prefix_space, and versions of "
-                       "transformers differ in which they believe; make both say the same");
-    }
-    vocabulary.prefix_space = value == true;
+// What AutoTokenizer makes of the class that tokenizer_config.json names: PreTrainedTokenizerFast does as tokenizer.json
+// says; the others, and GPT2Tokenizer where none is named, split as GPT-2 and go by add_prefix_space of that file. BadInput
+// for any other class: CLIP's files have the same names, and Qwen2's pattern comes before the one in tokenizer.json.
+bool class_follows_tokenizer_json(const CompanionFiles& companions) {
+    static const std::set<std::string> follow = {"PreTrainedTokenizerFast", "TokenizersBackend"};
+    static const std::set<std::string> as_gpt2 = {"GPT2Tokenizer",        "GPT2TokenizerFast", "RobertaTokenizer",
+                                                  "RobertaTokenizerFast", "CodeGenTokenizer",  "CodeGenTokenizerFast"};
+    const Json& name = json_value(companions.config, "tokenizer_class");
+    if (!name.is_string()) return false;
+    if (follow.count(name.string()) > 0) return true;
+    if (as_gpt2.count(name.string()) > 0) return false;
+    throw BadInput(companions.path_of("tokenizer_config.json") + " names the class " + quoted_name(name.string()) +
+                   ", which may split texts otherwise than GPT-2's" + instead);
 }
 
-// Without a tokenizer.json the class in tokenizer_config.json decides what vocab.json and merges.txt mean: CLIP's have the
-// same names. BadInput for one that splits texts otherwise than GPT-2.
-void check_class(const CompanionFiles& companions) {
-    static const std::set<std::string> alike = {"GPT2Tokenizer",     "GPT2TokenizerFast", "PreTrainedTokenizerFast",
-                                                "TokenizersBackend", "RobertaTokenizer",  "RobertaTokenizerFast"};
-    const Json& name = json_value(companions.config, "tokenizer_class");
-    if (!name.is_string() || alike.count(name.string()) > 0) return;
-    throw BadInput(companions.path_of("tokenizer_config.json") + " names the class " + quoted_name(name.string()) +
-                   ", which may split texts otherwise than GPT-2's; add the tokenizer.json that transformers saves, "
-                   "which says how" +
-                   (instead + 1));
+// add_prefix_space, which tokenizer_config.json and tokenizer.json may both say. BadInput where they contradict each other:
+// AutoTokenizer goes by the class, other programs by tokenizer.json.
+void take_prefix_space(const CompanionFiles& companions, bool has_tokenizer_json, BpeVocabulary& vocabulary) {
+    const bool follows_json = class_follows_tokenizer_json(companions);
+    const Json& value = json_value(companions.config, "add_prefix_space");
+    const std::string source = companions.path_of("tokenizer_config.json");
+    if (!value.is_null() && !value.is_boolean())
+        throw BadInput(source + ": add_prefix_space is neither true nor false");
+    if (value.is_null() && follows_json) return;
+    const bool configured = value == true;
+    if (has_tokenizer_json && configured != vocabulary.prefix_space) {
+        throw BadInput(source + (value.is_null() ? ", which does not name PreTrainedTokenizerFast," : "") +
+                       " and tokenizer.json contradict each other about add_prefix_space: " +
+                       (configured ? "true and false" : "false and true") + "; make both say the same");
+    }
+    vocabulary.prefix_space = configured;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -420,7 +425,6 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& byte_or_folder) {
                        "nor tokenizer.json; copy them there or name another folder");
     }
     if (json && files) require_same_vocabulary(*json, *files, folder);
-    if (!json) check_class(companions);
     BpeVocabulary vocabulary = std::move(json ? *json : *files);
     take_added_tokens_decoder(companions, vocabulary);
     take_added_tokens(companions, vocabulary);

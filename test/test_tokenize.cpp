@@ -206,6 +206,7 @@ TEST_CASE("a text read in pieces has the tokens of the whole text, whatever toke
                      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", true}}},
                      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}}
                     .dump());
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "PreTrainedTokenizerFast"})");
     const auto tokenizer = load_tokenizer(folder.path());
     SplitMix64 random(33);
     const char* const words[] = {"a", " ", "b", "\n", "<l>", "<r>", "é", "."};

@@ -558,6 +558,7 @@ std::unique_ptr<Tokenizer> tokenizer_with(const std::vector<nlohmann::ordered_js
     for (const auto& token : added) file["added_tokens"].push_back(token);
     file["pre_tokenizer"]["add_prefix_space"] = prefix_space;
     write_bytes(folder / "tokenizer.json", file.dump());
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "PreTrainedTokenizerFast"})");
     return load_tokenizer(folder.path());
 }
 
@@ -595,6 +596,10 @@ TEST_CASE("lstrip and rstrip take white space along, of every kind, and no more 
     CHECK(encode(*tokenizer, " <l>") == Ids{269});
     CHECK(encode(*tokenizer, "<r>  <l>") == Ids{270, 269});
     CHECK(encode(*tokenizer, "<r>  ") == Ids{270});
+    const auto of_spaces = tokenizer_with(
+        {added_token(269, "<r>", {"rstrip"}), added_token(270, "  "), added_token(271, "\n", {"lstrip"})});
+    CHECK(encode(*of_spaces, "<r>  a") == Ids{269, 270, 'a'});  // found once more in what <r> took along
+    CHECK(encode(*of_spaces, "<r>\na") == Ids{269, 'a'});       // of which lstrip leaves nothing
 }
 
 TEST_CASE("special tokens that stay ordinary text are counted, and hide what they overlap") {
@@ -671,7 +676,17 @@ TEST_CASE("tokenizer.json is what counts beside vocab.json, and what contradicts
                        file["pre_tokenizer"]["add_prefix_space"] = true;
                        config["add_prefix_space"] = false;
                    }),
-                   "contradict each other about add_prefix_space"));
+                   "contradict each other about add_prefix_space: false and true"));
+    const auto with_prefix = [](const char* name) {
+        return [name](J& file, J& config, auto&) {
+            file["pre_tokenizer"]["add_prefix_space"] = true;
+            config["tokenizer_class"] = name;
+        };
+    };
+    CHECK(refusal(with_prefix("PreTrainedTokenizerFast")) == "");
+    CHECK(contains(refusal(with_prefix("GPT2Tokenizer")), "contradict each other about add_prefix_space"));
+    CHECK(contains(refusal([](J&, J& config, auto&) { config["tokenizer_class"] = "Qwen2Tokenizer"; }),
+                   "\"Qwen2Tokenizer\""));
     CHECK(
         contains(refusal([](J& file, J&, auto&) { std::swap(file["model"]["merges"][0], file["model"]["merges"][2]); }),
                  "about the merges"));
@@ -706,8 +721,7 @@ TEST_CASE("a pattern written out as GPT-2's is GPT-2's") {
     CHECK_THROWS_AS(loaded("(?i:" + gpt2 + ")", false), BadInput);
 }
 
-TEST_CASE(
-    "vocab.json and merges.txt alone are GPT-2's unless a class says otherwise; then its name is in the refusal") {
+TEST_CASE("vocab.json and merges.txt are GPT-2's unless a class says otherwise") {
     const TemporaryFolder folder;
     write_small_folder(folder);
     write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true})");
