@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <utility>
@@ -39,23 +41,35 @@ std::string unescape_separator(std::string_view typed) {
 // be read, is damaged or cut short, or is compressed and its name does not say so, or the other way round.
 class InputBytes {
   public:
-    explicit InputBytes(const std::string& path) : name_(path == "-" ? "standard input" : path) {
-        const bool compressed = ends_with(path, ".gz");
+    explicit InputBytes(const std::string& path) : path_(path), name_(path == "-" ? "standard input" : path) {
+        const bool compressed = named_as_gzip(path);
         file_.reset(path == "-" ? gzdopen(::dup(STDIN_FILENO), "rb") : gzopen(path.c_str(), "rb"));
         if (!file_) throw BadInput("cannot open " + name_ + ": " + errno_text(errno));
         gzbuffer(file_.get(), 1 << 18);
         const bool plain = gzdirect(file_.get()) != 0;  // reads the first bytes
         check();
-        if (path == "-") return;
-        if (compressed && plain) throw BadInput(name_ + " is not gzip data although its name ends in .gz");
-        if (!compressed && !plain) throw BadInput(name_ + " is gzip data; let its name end in .gz");
+        if (path != "-" && compressed && plain) {
+            throw BadInput(name_ + " is not gzip data although its name ends in .gz");
+        }
+        if (path != "-" && !compressed && !plain) throw BadInput(name_ + " is gzip data; let its name end in .gz");
+        beginning_.resize(first_bytes_of_input);
+        beginning_.resize(read_file(beginning_.data(), beginning_.size()));
+        if (beginning_.compare(0, byte_order_mark.size(), byte_order_mark) == 0) given_ = byte_order_mark.size();
     }
 
     // Up to n bytes (at most 1 GiB); fewer only at the end.
     uint64_t read(char* buffer, uint64_t n) {
-        const int got = gzread(file_.get(), buffer, static_cast<unsigned>(n));
-        if (got < 0 || static_cast<uint64_t>(got) < n) check();
-        return static_cast<uint64_t>(got);
+        const uint64_t known = std::min(n, beginning_.size() - given_);
+        std::copy_n(beginning_.data() + given_, known, buffer);
+        given_ += known;
+        return known + (known < n ? read_file(buffer + known, n - known) : 0);
+    }
+
+    // The first bytes, without the mark: for input_format.
+    InputBeginning beginning() const {
+        const std::string_view bytes = beginning_;
+        const uint64_t mark = bytes.substr(0, byte_order_mark.size()) == byte_order_mark ? byte_order_mark.size() : 0;
+        return {name_, path_ == "-" ? "" : path_, bytes.substr(mark), bytes.size() < first_bytes_of_input};
     }
 
     // Bytes of the file (not of the text) consumed so far; of the text where the file cannot say (a pipe).
@@ -71,6 +85,14 @@ class InputBytes {
         void operator()(gzFile_s* file) const { gzclose(file); }
     };
 
+    static constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";  // of UTF-8
+
+    uint64_t read_file(char* buffer, uint64_t n) {
+        const int got = gzread(file_.get(), buffer, static_cast<unsigned>(n));
+        if (got < 0 || static_cast<uint64_t>(got) < n) check();
+        return static_cast<uint64_t>(got);
+    }
+
     void check() const {
         int error = Z_OK;
         const char* const message = gzerror(file_.get(), &error);
@@ -79,8 +101,11 @@ class InputBytes {
         if (error != Z_OK) throw BadInput(name_ + " holds damaged gzip data (" + message + ")");
     }
 
+    std::string path_;
     std::string name_;
     std::unique_ptr<gzFile_s, Close> file_;
+    std::string beginning_;  // the first bytes, which are looked at before they are handed over
+    uint64_t given_ = 0;     // of them
 };
 
 namespace {
@@ -121,24 +146,20 @@ void DocumentReader::check_input(const std::string& input) {
     const std::filesystem::file_status status = std::filesystem::status(input, error);
     if (!std::filesystem::exists(status)) throw BadInput("cannot open " + input + ": there is no such file");
     if (std::filesystem::is_directory(status)) throw BadInput(input + " is a folder; name the files in it");
-    if (ends_with(input, ".json")) {
-        throw BadInput(input + ": JSON as a whole is not read; a file with one object per line is named .jsonl");
-    }
-    for (const char* other : {".parquet", ".arrow", ".bin", ".npy", ".zip", ".zst", ".xz", ".bz2", ".tar"}) {
-        if (ends_with(input, other)) {
-            throw BadInput(input + ": only text and JSON lines, plain or .gz, are read, not " + other);
-        }
-    }
+    if (options_.format == InputFormat::automatic) check_input_name(input);
+    if (std::filesystem::is_regular_file(status)) format_of(InputBytes(input));
     total_known_ = total_known_ && std::filesystem::is_regular_file(status);
     if (total_known_) bytes_total_ += std::filesystem::file_size(input);
 }
 
+InputFormat DocumentReader::format_of(const InputBytes& source) const {
+    return input_format(source.beginning(), options_.format);
+}
+
 bool DocumentReader::open_next_input() {
     if (next_input_ == inputs_.size()) return false;
-    const std::string& input = inputs_[next_input_++];
-    source_ = std::make_unique<InputBytes>(input);
-    const std::string name = ends_with(input, ".gz") ? input.substr(0, input.size() - 3) : input;
-    is_json_ = ends_with(name, ".jsonl") || ends_with(name, ".ndjson");
+    source_ = std::make_unique<InputBytes>(inputs_[next_input_++]);
+    is_json_ = format_of(*source_) == InputFormat::json_lines;
     buffer_.clear();
     start_ = 0;
     line_ = 0;
@@ -162,6 +183,7 @@ void DocumentReader::hand_over(DocumentPiece& piece, uint64_t bytes, uint64_t sk
     piece.bytes.assign(buffer_, start_, bytes);
     piece.is_json = is_json_;
     piece.ends_document = ends_document;
+    piece.continues = inside_document_;
     piece.input = source_->name();
     piece.line = line_;
     start_ += bytes + skip;
@@ -172,7 +194,7 @@ bool DocumentReader::next_line(DocumentPiece& piece) {
     while (find_line_end()) {
         ++line_;
         const uint64_t bytes = line_end_ - start_;
-        const bool blank = waiting().substr(0, bytes).find_first_not_of(" \t\r") == std::string_view::npos;
+        const bool blank = waiting().substr(0, bytes).find_first_not_of(" \t\r\f\v") == std::string_view::npos;
         const bool has_line_feed = line_end_ < buffer_.size();
         if (!blank) {
             hand_over(piece, bytes, has_line_feed, true);
@@ -228,10 +250,21 @@ uint64_t DocumentReader::find_separator() const {
     return options_.separator.empty() ? std::string_view::npos : waiting().find(options_.separator);
 }
 
+bool DocumentReader::ends_in_unbroken(std::string_view text, uint64_t cut) const {
+    for (const std::string& whole : options_.unbroken) {
+        for (uint64_t begin = cut - std::min<uint64_t>(cut, whole.size()); begin < cut; ++begin) {
+            const std::string_view there = text.substr(begin, whole.size());  // perhaps only its first bytes
+            if (there == std::string_view(whole).substr(0, there.size())) return true;
+        }
+    }
+    return false;
+}
+
 uint64_t DocumentReader::place_to_cut(std::string_view text) const {
     const uint64_t kept = options_.separator.empty() ? 0 : options_.separator.size() - 1;
     const std::string_view free = text.substr(0, text.size() - std::min<uint64_t>(kept, text.size()));
-    const uint64_t cut = last_safe_cut(free);
+    uint64_t cut = last_safe_cut(free);
+    while (cut > 0 && ends_in_unbroken(text, cut)) cut = last_safe_cut(text.substr(0, cut));
     if (cut > 0 || text.size() < options_.max_piece_bytes) return cut;
     uint64_t forced = free.size() - 1;
     while (forced > free.size() - 4 && (free[forced] & 0xC0) == 0x80) --forced;  // not inside a UTF-8 character
@@ -327,18 +360,49 @@ std::string replace_lone_surrogates(std::string line) {
     return line;
 }
 
+namespace {
+
+// Whether Python's json reads this as a number that JSON does not know, or that no double holds.
+bool is_nonfinite_number(const std::string& word) {
+    if (word == "NaN" || word == "Infinity" || word == "-Infinity") return true;
+    if (word.find_first_not_of("+-.0123456789eE") != std::string::npos) return false;
+    char* end = nullptr;
+    return std::isinf(std::strtod(word.c_str(), &end)) && *end == '\0';
+}
+
+}  // namespace
+
+std::string replace_nonfinite_numbers(std::string line) {
+    static constexpr char of_words[] = "+-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    for (uint64_t i = 0; i < line.size(); ++i) {
+        if (line[i] == '"') {  // to the end of the string
+            for (++i; i < line.size() && line[i] != '"'; ++i) i += line[i] == '\\';
+            continue;
+        }
+        const uint64_t end = std::min(line.find_first_not_of(of_words, i), line.size());
+        if (end == i) continue;
+        if (is_nonfinite_number(line.substr(i, end - i))) {
+            line.replace(i, end - i, "null");
+            i += 3;
+        } else {
+            i = end - 1;
+        }
+    }
+    return line;
+}
+
 std::string piece_text(DocumentPiece&& piece, const std::string& key) {
     if (!piece.is_json) return std::move(piece.bytes);
     const std::string where = piece.input + " line " + std::to_string(piece.line) + " ";
     if (piece.bytes.find('\0') != std::string::npos) {  // nlohmann-json would take it for the end
-        throw BadInput(where + "is not valid JSON: it holds a zero byte");
+        throw BadLine(where + "is not valid JSON: it holds a zero byte");
     }
     JsonTextHandler strict(key);
     if (read_json_events(piece.bytes, strict)) return std::move(strict.text);
     JsonTextHandler lenient(key);
-    const std::string mended = replace_lone_surrogates(std::move(piece.bytes));
+    const std::string mended = replace_nonfinite_numbers(replace_lone_surrogates(std::move(piece.bytes)));
     if (read_json_events(mended, lenient)) return std::move(lenient.text);
-    throw BadInput(where + lenient.problem);
+    throw BadLine(where + lenient.problem);
 }
 
 }  // namespace lnfree

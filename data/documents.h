@@ -3,8 +3,8 @@
 //     DocumentReader reader({"books.txt", "web.jsonl.gz"}, {});
 //     for (DocumentPiece piece; reader.next(piece);) use(piece_text(piece, "text"), piece.ends_document);
 //
-// The name decides what a file is: .jsonl and .ndjson hold one JSON object per line, one document each; everything else
-// is text, one document per file unless a separator is given. A further .gz means that it is compressed.
+// Name and first bytes decide what a file is (data/input_kind.h): JSON lines hold one document each, a text file is one
+// document unless a separator is given. Compressed ones end in .gz. A byte-order mark at the start of a file is no text.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "data/error.h"
+#include "data/input_kind.h"
 
 namespace lnfree {
 
@@ -26,10 +27,12 @@ std::string unescape_separator(std::string_view typed);
 
 // How text files are cut; the defaults are right but for the separator.
 struct DocumentOptions {
+    InputFormat format = InputFormat::automatic;
     std::string separator;           // exact bytes between the documents of a text file; empty: one document per file
     uint64_t piece_bytes = 1 << 20;  // text is handed over in pieces of about this size
     uint64_t max_piece_bytes = 16 << 20;  // where text without any safe place is cut anyway
     uint64_t max_line_bytes = 128 << 20;  // the longest JSON line
+    std::vector<std::string> unbroken;    // a piece ends neither in one of these nor right behind it (Tokenizer)
 };
 
 // A document or a part of one, as it lies in the input.
@@ -37,6 +40,7 @@ struct DocumentPiece {
     std::string bytes;           // text, or the JSON line that holds it
     bool is_json = false;        //
     bool ends_document = false;  // false: the next piece continues this document
+    bool continues = false;      // the piece before this one is of the same document
     std::string input;           // name of the input, for messages
     uint64_t line = 0;           // of a JSON line, from 1
 };
@@ -51,7 +55,8 @@ class InputBytes;
 // counts. Blank lines between JSON lines are skipped.
 class DocumentReader {
   public:
-    // Throws BadInput if an input does not exist, is a folder, or has a name that says it is something else.
+    // Looks at the beginning of every file. Throws BadInput if one does not exist, is a folder, or is something else than
+    // text and JSON lines.
     DocumentReader(std::vector<std::string> inputs, DocumentOptions options);
     ~DocumentReader();
 
@@ -65,6 +70,7 @@ class DocumentReader {
 
   private:
     void check_input(const std::string& input);
+    InputFormat format_of(const InputBytes& source) const;
     bool open_next_input();
 
     // The bytes read and not yet handed over.
@@ -89,6 +95,9 @@ class DocumentReader {
     // cut between any two characters; then, and only then, tokens at the cut may differ from those of the whole text.
     uint64_t place_to_cut(std::string_view text) const;
 
+    // Whether text that ends at `cut` ends in one of options_.unbroken or right behind it.
+    bool ends_in_unbroken(std::string_view text, uint64_t cut) const;
+
     std::vector<std::string> inputs_;
     DocumentOptions options_;
     uint64_t bytes_total_ = 0;
@@ -106,12 +115,22 @@ class DocumentReader {
     uint64_t line_ = 0;  // lines handed over or skipped
 };
 
+// A JSON line that holds no document; see piece_text.
+struct BadLine : BadInput {
+    using BadInput::BadInput;
+};
+
 // `line` with every \uD800 ... \uDFFF escape that is not half of a pair replaced by \uFFFD. Python writes such halves
 // when a text was cut in the middle of a character; tiktoken reads them as U+FFFD too.
 std::string replace_lone_surrogates(std::string line);
 
-// The text of a piece: for a JSON line the string under `key`. Throws BadInput naming input and line if the line is not a
-// JSON object, has no such key, or has something else than a string there.
+// `line` with every NaN, Infinity and number beyond a double that is no part of a string replaced by null. Python writes
+// and reads them.
+std::string replace_nonfinite_numbers(std::string line);
+
+// The text of a piece: for a JSON line the string under `key`. Throws BadLine naming input and line if the line is not a
+// JSON object, has no such key, or has something else than a string there. What Python's json takes beyond the standard is
+// taken: the two functions above.
 std::string piece_text(DocumentPiece&& piece, const std::string& key);
 
 }  // namespace lnfree

@@ -130,13 +130,22 @@ class Gpt2Tokenizer:
 
 
 class LocalDocuments:
-    """.jsonl files (key "text") and text files (one document each), plain or .gz."""
+    """JSON lines (key "text") and .txt files (one document each), plain or .gz."""
+
+    JSON_LINES, TEXT = (".jsonl", ".jsonlines", ".ndjson"), (".txt", ".text", ".md")
 
     def __init__(self, paths):
         self.paths, self.done = paths, 0
         for path in paths:
             if not path.is_file():
                 raise BadInput(f"there is no file {path}")
+            if not self.plain_name(path).endswith(self.JSON_LINES + self.TEXT):
+                raise BadInput(f"{path}: only .jsonl and .txt, plain or .gz, are read here; "
+                               "`train_gpt2_lnfree tokenize` looks at the content too")
+
+    @staticmethod
+    def plain_name(path):
+        return path.name.lower().removesuffix(".gz")
 
     def position(self):
         return self.done
@@ -152,13 +161,13 @@ class LocalDocuments:
     def read(self):
         for path in self.paths:
             try:
-                with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-                    if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+                with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+                    if self.plain_name(path).endswith(self.JSON_LINES):
                         for number, line in enumerate(file, 1):
                             if line.strip():
                                 yield self.text_of(line, f"{path} line {number}")
                     elif text := file.read():
-                        yield text.decode()
+                        yield text.decode("utf-8-sig")  # a byte-order mark is no text
             except (gzip.BadGzipFile, EOFError, zlib.error):
                 raise BadInput(f"{path} holds damaged gzip data") from None
             except UnicodeDecodeError:

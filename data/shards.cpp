@@ -8,25 +8,19 @@
 #include <utility>
 
 #include "data/error.h"
+#include "data/input_kind.h"
 #include "data/json.h"
+#include "data/npy.h"
 #include "data/parallel.h"
 
 namespace lnfree {
 
 namespace {
 
-constexpr char raw_shard_prefix[] = "raw:";
 constexpr uint64_t shard_header_bytes = 256 * sizeof(int32_t);
 constexpr uint64_t most_tokens_per_shard = (uint64_t{1} << 31) - 1;  // what llm.c's int32 count can say
 constexpr ShardFormat shard_format_uint16 = {20240520, 1, 2};
 constexpr ShardFormat shard_format_uint32 = {20240801, 7, 4};
-
-// Splits "raw:PATH" into the path and true; anything else is a path with a header.
-std::pair<std::string, bool> split_raw_prefix(const std::string& shard) {
-    const size_t prefix = std::strlen(raw_shard_prefix);
-    const bool raw = shard.compare(0, prefix, raw_shard_prefix) == 0;
-    return {raw ? shard.substr(prefix) : shard, raw};
-}
 
 // The files of a pattern without "raw:", in byte order: the file of exactly this name if there is one (brackets and
 // all), else what the glob matches, with {a,b} and ~ understood because the pattern often comes quoted. May be empty.
@@ -44,20 +38,30 @@ std::vector<std::string> expand_glob(const std::string& pattern) {
 
 }  // namespace
 
+ShardName parse_shard_name(const std::string& shard) {
+    for (ShardName name : {ShardName{"raw:", 2, true, ""}, ShardName{"raw16:", 2, false, ""},
+                           ShardName{"raw32:", 4, true, ""}, ShardName{"raw64:", 8, true, ""}}) {
+        if (shard.compare(0, name.prefix.size(), name.prefix) != 0) continue;
+        name.path = shard.substr(name.prefix.size());
+        return name;
+    }
+    return {"", 0, true, shard};
+}
+
 std::vector<std::string> expand_patterns(const std::vector<std::string>& patterns) {
     std::vector<std::string> shards;
-    std::set<std::pair<std::string, bool>> seen;
+    std::set<std::pair<std::string, uint32_t>> seen;
     for (const std::string& shard_pattern : patterns) {
-        const auto [pattern, raw] = split_raw_prefix(shard_pattern);
-        const std::vector<std::string> paths = expand_glob(pattern);
+        const ShardName name = parse_shard_name(shard_pattern);
+        const std::vector<std::string> paths = expand_glob(name.path);
         if (paths.empty())
             throw BadInput("no token shard matches " + quoted_name(shard_pattern) +
                            "; check the path, or make shards with the command tokenize");
         for (const std::string& path : paths) {
             std::error_code error;
             const std::string canonical = std::filesystem::canonical(path, error).string();
-            if (seen.insert({error ? path : canonical, raw}).second) {
-                shards.push_back((raw ? raw_shard_prefix : "") + path);
+            if (seen.insert({error ? path : canonical, name.token_bytes}).second) {
+                shards.push_back(name.prefix + path);
             }
         }
     }
@@ -77,26 +81,88 @@ std::optional<ShardFormat> shard_format_of(const unsigned char* bytes, uint64_t 
     return std::nullopt;
 }
 
-// The tokens of a file without a header. BadInput, naming `file`, if it cannot be one.
-TokenSpan parse_raw_shard(const unsigned char* bytes, uint64_t size, const std::string& file) {
-    if (shard_format_of(bytes, size)) {
-        throw BadInput(file + " has the header of an llm.c token shard; give it without " + raw_shard_prefix);
+// Whether the file looks like integers of twice the width, of which every second number of `Id`s is a high half. Those
+// of any vocabulary are below 16; in a file that is what it claims to be, numbers of 16 and more do not keep to the even
+// places. Where all high halves are 0, as those of GPT-2's are, 16 numbers that do so are enough; else 64 are wanted.
+template <class Id>
+bool looks_twice_as_wide(const unsigned char* bytes, uint64_t size) {
+    const uint64_t pairs = std::min<uint64_t>(size, 1 << 20) / (2 * sizeof(Id));
+    uint64_t low_ones = 0, large_low_ones = 0;
+    Id largest_high = 0;
+    for (uint64_t i = 0; i < pairs; ++i) {
+        Id halves[2];
+        std::memcpy(halves, bytes + i * sizeof(halves), sizeof(halves));
+        low_ones += halves[0] != 0;
+        large_low_ones += halves[0] >= 16;
+        largest_high = std::max(largest_high, halves[1]);
     }
-    if (size % sizeof(uint16_t) != 0) {
-        throw BadInput(file + " is no file of uint16 tokens: it has an odd number of bytes, " + std::to_string(size));
+    if (largest_high == 0) return low_ones >= 16;
+    return largest_high < 16 && large_low_ones >= 64;
+}
+
+// BadInput, naming the file, if what is said to have no header begins like something else.
+void require_bare_tokens(const unsigned char* bytes, uint64_t size, const ShardName& name) {
+    const std::string_view beginning(reinterpret_cast<const char*>(bytes), std::min<uint64_t>(size, 4096));
+    const bool has_header = shard_format_of(bytes, size) || is_npy(beginning);
+    if (has_header) {
+        throw BadInput(name.path + " has the header of " +
+                       (is_npy(beginning) ? "NumPy's .npy" : "an llm.c token shard") + "; give it without " +
+                       name.prefix);
     }
-    return {bytes, size / sizeof(uint16_t), sizeof(uint16_t)};
+    if (!name.checked) return;
+    const std::string overrule = name.token_bytes == 2 ? "; if it is uint16 nevertheless, give it as raw16:PATH" : "";
+    const std::string format = is_plain_ascii(beginning) ? "text" : format_by_first_bytes(beginning);
+    if (!format.empty()) {
+        throw BadInput(name.path + " is " + format +
+                       " by its first bytes, not token ids; text becomes tokens with the "
+                       "command tokenize" +
+                       overrule);
+    }
+    const bool wider = name.token_bytes == 2   ? looks_twice_as_wide<uint16_t>(bytes, size)
+                       : name.token_bytes == 4 ? looks_twice_as_wide<uint32_t>(bytes, size)
+                                               : false;
+    if (!wider) return;
+    const bool eight = name.token_bytes == 4 || looks_twice_as_wide<uint32_t>(bytes, size);
+    throw BadInput(name.path + " looks like integers of " + (eight ? "8" : "4") + " bytes: every second one of " +
+                   std::to_string(name.token_bytes) + " bytes is a high half; give it as " +
+                   (eight ? "raw64:PATH" : "raw32:PATH") + overrule);
+}
+
+// The tokens of a file without a header. BadInput, naming it, if it cannot be one.
+TokenSpan parse_raw_shard(const unsigned char* bytes, uint64_t size, const ShardName& name) {
+    require_bare_tokens(bytes, size, name);
+    if (size % name.token_bytes != 0) {
+        throw BadInput(name.path + " is no file of integers of " + std::to_string(name.token_bytes) +
+                       " bytes: it has " + std::to_string(size) + " bytes");
+    }
+    return {bytes, size / name.token_bytes, name.token_bytes, name.token_bytes == 8};
+}
+
+TokenSpan parse_npy_shard(const unsigned char* bytes, uint64_t size, const std::string& file) {
+    const NpyIntegers integers = parse_npy({reinterpret_cast<const char*>(bytes), size}, file);
+    if (integers.count == 0) throw BadInput(file + " holds no tokens; leave it out or make it again");
+    return {bytes + integers.offset, integers.count, integers.bytes, integers.is_signed};
 }
 
 }  // namespace
 
-TokenSpan parse_shard(const unsigned char* bytes, uint64_t size, bool raw, const std::string& file) {
+std::string TokenSpan::written_id(uint64_t i) const {
+    if (token_bytes == 2) return std::to_string(is_signed ? load<int16_t>(i) : load<uint16_t>(i));
+    if (token_bytes == 4) return is_signed ? std::to_string(load<int32_t>(i)) : std::to_string(load<uint32_t>(i));
+    return is_signed ? std::to_string(load<int64_t>(i)) : std::to_string(load<uint64_t>(i));
+}
+
+TokenSpan parse_shard(const unsigned char* bytes, uint64_t size, const ShardName& name) {
+    const std::string& file = name.path;
     if (size == 0) throw BadInput(file + " is empty; a token shard is needed");
-    if (raw) return parse_raw_shard(bytes, size, file);
+    if (name.token_bytes > 0) return parse_raw_shard(bytes, size, name);
+    if (is_npy({reinterpret_cast<const char*>(bytes), size})) return parse_npy_shard(bytes, size, file);
     const std::optional<ShardFormat> format = shard_format_of(bytes, size);
     if (!format) {
-        throw BadInput(file + " is not a token shard of llm.c's format (give nanoGPT's files without a header as " +
-                       raw_shard_prefix + "PATH, make shards from text with the command tokenize)");
+        throw BadInput(file +
+                       " is not a token shard of llm.c's format (give files without a header, such as nanoGPT's, "
+                       "as raw:PATH, raw32:PATH or raw64:PATH, NumPy's as .npy, make shards from text with the command "
+                       "tokenize)");
     }
     if (size < shard_header_bytes) {
         throw BadInput(file + " is truncated within its header of 1024 bytes; copy or make it again");
@@ -130,9 +196,9 @@ uint64_t windows_in(const TokenSpan& span, uint64_t T, bool paper_windows) {
 TokenShards::TokenShards(const std::vector<std::string>& patterns) : paths_(expand_patterns(patterns)) {
     if (paths_.empty()) throw BadInput("no token shards given");
     for (const std::string& shard : paths_) {
-        const auto [path, raw] = split_raw_prefix(shard);
-        const MappedFile& file = files_.emplace_back(path);
-        spans_.push_back(parse_shard(file.data(), file.size(), raw, path));
+        const ShardName name = parse_shard_name(shard);
+        const MappedFile& file = files_.emplace_back(name.path);
+        spans_.push_back(parse_shard(file.data(), file.size(), name));
         tokens_ += spans_.back().count;
     }
 }
@@ -167,8 +233,8 @@ void TokenShards::check_vocabulary(uint32_t vocab_size) const {
         for (uint64_t i = 0; i < spans_[shard].count; ++i) {
             const uint32_t id = spans_[shard].at(i);
             if (id < vocab_size) continue;
-            throw BadInput(paths_[shard] + ": the token " + std::to_string(id) + " at position " + std::to_string(i) +
-                           " is outside the vocabulary of " + std::to_string(vocab_size) +
+            throw BadInput(paths_[shard] + ": the token " + spans_[shard].written_id(i) + " at position " +
+                           std::to_string(i) + " is outside the vocabulary of " + std::to_string(vocab_size) +
                            " tokens; tokenize the text with this model's tokenizer");
         }
     }
@@ -199,8 +265,12 @@ void TokenShards::scan_shard(const MappedFile& file, const TokenSpan& span, Hash
         const uint64_t first_token = (std::max(begin, header) - header) / span.token_bytes;
         largest[b] = span.largest(first_token, (end - header) / span.token_bytes - first_token);
     });
-    hash.add(file.size());
-    for (const uint64_t block_hash : hashes) hash.add(block_hash);
+    Hash64 of_shard;
+    for (Hash64* both : {&hash, &of_shard}) {
+        both->add(file.size());
+        for (const uint64_t block_hash : hashes) both->add(block_hash);
+    }
+    result.of_shards.push_back(of_shard.value());
     for (const uint32_t id : largest) result.largest = std::max(result.largest, id);
 }
 
@@ -283,9 +353,10 @@ void ShardWriter::flush() {
 }
 
 std::optional<std::string> sidecar_path(const std::string& shard) {
-    const auto [path, raw] = split_raw_prefix(shard);
+    const auto [prefix, token_bytes, checked, path] = parse_shard_name(shard);
     const std::string extension = ".bin";
-    if (raw || path.size() < extension.size() || path.substr(path.size() - extension.size()) != extension) return {};
+    if (token_bytes > 0 || path.size() < extension.size() || path.substr(path.size() - extension.size()) != extension)
+        return {};
     const std::string stem = path.substr(0, path.size() - extension.size());
     const size_t last_other = stem.find_last_not_of("0123456789");
     if (last_other == std::string::npos || stem.size() - last_other - 1 < 6) return {};

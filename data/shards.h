@@ -1,11 +1,14 @@
 // Token shards: files of token ids, mapped into memory, from which training and evaluation take windows.
 //
-// Three formats, all little-endian. llm.c's two begin with a header of 256 int32 (github.com/karpathy/llm.c,
+// All formats are little-endian. llm.c's two begin with a header of 256 int32 (github.com/karpathy/llm.c,
 // dev/data/data_common.py): magic, version, token count, zeros.
 //
 //     magic 20240520, version 1   uint16 ids, for vocabularies of up to 65,536 tokens (GPT-2)
 //     magic 20240801, version 7   uint32 ids, for larger ones
+//     NumPy's .npy                a row of integers of 2, 4 or 8 bytes (data/npy.h)
 //     raw:PATH                    uint16 ids and nothing else: nanoGPT's train.bin and val.bin
+//     raw32:PATH, raw64:PATH      uint32, or int64, and nothing else
+//     raw16:PATH                  as raw:, which refuses what looks like wider integers or like no tokens at all
 //
 // The count is read as unsigned, so that a uint16 shard may hold 4,294,967,295 tokens (8 GiB); what is written here
 // stays within int32, where llm.c reads it. Raw files have no limit.
@@ -31,6 +34,15 @@ struct ShardFormat {
     uint32_t token_bytes;
 };
 
+// A shard as a user names it: a path, and how wide its ids are if "raw:" or one of its kin stands before it.
+struct ShardName {
+    std::string prefix;        // "raw:" and so on; empty: the file has a header
+    uint32_t token_bytes = 0;  // of a file without a header; 0: it has one
+    bool checked = true;       // whether the file is looked at for signs that it is something else
+    std::string path;          // or pattern
+};
+ShardName parse_shard_name(const std::string& shard);
+
 // The shards meant by patterns as a user gives them: each a path, a glob, or either of them behind "raw:" (which stays
 // in front of every path it yields). In the order of the patterns, sorted within a glob, each file once. BadInput for a
 // pattern that matches nothing.
@@ -40,21 +52,31 @@ std::vector<std::string> expand_patterns(const std::vector<std::string>& pattern
 struct TokenSpan {
     const unsigned char* data = nullptr;  // count * token_bytes bytes, aligned to token_bytes
     uint64_t count = 0;                   // tokens
-    uint32_t token_bytes = 2;             // 2 or 4
+    uint32_t token_bytes = 2;             // 2, 4 or 8
+    bool is_signed = false;               // for messages: a negative id is otherwise one that is far too large
 
-    uint32_t at(uint64_t i) const { return token_bytes == 2 ? load<uint16_t>(i) : load<uint32_t>(i); }
+    // 2^32 - 1 for what is larger, which no vocabulary has.
+    uint32_t at(uint64_t i) const {
+        return token_bytes == 2 ? load<uint16_t>(i) : token_bytes == 4 ? load<uint32_t>(i) : narrow(load<uint64_t>(i));
+    }
 
     // Copies the n tokens from `first` on. Ids of 2^31 and more turn negative; check_vocabulary finds them beforehand.
     void copy(uint64_t first, uint64_t n, int32_t* out) const {
-        token_bytes == 2 ? copy_as<uint16_t>(first, n, out) : copy_as<uint32_t>(first, n, out);
+        if (token_bytes == 2) return copy_as<uint16_t>(first, n, out);
+        token_bytes == 4 ? copy_as<uint32_t>(first, n, out) : copy_as<uint64_t>(first, n, out);
     }
 
     // The largest of the n tokens from `first` on; 0 if n is 0.
     uint32_t largest(uint64_t first, uint64_t n) const {
-        return token_bytes == 2 ? largest_as<uint16_t>(first, n) : largest_as<uint32_t>(first, n);
+        if (token_bytes == 2) return largest_as<uint16_t>(first, n);
+        return token_bytes == 4 ? largest_as<uint32_t>(first, n) : largest_as<uint64_t>(first, n);
     }
 
+    // The id as the file has it, negative or larger than any vocabulary.
+    std::string written_id(uint64_t i) const;
+
   private:
+    static uint32_t narrow(uint64_t id) { return static_cast<uint32_t>(std::min<uint64_t>(id, 0xFFFFFFFF)); }
     template <class Id>
     Id load(uint64_t i) const {
         Id id;
@@ -63,19 +85,19 @@ struct TokenSpan {
     }
     template <class Id>
     void copy_as(uint64_t first, uint64_t n, int32_t* out) const {
-        for (uint64_t i = 0; i < n; ++i) out[i] = static_cast<int32_t>(load<Id>(first + i));
+        for (uint64_t i = 0; i < n; ++i) out[i] = static_cast<int32_t>(narrow(load<Id>(first + i)));
     }
     template <class Id>
     uint32_t largest_as(uint64_t first, uint64_t n) const {
         Id largest = 0;
         for (uint64_t i = 0; i < n; ++i) largest = std::max(largest, load<Id>(first + i));
-        return largest;
+        return narrow(largest);
     }
 };
 
-// The tokens in the `size` bytes of a whole file, which `raw` says has no header. BadInput, naming `file`, if it is
-// empty, truncated or of another kind.
-TokenSpan parse_shard(const unsigned char* bytes, uint64_t size, bool raw, const std::string& file);
+// The tokens in the `size` bytes of a whole file, which `name` says how to read. BadInput, naming the file, if it is
+// empty, truncated or of another kind: of a file without a header, where its first MiB looks like one.
+TokenSpan parse_shard(const unsigned char* bytes, uint64_t size, const ShardName& name);
 
 // A 64-bit hash in the manner of FNV-1a (Fowler, Noll and Vo; the two constants are theirs) that takes 8 bytes at a
 // time and folds the upper half back in, which the multiplication alone leaves out. For accidents, not for forgeries.
@@ -131,6 +153,9 @@ class TokenShards {
     // lie: per shard the size and the Hash64 of every MiB of the file, in order. Cost as largest_token.
     uint64_t fingerprint() const { return scan().fingerprint; }
 
+    // The same hash of every shard by itself, to find shards that two sets share.
+    const std::vector<uint64_t>& shard_fingerprints() const { return scan().of_shards; }
+
     // BadInput, naming file, position and id, if a token is not below vocab_size. Cost as largest_token.
     void check_vocabulary(uint32_t vocab_size) const;
 
@@ -138,11 +163,12 @@ class TokenShards {
     struct Scan {
         uint32_t largest = 0;
         uint64_t fingerprint = 0;
+        std::vector<uint64_t> of_shards;
     };
 
     const Scan& scan() const;
 
-    // Adds a shard to the hash and to the largest token. A block of 1 MiB is read once from memory for both.
+    // Adds a shard to the hash and to the rest. A block of 1 MiB is read once from memory for all.
     static void scan_shard(const MappedFile& file, const TokenSpan& span, Hash64& hash, Scan& result);
 
     std::vector<std::string> paths_;

@@ -11,6 +11,7 @@
 #include <exception>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "data/documents.h"
@@ -173,6 +174,9 @@ struct TokenizeBatch {
     std::vector<int32_t> tokens;
     std::vector<uint64_t> document_ends;  // offsets in tokens just after each end-of-text
     uint64_t text_bytes = 0;
+    uint64_t special_as_text = 0;
+    uint64_t skipped_lines = 0;
+    std::string first_skipped_line;
     std::exception_ptr error;  // what went wrong instead
     bool done = false;
 };
@@ -271,25 +275,49 @@ void read_batches(DocumentReader& reader, BatchQueue& queue) {
     queue.close();
 }
 
-// Tokenises batches until there are none left. Every document is followed by end-of-text.
+// The text of a piece; nothing for a line that is to be passed over, which is then noted.
+std::optional<std::string> text_of(DocumentPiece&& piece, const TokenizeOptions& options, TokenizeBatch& batch) {
+    try {
+        return piece_text(std::move(piece), options.text_key);
+    } catch (const BadLine& bad) {
+        if (!options.skip_bad_lines) throw BadInput(std::string(bad.what()) + "; --skip-bad-lines passes over such");
+        if (batch.skipped_lines++ == 0) batch.first_skipped_line = bad.what();
+        return std::nullopt;
+    }
+}
+
+// Every document is followed by end-of-text.
+void tokenize_batch(const Tokenizer& tokenizer, const TokenizeOptions& options, TokenizeBatch& batch) {
+    for (DocumentPiece& piece : batch.pieces) {
+        const bool ends_document = piece.ends_document, continues = piece.continues;
+        const std::optional<std::string> text = text_of(std::move(piece), options, batch);
+        if (!text) continue;
+        batch.text_bytes += text->size();
+        batch.special_as_text += tokenizer.encode(*text, batch.tokens, options.allow_special, continues);
+        if (!ends_document) continue;
+        batch.tokens.push_back(tokenizer.end_of_text());
+        batch.document_ends.push_back(batch.tokens.size());
+    }
+    batch.pieces = {};
+}
+
+// Tokenises batches until there are none left.
 void tokenize_batches(const Tokenizer& tokenizer, const TokenizeOptions& options, BatchQueue& queue) {
     while (const BatchQueue::Batch batch = queue.take()) {
         try {
-            for (DocumentPiece& piece : batch->pieces) {
-                const bool ends_document = piece.ends_document;
-                const std::string text = piece_text(std::move(piece), options.text_key);
-                batch->text_bytes += text.size();
-                tokenizer.encode(text, batch->tokens, options.allow_special);
-                if (!ends_document) continue;
-                batch->tokens.push_back(tokenizer.end_of_text());
-                batch->document_ends.push_back(batch->tokens.size());
-            }
-            batch->pieces = {};
+            tokenize_batch(tokenizer, options, *batch);
         } catch (...) {
             batch->error = std::current_exception();
         }
         queue.mark_done(batch);
     }
+}
+
+void count_batch(const TokenizeBatch& batch, TokenizeResult& result) {
+    result.bytes += batch.text_bytes;
+    result.special_as_text += batch.special_as_text;
+    result.skipped_lines += batch.skipped_lines;
+    if (result.first_skipped_line.empty()) result.first_skipped_line = batch.first_skipped_line;
 }
 
 // Runs the reader and the tokenising threads and writes what they make.
@@ -319,7 +347,7 @@ void run_tokenize_threads(const Tokenizer& tokenizer, const TokenizeOptions& opt
             at = end;
         }
         if (at < batch->tokens.size()) writer.append(batch->tokens.data() + at, batch->tokens.size() - at, false);
-        writer.result.bytes += batch->text_bytes;
+        count_batch(*batch, writer.result);
         if (progress) progress(batch->input_position, reader.bytes_total());
     }
 }
@@ -337,14 +365,17 @@ Json tokenize_report(const TokenizeOptions& options, const Tokenizer& tokenizer,
     if (tokenizer.name() != "byte") about["folder"] = base_name(options.tokenizer);
     Json inputs = Json::array();
     for (const std::string& input : options.inputs) inputs.push_back(input == "-" ? input : base_name(input));
-    return {{"version", 1},
-            {"tokenizer", about},
-            {"documents", {{"train", result.documents_train}, {"val", result.documents_val}}},
-            {"tokens", {{"train", result.tokens_train}, {"val", result.tokens_val}}},
-            {"seed", options.seed},
-            {"val_fraction", options.val_fraction},
-            {"allow_special", options.allow_special},
-            {"inputs", inputs}};
+    Json report = {{"version", 1},
+                   {"tokenizer", about},
+                   {"documents", {{"train", result.documents_train}, {"val", result.documents_val}}},
+                   {"tokens", {{"train", result.tokens_train}, {"val", result.tokens_val}}},
+                   {"seed", options.seed},
+                   {"val_fraction", options.val_fraction},
+                   {"allow_special", options.allow_special},
+                   {"inputs", inputs}};
+    if (result.special_as_text > 0) report["special_as_text"] = result.special_as_text;
+    if (result.skipped_lines > 0) report["skipped_lines"] = result.skipped_lines;
+    return report;
 }
 
 void check_tokenize_options(const TokenizeOptions& options) {
@@ -381,7 +412,9 @@ TokenizeResult tokenize_documents(const TokenizeOptions& options, const Tokenize
     run_tokenize_threads(tokenizer, options, reader, writer, progress);
     if (writer.documents() == 0) {
         const std::string others = options.inputs.size() > 1 ? " and the other inputs" : "";
-        throw BadInput("there are no documents in " + options.inputs.front() + others + "; give some text");
+        const std::string first = writer.result.first_skipped_line;
+        throw BadInput("there are no documents in " + options.inputs.front() + others +
+                       (first.empty() ? "; give some text" : "; all lines were passed over, the first: " + first));
     }
     publish_tokens(options, tokenizer, writer);
     return writer.result;
@@ -395,6 +428,8 @@ TokenizeResult tokenize_files(const TokenizeOptions& options, const TokenizeProg
     const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(options.tokenizer);
     DocumentOptions document_options;
     document_options.separator = unescape_separator(options.document_separator);
+    document_options.format = parse_input_format(options.format);
+    document_options.unbroken = tokenizer->unbroken();
     DocumentReader reader(options.inputs, document_options);
     std::error_code error;
     const std::string folder = folder_of(options.out);

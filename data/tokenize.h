@@ -29,8 +29,10 @@ struct TokenizeOptions {
     uint64_t seed = 0;                // decides which documents are held out
     uint64_t shard_tokens = 100000000;
     std::string document_separator;  // between the documents of a text file, as typed (unescape_separator)
+    std::string format = "auto";     // of the inputs: auto, text or jsonl (data/input_kind.h)
     std::string text_key = "text";   // of a JSON line
-    bool allow_special = false;      // <|endoftext|> in the text is the end-of-text token
+    bool skip_bad_lines = false;     // JSON lines without a text are passed over and counted
+    bool allow_special = false;      // special tokens in the text, <|endoftext|> among them, become their ids
     int threads = 0;                 // that tokenise; 0: one per core
 };
 
@@ -42,6 +44,9 @@ struct TokenizeResult {
     uint64_t tokens_val = 0;
     std::vector<std::string> paths;  // everything written: train shards, validation shards, PREFIX.json
     uint64_t bytes = 0;              // of text
+    uint64_t special_as_text = 0;    // special tokens in the text that stayed ordinary text
+    uint64_t skipped_lines = 0;
+    std::string first_skipped_line;  // what was wrong with it, and where; empty: none was skipped
     double seconds = 0;
 };
 

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <queue>
 
@@ -57,21 +56,6 @@ std::string Tokenizer::token_text(int32_t token) const {
     return printable(decode(&token, 1));
 }
 
-namespace {
-
-// Cuts `text` at every `special` and calls ordinary(part) for the text between (may be empty) and found() for each one.
-template <typename Ordinary, typename Found>
-void split_at_special(std::string_view text, std::string_view special, Ordinary&& ordinary, Found&& found) {
-    uint64_t start = 0;
-    for (uint64_t at; (at = text.find(special, start)) != std::string_view::npos; start = at + special.size()) {
-        ordinary(text.substr(start, at - start));
-        found();
-    }
-    ordinary(text.substr(start));
-}
-
-}  // namespace
-
 const std::vector<std::string>& byte_symbols() {
     static const std::vector<std::string> symbols = [] {
         std::vector<std::string> table;
@@ -90,13 +74,13 @@ const std::vector<std::string>& byte_symbols() {
     return symbols;
 }
 
-void ByteTokenizer::encode(std::string_view text, std::vector<int32_t>& out, bool allow_special) const {
+uint64_t ByteTokenizer::encode(std::string_view text, std::vector<int32_t>& out, bool allow_special, bool) const {
+    static const AddedTokens added({{end_of_text_string, 256, true}}, "the byte tokenizer");
     const auto bytes = [&](std::string_view part) {
         const auto* const first = reinterpret_cast<const uint8_t*>(part.data());
         out.insert(out.end(), first, first + part.size());
     };
-    if (!allow_special) return bytes(text);
-    split_at_special(text, end_of_text_string, bytes, [&] { out.push_back(end_of_text()); });
+    return added.split(text, allow_special, bytes, [&](int32_t id) { out.push_back(id); });
 }
 
 std::string ByteTokenizer::decode(const int32_t* tokens, uint64_t n) const {
@@ -157,119 +141,6 @@ void ByteTokenizer::save(const std::string& folder) const {
     special["clean_up_tokenization_spaces"] = false;
     special["tokenizer_class"] = "PreTrainedTokenizerFast";
     write_file_atomically(folder + "/tokenizer_config.json", special.dump(2) + "\n");
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Byte-pair encoding: what the files say
-
-namespace {
-
-// Ids must lie below this: more than any vocabulary in use, small enough for tables.
-constexpr int32_t most_bpe_tokens = 1 << 20;
-
-int32_t parse_token_id(const Json& id, const std::string& token, const std::string& source) {
-    const bool valid = id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(most_bpe_tokens);
-    if (!valid) {
-        throw BadInput(source + ": the id of the token " + quoted_name(token) + " is not a number from 0 to " +
-                       std::to_string(most_bpe_tokens - 1));
-    }
-    return id.get<int32_t>();
-}
-
-}  // namespace
-
-void parse_bpe_vocab(const Json& vocab, const std::string& source, BpeVocabulary& out) {
-    if (!vocab.is_object() || vocab.empty()) throw BadInput(source + ": the vocabulary is not an object of token ids");
-    out.ids.reserve(vocab.size());
-    for (const auto& [symbols, id] : vocab.items()) out.ids[symbols] = parse_token_id(id, symbols, source);
-}
-
-namespace {
-
-// One merge: two strings of symbols, separated by the only space. BadInput if there are not two.
-std::pair<std::string, std::string> parse_merge(std::string_view line, const std::string& where) {
-    const uint64_t space = line.find(' ');
-    const bool two = space != std::string_view::npos && space > 0 && space + 1 < line.size() &&
-                     line.find(' ', space + 1) == std::string_view::npos;
-    if (!two) throw BadInput(where + " is not a merge of two tokens: " + quoted_name(std::string(line)));
-    return {std::string(line.substr(0, space)), std::string(line.substr(space + 1))};
-}
-
-}  // namespace
-
-void parse_bpe_merges(const std::string& text, const std::string& source, BpeVocabulary& out) {
-    uint64_t number = 0;
-    for (uint64_t start = 0; start < text.size();) {
-        const uint64_t end = std::min(text.find('\n', start), text.size());
-        std::string_view line = std::string_view(text).substr(start, end - start);
-        start = end + 1;
-        ++number;
-        if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
-        const bool version = number == 1 && line.substr(0, 8) == "#version";
-        if (version || line.empty()) continue;
-        out.merges.push_back(parse_merge(line, source + " line " + std::to_string(number)));
-    }
-}
-
-namespace {
-
-// The value under `key`, null if there is none. It belongs to `object`.
-const Json& json_value(const Json& object, const char* key) {
-    static const Json null;
-    const Json* const found = object.find(key);
-    return found != nullptr ? *found : null;
-}
-
-// BadInput unless the parts of a tokenizer.json around its model do what GPT-2's do. The post-processor is not looked at:
-// it adds tokens around a text, and here documents are only followed by end-of-text.
-void check_tokenizer_json(const Json& file, bool has_merges, const std::string& source) {
-    const auto need = [&](bool fulfilled, const std::string& what) {
-        if (!fulfilled) throw BadInput(source + " is not a GPT-2 byte-level BPE tokenizer: " + what);
-    };
-    const auto is_unset = [](const Json& v) { return v.is_null() || v == false || v == ""; };
-    const Json& model = json_value(file, "model");
-    const Json& type = json_value(model, "type");
-    need(type == "BPE" || (type.is_null() && model.contains("merges")), "model.type is not \"BPE\"");
-    for (const char* option :
-         {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"}) {
-        need(is_unset(json_value(model, option)), std::string("model.") + option + " is set");
-    }
-    need(json_value(file, "normalizer").is_null(), "it has a normalizer");
-    const Json& pre = json_value(file, "pre_tokenizer");
-    need(json_value(pre, "type") == "ByteLevel", "pre_tokenizer.type is not \"ByteLevel\"");
-    need(json_value(pre, "add_prefix_space") == false, "pre_tokenizer.add_prefix_space is not false");
-    const Json& use_regex = json_value(pre, "use_regex");
-    need(!has_merges || use_regex.is_null() || use_regex == true, "pre_tokenizer.use_regex is not true");
-}
-
-}  // namespace
-
-BpeVocabulary parse_tokenizer_json(const std::string& text, const std::string& source) {
-    const Json file = parse_json(text, source);
-    const Json& model = json_value(file, "model");
-    const Json& merges = json_value(model, "merges");
-    check_tokenizer_json(file, !merges.empty(), source);
-    if (!merges.is_array()) throw BadInput(source + ": model.merges is not an array");
-    BpeVocabulary out;
-    parse_bpe_vocab(json_value(model, "vocab"), source, out);
-    for (const Json& merge : merges) {
-        const std::string where = source + ": model.merges[" + std::to_string(out.merges.size()) + "]";
-        if (merge.is_string()) {
-            out.merges.push_back(parse_merge(merge.string(), where));
-        } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-            out.merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
-        } else {
-            throw BadInput(where + " is not a merge of two tokens");
-        }
-    }
-    const Json& added = json_value(file, "added_tokens");
-    if (!added.is_null() && !added.is_array()) throw BadInput(source + ": its added tokens are not an array");
-    for (const Json& token : added) {
-        const Json& content = json_value(token, "content");
-        if (!content.is_string() || content == "") throw BadInput(source + ": an added token has no content");
-        out.added[content.string()] = parse_token_id(json_value(token, "id"), content.string(), source);
-    }
-    return out;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -386,39 +257,49 @@ class WordCache {
 // Byte-pair encoding: the tokenizer
 
 BpeTokenizer::BpeTokenizer(const BpeVocabulary& vocabulary, Files files, const std::string& source)
-    : files_(std::move(files)), merges_(vocabulary.merges.size()), end_of_text_string_(vocabulary.end_of_text) {
+    : files_(std::move(files)), merges_(vocabulary.merges.size()), prefix_space_(vocabulary.prefix_space) {
     static std::atomic<uint64_t> instances{0};
     instance_ = ++instances;
     take_tokens(vocabulary, source);
-    const auto added = vocabulary.added.find(end_of_text_string_);
-    const auto known = vocabulary.ids.find(end_of_text_string_);
-    if (added == vocabulary.added.end() && known == vocabulary.ids.end()) {
-        throw BadInput(source + ": the vocabulary lacks the end-of-text token " + quoted_name(end_of_text_string_));
-    }
-    end_of_text_ = added != vocabulary.added.end() ? added->second : known->second;
+    take_end_of_text(vocabulary, source);
     take_bytes(vocabulary, source);
     fingerprint_.add(static_cast<uint32_t>(end_of_text_));
     take_merges(vocabulary, source);
+    take_added(vocabulary, source);
 }
 
-void BpeTokenizer::encode(std::string_view text, std::vector<int32_t>& out, bool allow_special) const {
-    if (!allow_special) return encode_ordinary(text, out);
-    split_at_special(
-        text, end_of_text_string_, [&](std::string_view part) { encode_ordinary(part, out); },
-        [&] { out.push_back(end_of_text_); });
+uint64_t BpeTokenizer::encode(std::string_view text, std::vector<int32_t>& out, bool allow_special,
+                              bool continues) const {
+    bool inside = continues;  // of a stretch between added tokens that has its space already
+    const auto ordinary = [&](std::string_view part) {
+        if (prefix_space_ && !inside && part[0] != ' ') {
+            encode_ordinary(" " + std::string(part), out);
+        } else {
+            encode_ordinary(part, out);
+        }
+        inside = false;
+    };
+    return added_.split(text, allow_special, ordinary, [&](int32_t id) {
+        out.push_back(id);
+        inside = false;
+    });
 }
 
 std::string BpeTokenizer::decode(const int32_t* tokens, uint64_t n) const {
     std::string text;
     for (uint64_t i = 0; i < n; ++i) {
-        const bool known = tokens[i] >= 0 && static_cast<uint64_t>(tokens[i]) < tokens_.size();
-        if (!known || tokens_[static_cast<uint64_t>(tokens[i])].empty()) {
+        if (!has(tokens[i])) {
             throw BadInput("token " + std::to_string(tokens[i]) + " is not in the BPE vocabulary of " +
                            std::to_string(tokens_.size()));
         }
         text += tokens_[static_cast<uint64_t>(tokens[i])];
     }
     return text;
+}
+
+bool BpeTokenizer::has(int32_t token) const {
+    return token >= 0 && static_cast<uint64_t>(token) < tokens_.size() &&
+           !tokens_[static_cast<uint64_t>(token)].empty();
 }
 
 void BpeTokenizer::save(const std::string& folder) const {
@@ -441,10 +322,10 @@ void BpeTokenizer::take_tokens(const BpeVocabulary& vocabulary, const std::strin
         return bytes;
     };
     for (const auto& [symbols, id] : vocabulary.ids) set_token(id, bytes_of(symbols), symbols, source);
-    for (const auto& [text, id] : vocabulary.added) {
+    for (const auto& [text, token] : vocabulary.added) {
         const auto known = vocabulary.ids.find(text);
-        if (known != vocabulary.ids.end() && known->second == id) continue;
-        set_token(id, text, text, source);
+        if (token.id < 0 || (known != vocabulary.ids.end() && known->second == token.id)) continue;
+        set_token(token.id, text, text, source);
     }
 }
 
@@ -458,6 +339,16 @@ void BpeTokenizer::set_token(int32_t id, const std::string& bytes, const std::st
                        " belongs to another token too");
     }
     tokens_[i] = bytes;
+}
+
+void BpeTokenizer::take_end_of_text(const BpeVocabulary& vocabulary, const std::string& source) {
+    const auto added = vocabulary.added.find(vocabulary.end_of_text);
+    const auto known = vocabulary.ids.find(vocabulary.end_of_text);
+    const bool has_id = added != vocabulary.added.end() && added->second.id >= 0;
+    if (!has_id && known == vocabulary.ids.end()) {
+        throw BadInput(source + ": the vocabulary lacks the end-of-text token " + quoted_name(vocabulary.end_of_text));
+    }
+    end_of_text_ = has_id ? added->second.id : known->second;
 }
 
 void BpeTokenizer::take_bytes(const BpeVocabulary& vocabulary, const std::string& source) {
@@ -486,6 +377,27 @@ void BpeTokenizer::take_merges(const BpeVocabulary& vocabulary, const std::strin
         for (const int32_t id : ids) fingerprint_.add(static_cast<uint32_t>(id));
         ++rank;
     }
+}
+
+void BpeTokenizer::take_added(const BpeVocabulary& vocabulary, const std::string& source) {
+    std::map<std::string, AddedToken> all = vocabulary.added;
+    AddedToken& end = all[vocabulary.end_of_text];
+    end.text = vocabulary.end_of_text;
+    end.id = end_of_text_;
+    end.special = true;
+    std::vector<AddedToken> tokens;
+    for (const auto& [text, token] : all) {
+        tokens.push_back(token);
+        if (!token.special) add_to_fingerprint(token);  // special tokens change no text unless that is asked for
+    }
+    if (prefix_space_) fingerprint_.add(' ');
+    added_ = AddedTokens(tokens, source);
+}
+
+void BpeTokenizer::add_to_fingerprint(const AddedToken& token) {
+    for (const char c : token.text) fingerprint_.add(static_cast<uint8_t>(c));
+    for (const bool flag : {token.normalized, token.lstrip, token.rstrip}) fingerprint_.add(flag);
+    fingerprint_.add(static_cast<uint32_t>(token.id));
 }
 
 void BpeTokenizer::encode_ordinary(std::string_view text, std::vector<int32_t>& out) const {
@@ -524,129 +436,6 @@ void BpeTokenizer::encode_long_piece(const char* p, uint64_t n, std::vector<int3
     for (uint64_t i = 0; i < n; ++i) tokens[i] = byte_tokens_[static_cast<uint8_t>(p[i])];
     merge_long(merges_, tokens);
     out.insert(out.end(), tokens.begin(), tokens.end());
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Loading
-
-namespace {
-
-constexpr uint64_t most_tokenizer_bytes = 64 << 20;  // of one tokenizer file
-
-// The files of a folder that belong to its tokenizer, except for the vocabulary itself.
-BpeTokenizer::Files read_companion_files(const std::string& folder) {
-    BpeTokenizer::Files files;
-    for (const char* name :
-         {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}) {
-        const std::string path = folder + "/" + name;
-        if (std::filesystem::exists(path)) files[name] = read_file(path, most_tokenizer_bytes);
-    }
-    return files;
-}
-
-// The text of the token that ends a document: eos_token of tokenizer_config.json or special_tokens_map.json, a string or
-// an object with "content"; GPT-2's where neither says anything.
-std::string end_of_text_named_in(const BpeTokenizer::Files& files, const std::string& folder) {
-    for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
-        const auto file = files.find(name);
-        if (file == files.end()) continue;
-        const Json content = parse_json(file->second, folder + "/" + name);
-        const Json& token = json_value(content, "eos_token");
-        const Json& text = token.is_object() ? json_value(token, "content") : token;
-        if (text.is_string() && text != "") return text.get<std::string>();
-    }
-    return end_of_text_string;
-}
-
-// Whether these are the ids of ByteTokenizer.
-bool is_byte_vocabulary(const BpeVocabulary& vocabulary) {
-    if (!vocabulary.merges.empty() || vocabulary.end_of_text != end_of_text_string) return false;
-    std::map<std::string, int32_t> expected = {{end_of_text_string, 256}};
-    for (int32_t b = 0; b < 256; ++b) expected[byte_symbols()[static_cast<uint64_t>(b)]] = b;
-    std::map<std::string, int32_t> all(vocabulary.ids.begin(), vocabulary.ids.end());
-    all.insert(vocabulary.added.begin(), vocabulary.added.end());
-    return all == expected;
-}
-
-// For BPE folders that say nothing about their class, so that AutoTokenizer need not guess from a model's config.json.
-std::string default_tokenizer_config(const std::string& end_of_text, bool has_merges_file) {
-    const Json config = {{"add_prefix_space", false},
-                         {"bos_token", end_of_text},
-                         {"eos_token", end_of_text},
-                         {"unk_token", end_of_text},
-                         {"clean_up_tokenization_spaces", false},
-                         {"tokenizer_class", has_merges_file ? "GPT2Tokenizer" : "PreTrainedTokenizerFast"}};
-    return config.dump(2) + "\n";
-}
-
-// What the files beside vocab.json and merges.txt add to them: tokens outside the vocabulary, {"content": id} in
-// added_tokens.json or {"id": {"content": ...}} under added_tokens_decoder. BadInput if they change what encode does.
-void take_companion_files(const BpeTokenizer::Files& files, const std::string& folder, BpeVocabulary& vocabulary) {
-    const auto parse = [&](const char* name) {
-        const auto file = files.find(name);
-        return file == files.end() ? Json::object() : parse_json(file->second, folder + "/" + name);
-    };
-    const Json added = parse("added_tokens.json");
-    if (!added.is_object()) throw BadInput(folder + "/added_tokens.json: is not an object of token ids");
-    for (const auto& [content, id] : added.items()) {
-        vocabulary.added[content] = parse_token_id(id, content, folder + "/added_tokens.json");
-    }
-    const Json config = parse("tokenizer_config.json");
-    const std::string source = folder + "/tokenizer_config.json";
-    if (json_value(config, "add_prefix_space") == true) {
-        throw BadInput(source + ": tokenizers with add_prefix_space are not supported");
-    }
-    const Json& decoder = json_value(config, "added_tokens_decoder");
-    if (!decoder.is_null() && !decoder.is_object()) throw BadInput(source + ": added_tokens_decoder is not an object");
-    for (const auto& [id, token] : decoder.items()) {
-        const Json& content = json_value(token, "content");
-        const bool valid = content.is_string() && !id.empty() && id.size() < 10 &&
-                           id.find_first_not_of("0123456789") == std::string::npos;
-        if (!valid) throw BadInput(source + ": added_tokens_decoder does not map ids to tokens with a content");
-        vocabulary.added[content.string()] = parse_token_id(std::stoul(id), content.string(), source);
-    }
-}
-
-// A BPE folder whose vocabulary lies in two files, which save() will write under Hugging Face's names.
-BpeVocabulary read_bpe_vocabulary(const std::string& folder, const char* vocab_name, const char* merges_name,
-                                  BpeTokenizer::Files& files) {
-    const std::string vocab_path = folder + "/" + vocab_name;
-    const std::string merges_path = folder + "/" + merges_name;
-    const std::string& vocab = files["vocab.json"] = read_file(vocab_path, most_tokenizer_bytes);
-    const std::string& merges = files["merges.txt"] = read_file(merges_path, most_tokenizer_bytes);
-    BpeVocabulary vocabulary;
-    parse_bpe_vocab(parse_json(vocab, vocab_path), vocab_path, vocabulary);
-    parse_bpe_merges(merges, merges_path, vocabulary);
-    take_companion_files(files, folder, vocabulary);
-    return vocabulary;
-}
-
-}  // namespace
-
-std::unique_ptr<Tokenizer> load_tokenizer(const std::string& byte_or_folder) {
-    if (byte_or_folder == "byte") return std::make_unique<ByteTokenizer>();
-    const std::string& folder = byte_or_folder;
-    if (!std::filesystem::is_directory(folder)) {
-        throw BadInput("there is no tokenizer " + folder + "; give \"byte\" or a folder with tokenizer files");
-    }
-    const auto has = [&](const char* name) { return std::filesystem::exists(folder + "/" + name); };
-    BpeTokenizer::Files files = read_companion_files(folder);
-    BpeVocabulary vocabulary;
-    if (has("vocab.json") && has("merges.txt")) {
-        vocabulary = read_bpe_vocabulary(folder, "vocab.json", "merges.txt", files);
-    } else if (has("encoder.json") && has("vocab.bpe")) {
-        vocabulary = read_bpe_vocabulary(folder, "encoder.json", "vocab.bpe", files);
-    } else if (has("tokenizer.json")) {
-        vocabulary = parse_tokenizer_json(files["tokenizer.json"], folder + "/tokenizer.json");
-    } else {
-        throw BadInput(folder +
-                       " has no tokenizer: neither vocab.json and merges.txt, nor encoder.json and vocab.bpe, " +
-                       "nor tokenizer.json; copy them there or name another folder");
-    }
-    vocabulary.end_of_text = end_of_text_named_in(files, folder);
-    if (is_byte_vocabulary(vocabulary)) return std::make_unique<ByteTokenizer>();
-    files.emplace("tokenizer_config.json", default_tokenizer_config(vocabulary.end_of_text, files.count("merges.txt")));
-    return std::make_unique<BpeTokenizer>(vocabulary, std::move(files), folder);
 }
 
 }  // namespace lnfree

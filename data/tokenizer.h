@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/added_tokens.h"
 #include "data/error.h"
 #include "data/json.h"
 
@@ -47,12 +48,23 @@ class Tokenizer {
   public:
     virtual ~Tokenizer() = default;
 
-    // Appends the ids of `text`, which may be any bytes; decode() gives exactly these bytes back. <|endoftext|> inside the
-    // text is ordinary text unless allow_special. Any number of threads may call it at once.
-    virtual void encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false) const = 0;
+    // Appends the ids of `text`, which may be any bytes; decode() gives exactly these bytes back, but for a space before
+    // the text where the tokenizer puts one, and white space that an added token takes along. Added tokens
+    // (data/added_tokens.h) become their one id, special ones such as <|endoftext|> only if allow_special; returns how
+    // often a special one stayed ordinary text. `continues`: the text goes on with an earlier one, from which it was cut
+    // (unbroken). BadInput for a special token that is allowed and cannot be used. Any number of threads may call it.
+    virtual uint64_t encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false,
+                            bool continues = false) const = 0;
+
+    // Beyond what last_safe_cut says, a text may be cut into parts to be encoded one after the other only where none of
+    // these is divided or touched.
+    virtual std::vector<std::string> unbroken() const { return {}; }
 
     // The bytes of n tokens. Throws BadInput for an id outside the vocabulary.
     virtual std::string decode(const int32_t* tokens, uint64_t n) const = 0;
+
+    // Whether there is a token of this id, which decode can show: models may have ids beyond, and vocabularies gaps.
+    virtual bool has(int32_t token) const = 0;
 
     // Number of ids; every id that encode gives is below it.
     virtual uint32_t vocab_size() const = 0;
@@ -63,8 +75,8 @@ class Tokenizer {
     // "byte" or "bpe".
     virtual std::string name() const = 0;
 
-    // 16 hexadecimal digits that depend on what encode does and on nothing else: the same for every file form of one
-    // vocabulary, different for two vocabularies that give some text different ids.
+    // 16 hexadecimal digits that depend on what encode does, special tokens not allowed, and on nothing else: the same for
+    // every file form of one vocabulary, different for two vocabularies that give some text different ids.
     virtual std::string fingerprint() const = 0;
 
     // Writes the tokenizer's files into an existing folder, so that load_tokenizer and Hugging Face's AutoTokenizer can
@@ -83,8 +95,10 @@ const std::vector<std::string>& byte_symbols();
 // Ids 0 ... 255 are the bytes themselves, 256 is <|endoftext|>.
 class ByteTokenizer final : public Tokenizer {
   public:
-    void encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false) const override;
+    uint64_t encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false,
+                    bool continues = false) const override;
     std::string decode(const int32_t* tokens, uint64_t n) const override;
+    bool has(int32_t token) const override { return token >= 0 && token < 257; }
 
     uint32_t vocab_size() const override { return 257; }
     int32_t end_of_text() const override { return 256; }
@@ -97,14 +111,15 @@ class ByteTokenizer final : public Tokenizer {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Byte-pair encoding: what the files say
+// Byte-pair encoding: what the files say (tokenizer_files.cpp)
 
 // A byte-pair vocabulary as its files spell it, every byte by its symbol (byte_symbols).
 struct BpeVocabulary {
     std::unordered_map<std::string, int32_t> ids;             // symbols of a token -> its id
     std::vector<std::pair<std::string, std::string>> merges;  // first is applied first
-    std::map<std::string, int32_t> added;                     // tokens outside the model, by their text
+    std::map<std::string, AddedToken> added;                  // tokens outside the model, by their text
     std::string end_of_text = end_of_text_string;             // text of the token that ends a document
+    bool prefix_space = false;                                // before a text that does not begin with a space
 };
 
 // The object {symbols: id, ...} that vocab.json and encoder.json are and tokenizer.json holds. BadInput if it is not one.
@@ -113,7 +128,8 @@ void parse_bpe_vocab(const Json& vocab, const std::string& source, BpeVocabulary
 // The lines of merges.txt or vocab.bpe; the first may say "#version: ...". BadInput for a line that is no merge.
 void parse_bpe_merges(const std::string& text, const std::string& source, BpeVocabulary& out);
 
-// A Hugging Face tokenizer.json with a BPE model, merges as "a b" or as ["a", "b"]. BadInput for anything else.
+// A Hugging Face tokenizer.json with a BPE model, merges as "a b" or as ["a", "b"]. BadInput for anything else, and for
+// whatever would give a text other ids here than there.
 BpeVocabulary parse_tokenizer_json(const std::string& text, const std::string& source);
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -177,8 +193,11 @@ class BpeTokenizer final : public Tokenizer {
     // tokens one id.
     BpeTokenizer(const BpeVocabulary& vocabulary, Files files, const std::string& source);
 
-    void encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false) const override;
+    uint64_t encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false,
+                    bool continues = false) const override;
+    std::vector<std::string> unbroken() const override { return added_.unbroken(prefix_space_); }
     std::string decode(const int32_t* tokens, uint64_t n) const override;
+    bool has(int32_t token) const override;
 
     uint32_t vocab_size() const override { return static_cast<uint32_t>(tokens_.size()); }
     int32_t end_of_text() const override { return end_of_text_; }
@@ -192,8 +211,11 @@ class BpeTokenizer final : public Tokenizer {
     void take_tokens(const BpeVocabulary& vocabulary, const std::string& source);
 
     void set_token(int32_t id, const std::string& bytes, const std::string& token, const std::string& source);
+    void take_end_of_text(const BpeVocabulary& vocabulary, const std::string& source);
     void take_bytes(const BpeVocabulary& vocabulary, const std::string& source);
     void take_merges(const BpeVocabulary& vocabulary, const std::string& source);
+    void take_added(const BpeVocabulary& vocabulary, const std::string& source);
+    void add_to_fingerprint(const AddedToken& token);
     void encode_ordinary(std::string_view text, std::vector<int32_t>& out) const;
     void encode_piece(const char* p, uint64_t n, WordCache& cache, std::vector<int32_t>& out) const;
 
@@ -206,7 +228,8 @@ class BpeTokenizer final : public Tokenizer {
 
     Files files_;
     MergeTable merges_;
-    std::string end_of_text_string_;
+    AddedTokens added_;
+    bool prefix_space_;
     int32_t end_of_text_ = 0;
     int32_t byte_tokens_[256] = {};
     std::vector<std::string> tokens_;  // bytes of every token; empty where there is no such id
@@ -215,14 +238,16 @@ class BpeTokenizer final : public Tokenizer {
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Loading
+// Loading (tokenizer_files.cpp)
 
-// The tokenizer named "byte", or the one whose files lie in a folder:
+// The tokenizer named "byte", or the one whose files lie in a folder, of these the first that is there (as AutoTokenizer
+// takes them):
 //
+//     tokenizer.json                                                                             bytes or BPE
 //     vocab.json and merges.txt, or encoder.json and vocab.bpe (the same under OpenAI's names)   BPE
-//     tokenizer.json, Hugging Face's form of either                                              bytes or BPE
 //
-// BadInput if there are none, or if they describe something that would give other ids here than where they come from.
+// together with tokenizer_config.json, special_tokens_map.json and added_tokens.json. BadInput if there are none, if two
+// of them contradict each other, or if they describe something that would give other ids here than AutoTokenizer does.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& byte_or_folder);
 
 }  // namespace lnfree

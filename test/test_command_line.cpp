@@ -858,6 +858,35 @@ TEST_CASE("eval, generate, tokenize and plot refuse what they cannot do") {
     check_refused({"stories", "--out", "-", "--json"}, {"--out -", "--json"});
 }
 
+TEST_CASE("tokenize says what it took for ordinary text and what it passed over" * quick) {
+    TemporaryFolder folder;
+    write_bytes(folder / "a.jsonl", "{\"text\": \"one<|endoftext|>\"}\n{\"text\": null}\n{\"text\": \"two\"}\n");
+    const Words command = {"tokenize", "--input", folder / "a.jsonl", "--out", folder / "o"};
+    check_refused(command, {"a.jsonl line 2", "--skip-bad-lines"});
+    Words skipping = command;
+    skipping.push_back("--skip-bad-lines");
+    const std::string said = succeed(skipping).out;
+    for (const char* words : {"1 times", "--allow-special", "1 bad lines", "a.jsonl line 2"})
+        CHECK(contains(said, words));
+    write_bytes(folder / "b.txt", read_bytes(folder / "a.jsonl"));
+    check_refused({"tokenize", "--input", folder / "b.txt", "--out", folder / "o"}, {"b.txt", "--format jsonl"});
+    check_refused({"tokenize", "--input", folder / "b.txt", "--out", folder / "o", "--format", "json"}, {"--format"});
+}
+
+TEST_CASE("shards of --val that are in --data too are worth a line on standard error" * quick) {
+    const Workbench& w = workbench();
+    const TemporaryFolder folder;
+    fs::copy_file(w.folder / "data/s_val_000000.bin", folder / "copy_000001.bin");
+    fs::copy_file(w.folder / "data/s_train_000000.bin", folder / "copy_000000.bin");
+    const auto said = [&](const std::string& data) {
+        return succeed({"remove", "--model", w.folder / "base", "--data", data, "--val", w.folder / "data/s_val_*.bin",
+                        "--out", folder / "out", "--dry-run", "--json"})
+            .err;
+    };
+    CHECK(contains(said(folder / "copy_*.bin"), "warning: 1 of the 1 shards of --val are also in --data"));
+    CHECK_FALSE(contains(said(folder / "copy_000000.bin"), "warning"));
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Resuming
 
@@ -878,7 +907,6 @@ TEST_CASE("--resume continues saved runs only, with their own values only" * qui
                                                  {"--preset", "small"},
                                                  {"--stop", "19"},
                                                  {"--force"},
-                                                 {"--data", w.folder / "data/s_train_000000.bin"},
                                                  {"--sigma-ema", "0.5"},
                                                  {"--dry-run"}}) {
         Words arguments = {"remove", "--resume", "--out", out};
@@ -886,6 +914,12 @@ TEST_CASE("--resume continues saved runs only, with their own values only" * qui
         check_refused(arguments, {flags[0], "--resume", "saved values"});
     }
     check_refused({"finetune", "--resume", "--out", out}, {out, "\"remove\""});
+    for (const char* flag : {"--data", "--val"}) {
+        const std::string other = w.folder / (flag == std::string("--data") ? "data/s_val_*" : "data/s_train_*");
+        check_refused({"remove", "--resume", "--out", out, flag, other}, {flag, out, "not the shards", "fingerprint"});
+        check_refused({"remove", "--resume", "--out", out, flag, nowhere()},
+                      {nowhere(), "--resume " + std::string(flag)});
+    }
     const auto damaged = [&](const std::function<void(const std::string&)>& damage, const Words& words) {
         const std::string copy = runs / "copy";
         fs::remove_all(copy);
@@ -907,7 +941,9 @@ TEST_CASE("--resume continues saved runs only, with their own values only" * qui
     edited([](json& j) { j["checkpoint_version"] = 99; }, {"step_000015", "99"});
     edited([](json& j) { j["sites"][0]["own_share"] = 0.5; }, {"mlp[0]", "own_share", "earlier version"});
     edited([](json& j) { j["protocol"]["batch"] = "x"; }, {"lnfree.json"});
-    edited([](json& j) { j["resume"]["data_fingerprint"] = "0"; }, {"has changed"});
+    edited([](json& j) { j["resume"]["data_fingerprint"] = "0"; }, {"--data", "have changed"});
+    edited([](json& j) { j["data"]["val"]["fingerprint"] = "0"; }, {"--val", "have changed"});
+    edited([](json& j) { j["resume"]["data"][0] = "/nowhere/x.bin"; }, {"/nowhere/x.bin", "--resume --data"});
     CHECK(listing_of(out) == before);
 }
 
@@ -1409,8 +1445,9 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     CHECK(info["sites"].size() == 4);
     CHECK(info["tokenizer"] == "byte");
 
-    const json tokenized = json_of({"tokenize", "--input", w.folder / "stories.jsonl", "--out", out / "t"},
-                                   {"version", "documents", "tokens", "files", "bytes", "seconds"});
+    const json tokenized =
+        json_of({"tokenize", "--input", w.folder / "stories.jsonl", "--out", out / "t"},
+                {"version", "documents", "tokens", "files", "bytes", "special_as_text", "skipped_lines", "seconds"});
     check_keys(tokenized["documents"], {"train", "val"}, "JSON outputs");
     check_keys(tokenized["tokens"], {"train", "val"}, "JSON outputs");
     CHECK(tokenized["documents"]["train"].get<int>() + tokenized["documents"]["val"].get<int>() == 60);

@@ -66,7 +66,7 @@ DocumentOptions with_separator(const std::string& separator) {
 
 TEST_CASE("a text file is one document, byte for byte") {
     const TemporaryFolder folder;
-    const std::string bytes("\xEF\xBB\xBF a\r\n\0b\xFF <|endoftext|>\n\n", 24);
+    const std::string bytes(" a\r\n\0b\xFF <|endoftext|>\n\n\xEF\xBB\xBF", 24);
     write_bytes(folder / "a.txt", bytes);
     write_bytes(folder / "b.md", "second");
     write_bytes(folder / "empty.txt", "");
@@ -210,6 +210,135 @@ TEST_CASE("a wrong JSON line is named") {
     CHECK(contains(failure_of({path}, "a\nb"), "--text-key"));
 }
 
+TEST_CASE("NaN, Infinity and numbers beyond a double do no harm outside the text, as in Python") {
+    CHECK(replace_nonfinite_numbers(R"({"a":NaN,"b": [-Infinity,Infinity ,1e999, -1E+400],"c":"NaN \" NaN"})") ==
+          R"({"a":null,"b": [null,null ,null, null],"c":"NaN \" NaN"})");
+    CHECK(replace_nonfinite_numbers(R"({"a": 1e5, "b": nan, "c": -0.5E-999, "d": true, "e": "\\", "f": NaN})") ==
+          R"({"a": 1e5, "b": nan, "c": -0.5E-999, "d": true, "e": "\\", "f": null})");
+    const TemporaryFolder folder;
+    write_bytes(folder / "a.jsonl",
+                "{\"score\": NaN, \"text\": \"NaN\"}\n{\"text\": \"b\", \"x\": [Infinity, 1e400]}\n");
+    CHECK(documents_of({folder / "a.jsonl"}) == Texts{"NaN", "b"});
+    write_bytes(folder / "a.jsonl", "{\"text\": NaN}\n");
+    CHECK(contains(failure_of({folder / "a.jsonl"}), "something else than a string"));
+    write_bytes(folder / "a.jsonl", "{\"text\": \"a\", \"x\": nan}\n");
+    CHECK(contains(failure_of({folder / "a.jsonl"}), "not valid JSON"));
+}
+
+// ---- what a file is --------------------------------------------------------------------------------------------------
+
+TEST_CASE("JSON lines are known by their name in any case, by their content where the name is .json") {
+    const TemporaryFolder folder;
+    const std::string lines = "\n{\"text\": \"one\"}\r\n\r\n{\"text\": \"two\"}\n\n";
+    for (const char* name : {"a.JSONL", "b.jsonlines", "c.ndjson", "d.json", "e.Json"}) {
+        CAPTURE(name);
+        write_bytes(folder / name, lines);
+        CHECK(documents_of({folder / name}) == Texts{"one", "two"});
+        write_gzip(folder / (std::string(name) + ".GZ"), lines);
+        CHECK(documents_of({folder / (std::string(name) + ".GZ")}) == Texts{"one", "two"});
+    }
+}
+
+TEST_CASE("a byte-order mark at the start of a file is no text") {
+    const TemporaryFolder folder;
+    write_bytes(folder / "a.txt", "\xEF\xBB\xBFone");
+    write_gzip(folder / "b.jsonl.gz", "\xEF\xBB\xBF{\"text\": \"\xEF\xBB\xBFtwo\"}\n");
+    write_bytes(folder / "c.txt", "\xEF\xBB\xBF");
+    CHECK(documents_of({folder / "a.txt", folder / "b.jsonl.gz", folder / "c.txt"}) == Texts{"one", "\xEF\xBB\xBFtwo"});
+}
+
+TEST_CASE("what is neither text nor JSON lines is refused by its content, with what to do") {
+    const TemporaryFolder folder;
+    const std::string text = "It was a dark and stormy night; the rain fell in torrents, except at intervals.";
+    std::string wide, wider;
+    for (const char c : text) wide += std::string{c, '\0'}, wider += std::string{c, '\0', '\0', '\0'};
+    const std::vector<std::pair<std::string, std::string>> cases = {
+        {std::string("PAR1\x15\x04", 6), "is Parquet"},
+        {"\x28\xB5\x2F\xFD rest", "is zstd data"},
+        {std::string("\xFD"
+                     "7zXZ\0\0",
+                     7),
+         "is xz data"},
+        {"BZh91AY&SYabc", "is bzip2 data"},
+        {"PK\x03\x04rest", "is a zip archive"},
+        {"7z\xBC\xAF\x27\x1C", "is a 7z archive"},
+        {"\x93NUMPY\x01", "is NumPy's .npy"},
+        {"%PDF-1.4", "is PDF"},
+        {std::string(257, 'a') + "ustar", "is a tar archive"},
+        {"\xFF\xFE" + wide, "iconv -f UTF-16 -t UTF-8"},
+        {"\xFE\xFF" + wide, "iconv -f UTF-16"},
+        {std::string("\xFF\xFE\0\0", 4) + wider, "iconv -f UTF-32"},
+        {wide, "zero bytes"},
+        {std::string(100, '\0'), "zero bytes"},
+        {"{\"text\": \"one\"}\n", "--format jsonl"},
+        {"\n { \"a\\\"b\" : 3,\n", "--format text"},
+    };
+    for (const auto& [bytes, expected] : cases) {
+        CAPTURE(expected);
+        for (const char* name : {"a.txt", "a", "a.md"}) {
+            write_bytes(folder / name, bytes);
+            CHECK(contains(failure_of({folder / name}), folder / name));
+            CHECK(contains(failure_of({folder / name}), expected));
+        }
+        write_gzip(folder / "a.txt.gz", bytes);
+        CHECK(contains(failure_of({folder / "a.txt.gz"}), expected));
+    }
+    write_gzip(folder / "twice.gz", read_bytes(folder / "a.txt.gz"));
+    CHECK(contains(failure_of({folder / "twice.gz"}), "is gzip data"));
+    for (const char* fine : {"BZh, said he", "PKZIP", "{ \"a\" }", "{}", "{{", "{\"open", "a\0b", "[1, 2]"}) {
+        write_bytes(folder / "fine.txt", fine);
+        CHECK(documents_of({folder / "fine.txt"}) == Texts{fine});
+    }
+}
+
+TEST_CASE("one JSON value for a whole file is refused with the command that makes lines of it") {
+    const TemporaryFolder folder;
+    for (const char* name : {"a.json", "a.jsonl", "a.json.gz"}) {
+        const std::string list = "[\n {\"text\": \"one\"}\n]\n";
+        contains(name, ".gz") ? write_gzip(folder / name, list) : write_bytes(folder / name, list);
+        CHECK(contains(failure_of({folder / name}), "jq -c '.[]'"));
+    }
+    write_bytes(folder / "a.json", "{\n  \"text\": \"one\"\n}\n");
+    CHECK(contains(failure_of({folder / "a.json"}), "jq -c ."));
+    write_bytes(folder / "a.json", "no JSON");
+    CHECK(contains(failure_of({folder / "a.json"}), "JSON as a whole"));
+}
+
+TEST_CASE("--format says what an input is where its name does not") {
+    CHECK(parse_input_format("auto") == InputFormat::automatic);
+    CHECK(contains(message_of<BadInput>([] { parse_input_format("json"); }), "use auto, text or jsonl"));
+    const TemporaryFolder folder;
+    const std::string line = "{\"text\": \"one\"}";
+    DocumentOptions options;
+    for (const char* name : {"a.txt", "a.csv", "a.jsonl"}) {
+        write_bytes(folder / name, line);
+        options.format = InputFormat::json_lines;
+        CHECK(documents_of({folder / name}, options) == Texts{"one"});
+        options.format = InputFormat::text;
+        CHECK(documents_of({folder / name}, options) == Texts{line});
+    }
+    write_bytes(folder / "a.csv", "PAR1");
+    CHECK(contains(message_of<BadInput>([&] { DocumentReader({folder / "a.csv"}, options); }), "Parquet"));
+}
+
+TEST_CASE("a piece ends neither in a text that must stay whole nor right behind it, and says that it goes on") {
+    const TemporaryFolder folder;
+    const std::string path = folder / "a.txt";
+    write_bytes(path, "one two three<x> four five six");
+    DocumentOptions options;
+    options.piece_bytes = 16;
+    options.unbroken = {"<x>", "two three", "six and more"};
+    Texts pieces;
+    std::vector<bool> continues;
+    DocumentReader reader({path}, options);
+    for (DocumentPiece piece; reader.next(piece);) {
+        continues.push_back(piece.continues);
+        pieces.push_back(piece_text(std::move(piece), "text"));
+    }
+    CHECK(pieces == Texts{"one", " two three<x> four five", " six"});
+    CHECK(continues == std::vector<bool>{false, true, true});
+}
+
 // ---- gzip, standard input, what cannot be read -----------------------------------------------------------------------
 
 TEST_CASE("gzip files are read like plain ones, several members too") {
@@ -249,15 +378,16 @@ TEST_CASE("damaged gzip files are refused") {
 
 TEST_CASE("inputs that cannot be documents are refused before anything is read") {
     const TemporaryFolder folder;
-    for (const char* name : {"a.json", "b.parquet", "c.bin", "d.tar", "e.jsonl.zst"}) write_bytes(folder / name, "x");
+    const char* const refused[] = {"b.parquet", "c.bin", "d.tar.gz", "e.jsonl.zst", "F.JSONL.ZSTD", "g.csv", "h.npy"};
+    for (const char* name : refused) write_bytes(folder / name, "x");
+    write_bytes(folder / "a.json", "x");
     const auto refusal = [](const std::string& path) {
         return message_of<BadInput>([&] { DocumentReader({path}, {}); });
     };
     CHECK(contains(refusal(folder / "missing.txt"), "missing.txt"));
     CHECK(contains(refusal(folder.path()), "is a folder"));
     CHECK(contains(refusal(folder / "a.json"), ".jsonl"));
-    for (const char* name : {"b.parquet", "c.bin", "d.tar", "e.jsonl.zst"})
-        CHECK(contains(refusal(folder / name), name));
+    for (const char* name : refused) CHECK(contains(refusal(folder / name), name));
 }
 
 TEST_CASE("standard input is text") {

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 
 #include "data/shards.h"
 #include "test/file_helpers.h"
@@ -189,7 +190,7 @@ TEST_CASE("files that are not token shards are refused by name") {
         {"count -1", header_of(20240520, 1, 0xffffffff) + bytes_of<uint16_t>(seven), false, "truncated: 4294967295"},
         {"uint16 with uint32's header", header_of(20240801, 7, 7) + bytes_of<uint16_t>(seven), false, "truncated"},
         {"uint32 with uint16's header", header_of(20240520, 1, 7) + bytes_of<uint32_t>(seven), false, "damaged"},
-        {"raw of odd size", bytes_of<uint16_t>(seven) + "x", true, "odd number of bytes, 15"},
+        {"raw of odd size", bytes_of<uint16_t>(seven) + "x", true, "integers of 2 bytes: it has 15 bytes"},
         {"raw with a header", good, true, "without raw:"},
         {"raw with a uint32 header", shard32(seven), true, "without raw:"},
     };
@@ -210,6 +211,118 @@ TEST_CASE("files that are not token shards are refused by name") {
     CHECK(contains(refusal({}), "no token shards given"));
     write_bytes(folder / "text.txt", "text");
     CHECK(contains(refusal({folder / "*"}), folder / "text.txt"));
+}
+
+namespace {
+
+// A file as numpy.save writes it.
+std::string npy(const std::string& descr, const std::string& shape, const std::string& data, int version = 1) {
+    std::string header = "{'descr': '" + descr + "', 'fortran_order': False, 'shape': " + shape + ", }";
+    const size_t before = version == 1 ? 10 : 12;
+    header += std::string(63 - (before + header.size()) % 64, ' ') + "\n";
+    std::string file = std::string("\x93NUMPY") + static_cast<char>(version) + '\0';
+    for (size_t i = 0; i < before - 8; ++i) file += static_cast<char>(header.size() >> 8 * i & 0xFF);
+    return file + header + data;
+}
+
+}  // namespace
+
+TEST_CASE("rows of integers that NumPy saved are shards, of every width") {
+    const TemporaryFolder folder;
+    const Tokens tokens = {5, 0, 40000, 7};
+    const std::pair<std::string, std::string> widths[] = {{"<u2", bytes_of<uint16_t>(tokens)},
+                                                          {"<u4", bytes_of<uint32_t>(tokens)},
+                                                          {"<i4", bytes_of<int32_t>(tokens)},
+                                                          {"<i8", bytes_of<int64_t>(tokens)},
+                                                          {"<u8", bytes_of<uint64_t>(tokens)}};
+    for (const auto& [descr, data] : widths) {
+        for (const int version : {1, 2}) {
+            CAPTURE(descr);
+            write_bytes(folder / "a.npy", npy(descr, "(4,)", data, version));
+            const TokenShards shards({folder / "a.npy"});
+            CHECK((windows_of(shards, 3, false) == expected_windows({tokens}, 3, false)));
+            CHECK(shards.largest_token() == 40000);
+            CHECK_FALSE(sidecar_path(folder / "a.npy"));
+        }
+    }
+    write_bytes(folder / "a.npy", npy("<i8", "(3,)", bytes_of<int64_t>({1, -100, 2})));
+    const std::string message = message_of<BadInput>([&] { TokenShards({folder / "a.npy"}).check_vocabulary(50257); });
+    CHECK(contains(message, "the token -100 at position 1"));
+    std::string large = bytes_of<int64_t>({1, 3});
+    large[4] = 1;  // 2^32 + 1
+    write_bytes(folder / "a.npy", npy("<i8", "(2,)", large));
+    CHECK(contains(message_of<BadInput>([&] { TokenShards({folder / "a.npy"}).check_vocabulary(50257); }),
+                   "the token 4294967297 at position 0"));
+}
+
+TEST_CASE("other .npy files are refused by name") {
+    const TemporaryFolder folder;
+    const std::string four = bytes_of<uint16_t>(counting(4)), good = npy("<u2", "(4,)", four);
+    std::string version = good;
+    version[6] = 9;
+    const std::pair<std::string, std::string> cases[] = {
+        {npy("<f4", "(2,)", four), "\"'<f4'\", not integers"},
+        {npy(">u2", "(4,)", four), "not integers"},
+        {npy("|u1", "(8,)", four), "ids.astype"},
+        {npy("<u2", "(2, 2)", four), "reshape(-1)"},
+        {npy("<u2", "()", four), "reshape(-1)"},
+        {npy("<u2", "(5,)", four), "5 numbers of 2 bytes, and 8 bytes behind"},
+        {npy("<u2", "(3,)", four), "3 numbers"},
+        {npy("<u2", "(0,)", ""), "no tokens"},
+        {npy("<u2", "(99999999999999999999999,)", four), "shape"},
+        {good.substr(0, 20), "ends within its header"},
+        {good.substr(0, 9), "ends within its header"},
+        {version, "its version is 9"},
+    };
+    for (const auto& [bytes, expected] : cases) {
+        CAPTURE(expected);
+        write_bytes(folder / "a.npy", bytes);
+        const std::string message = refusal({folder / "a.npy"});
+        CHECK(contains(message, folder / "a.npy"));
+        CHECK(contains(message, expected));
+        CHECK(is_one_line(message));
+    }
+    write_bytes(folder / "a.npy", good);
+    CHECK(contains(refusal({"raw:" + (folder / "a.npy")}), "give it without raw:"));
+    CHECK(contains(refusal({"raw16:" + (folder / "a.npy")}), "give it without raw16:"));
+}
+
+TEST_CASE("files without a header may be wider, and are refused where they are and nothing says so") {
+    const TemporaryFolder folder;
+    const std::string path = folder / "tokens";
+    Tokens tokens(200);
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 7919 % 50257);
+    write_bytes(path, bytes_of<uint32_t>(tokens));
+    CHECK((windows_of(TokenShards({"raw32:" + path}), 7, false) == expected_windows({tokens}, 7, false)));
+    CHECK(contains(refusal({"raw:" + path}), "give it as raw32:PATH; if it is uint16 nevertheless, give it as raw16:"));
+    CHECK(TokenShards({"raw16:" + path}).tokens() == 400);
+    write_bytes(path, bytes_of<int64_t>(tokens));
+    CHECK((windows_of(TokenShards({"raw64:" + path}), 7, false) == expected_windows({tokens}, 7, false)));
+    CHECK(contains(refusal({"raw:" + path}), "raw64:PATH"));
+    CHECK(contains(refusal({"raw32:" + path}), "raw64:PATH"));
+    for (int32_t& token : tokens) token = token * 3 % 128256;  // some high halves are 1
+    write_bytes(path, bytes_of<uint32_t>(tokens));
+    CHECK(contains(refusal({"raw:" + path}), "raw32:PATH"));
+    write_bytes(path, bytes_of<uint16_t>(tokens) + "x");
+    CHECK(contains(refusal({"raw:" + path}), "401 bytes"));
+    write_bytes(path, "It was a dark and stormy night; the rain fell in torrents, except at occasional times.");
+    CHECK(contains(refusal({"raw:" + path}), "is text"));
+    CHECK(refusal({"raw16:" + path}) == "");
+    write_bytes(path, "PAR1xx");
+    CHECK(contains(refusal({"raw:" + path}), "is Parquet"));
+}
+
+TEST_CASE("small vocabularies, zeros and patterns are no wider integers") {
+    const TemporaryFolder folder;
+    const std::string path = folder / "tokens";
+    Tokens few(100000, 0), small(100000), spaced(1000);
+    for (const size_t at : {2, 500, 702, 9998}) few[at] = 40000;
+    for (size_t i = 0; i < small.size(); ++i) small[i] = static_cast<int32_t>(i * i % 11 % 3);
+    for (size_t i = 0; i < spaced.size(); ++i) spaced[i] = i % 2 ? 1 : static_cast<int32_t>(2 + i % 9);
+    for (const Tokens& tokens : {few, small, spaced, Tokens(50, 0), counting(300), Tokens{60000, 0, 60000, 0}}) {
+        write_bytes(path, bytes_of<uint16_t>(tokens));
+        CHECK(refusal({"raw:" + path}) == "");
+    }
 }
 
 TEST_CASE("a token outside the vocabulary is named with its file and position") {

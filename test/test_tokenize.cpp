@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "data/documents.h"
 #include "data/json.h"
 #include "data/random.h"
 #include "data/shards.h"
@@ -157,6 +158,74 @@ TEST_CASE("separator, key and special tokens are as asked for") {
     options.text_key = "story";
     tokenize_files(options);
     CHECK(text_of(folder / "out_train") == "x|");
+}
+
+TEST_CASE("bad lines are passed over where that is asked for, and counted") {
+    const TemporaryFolder folder;
+    write_bytes(folder / "a.jsonl",
+                "{\"text\": \"one\"}\n{\"text\": null}\n\n[]\n{\"text\": \"two\", \"x\": NaN}\n{\"tex");
+    TokenizeOptions options = options_for(folder / "a.jsonl", folder / "out");
+    options.val_fraction = 0;
+    CHECK(contains(message_of<BadInput>([&] { tokenize_files(options); }), "a.jsonl line 2 "));
+    CHECK(contains(message_of<BadInput>([&] { tokenize_files(options); }), "--skip-bad-lines"));
+    options.skip_bad_lines = true;
+    const TokenizeResult result = tokenize_files(options);
+    CHECK(text_of(folder / "out_train") == "one|two|");
+    CHECK(result.documents_train == 2);
+    CHECK(result.skipped_lines == 3);
+    CHECK(contains(result.first_skipped_line, "a.jsonl line 2 "));
+    CHECK(read_json(folder / "out.json")["skipped_lines"] == 3);
+    options.text_key = "txt";
+    const std::string message = message_of<BadInput>([&] { tokenize_files(options); });
+    CHECK(contains(message, "no documents"));
+    CHECK(contains(message, "has no key \"txt\""));
+}
+
+TEST_CASE("special tokens that stay text are counted, and are in PREFIX.json") {
+    const TemporaryFolder folder;
+    write_bytes(folder / "a.jsonl", "{\"text\": \"a<|endoftext|>b<|endoftext|>\"}\n{\"text\": \"<|endoftext|>\"}\n");
+    TokenizeOptions options = options_for(folder / "a.jsonl", folder / "out");
+    CHECK(tokenize_files(options).special_as_text == 3);
+    CHECK(read_json(folder / "out.json")["special_as_text"] == 3);
+    options.allow_special = true;
+    CHECK(tokenize_files(options).special_as_text == 0);
+    CHECK_FALSE(read_json(folder / "out.json").contains("special_as_text"));
+}
+
+TEST_CASE("a text read in pieces has the tokens of the whole text, whatever tokens were added") {
+    const TemporaryFolder folder;
+    Json vocab = Json::object(), added = Json::array();
+    for (uint32_t b = 0; b < 256; ++b) vocab[byte_symbols()[b]] = b;
+    vocab["<|endoftext|>"] = 256;
+    const char* const contents[] = {"a b", "\nb", "  ", "<l>", "<r>", "é "};
+    for (uint32_t i = 0; i < std::size(contents); ++i) {
+        added.push_back({{"id", 257 + i}, {"content", contents[i]}, {"lstrip", i == 3}, {"rstrip", i == 4}});
+    }
+    write_bytes(folder / "tokenizer.json",
+                Json{{"added_tokens", added},
+                     {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", true}}},
+                     {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}}
+                    .dump());
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "PreTrainedTokenizerFast"})");
+    const auto tokenizer = load_tokenizer(folder.path());
+    SplitMix64 random(33);
+    const char* const words[] = {"a", " ", "b", "\n", "<l>", "<r>", "é", "."};
+    for (int round = 0; round < 400; ++round) {
+        std::string text;
+        for (uint64_t n = random.below(60); n > 0; --n) text += words[random.below(std::size(words))];
+        write_bytes(folder / "a.txt", text);
+        DocumentOptions options;
+        options.piece_bytes = 1 + random.below(12);
+        options.unbroken = tokenizer->unbroken();
+        Ids whole, in_pieces;
+        tokenizer->encode(text, whole);
+        DocumentReader reader({folder / "a.txt"}, options);
+        for (DocumentPiece piece; reader.next(piece);) {
+            const bool continues = piece.continues;
+            tokenizer->encode(piece_text(std::move(piece), "text"), in_pieces, false, continues);
+        }
+        if (in_pieces != whole) FAIL("pieces of " << options.piece_bytes << ": " << printable(text));
+    }
 }
 
 TEST_CASE("the number of threads does not change a byte") {

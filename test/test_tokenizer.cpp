@@ -529,19 +529,214 @@ TEST_CASE("tokens added beside vocab.json are known") {
     write_small_folder(folder);
     write_bytes(folder / "added_tokens.json", R"({"<pad>": 269})");
     write_bytes(folder / "tokenizer_config.json",
-                R"({"added_tokens_decoder": {"268": {"content": "<|endoftext|>"}, "270": {"content": "<user>"}}})");
+                R"({"pad_token": "<pad>", "added_tokens_decoder": {"268": {"content": "<|endoftext|>"},
+                    "270": {"content": "<user>", "special": true}}})");
     const auto tokenizer = load_tokenizer(folder.path());
     CHECK(tokenizer->vocab_size() == 271);
     CHECK(decode(*tokenizer, {269, 270, 256}) == "<pad><user>lo");
-    CHECK(tokenizer->fingerprint() == small_tokenizer()->fingerprint());
+    CHECK(encode(*tokenizer, "<pad>lo<user>", true) == Ids{269, 256, 270});
+    CHECK(encode(*tokenizer, "<pad>lo<user>").size() == 11);
+    CHECK_MESSAGE(tokenizer->fingerprint() == small_tokenizer()->fingerprint(), "special tokens change no document");
     write_bytes(folder / "added_tokens.json", "[269]");
     CHECK(contains(message_of<BadInput>([&] { load_tokenizer(folder.path()); }), "added_tokens.json"));
+    write_bytes(folder / "added_tokens.json", R"({"<user>": 269})");
+    CHECK(contains(message_of<BadInput>([&] { load_tokenizer(folder.path()); }), "\"<user>\" the id 269"));
     write_bytes(folder / "added_tokens.json", "{}");
     for (const char* bad : {R"({"added_tokens_decoder": {"x": {"content": "a"}}})", R"({"added_tokens_decoder": 3})",
-                            R"({"added_tokens_decoder": {"271": "a"}})", R"({"add_prefix_space": true})"}) {
+                            R"({"added_tokens_decoder": {"271": "a"}})", R"({"add_prefix_space": 1})", "[]"}) {
         write_bytes(folder / "tokenizer_config.json", bad);
         CHECK(contains(message_of<BadInput>([&] { load_tokenizer(folder.path()); }), "tokenizer_config.json"));
     }
+}
+
+namespace {
+
+// A folder with a tokenizer.json of the small vocabulary, these added tokens, and add_prefix_space.
+std::unique_ptr<Tokenizer> tokenizer_with(const std::vector<nlohmann::ordered_json>& added, bool prefix_space = false) {
+    const TemporaryFolder folder;
+    nlohmann::ordered_json file = small_tokenizer_json(true);
+    for (const auto& token : added) file["added_tokens"].push_back(token);
+    file["pre_tokenizer"]["add_prefix_space"] = prefix_space;
+    write_bytes(folder / "tokenizer.json", file.dump());
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "PreTrainedTokenizerFast"})");
+    return load_tokenizer(folder.path());
+}
+
+nlohmann::ordered_json added_token(int id, const std::string& content, const std::vector<std::string>& flags = {}) {
+    nlohmann::ordered_json token = {{"id", id}, {"content", content}};
+    for (const std::string& flag : flags) token[flag] = true;
+    return token;
+}
+
+}  // namespace
+
+TEST_CASE("added tokens are cut out of a text, the longest at the earliest place") {
+    const auto tokenizer =
+        tokenizer_with({added_token(269, "<a>"), added_token(270, "<a><b>"), added_token(271, "lo")});
+    CHECK(encode(*tokenizer, "<a>") == Ids{269});
+    CHECK(encode(*tokenizer, "<a><b><a>") == Ids{270, 269});
+    CHECK(encode(*tokenizer, "<a><a><b>") == Ids{269, 270});
+    CHECK(encode(*tokenizer, "<a") == Ids{'<', 'a'});
+    CHECK(encode(*tokenizer, " lower") == Ids{' ', 271, 'w', 260});  // the word is cut, and does not merge
+    CHECK(decode(*tokenizer, {' ', 271, 'w', 260, 270}) == " lower<a><b>");
+    CHECK(tokenizer->fingerprint() != small_tokenizer()->fingerprint());
+}
+
+TEST_CASE("normalized tokens are looked for after the others, wherever they stand") {
+    const nlohmann::ordered_json later = added_token(269, "xab", {"normalized"}), first = added_token(270, "abc");
+    CHECK(encode(*tokenizer_with({later, first}), "xabc") == Ids{'x', 270});
+    const nlohmann::ordered_json too = added_token(270, "abc", {"normalized"});
+    CHECK(encode(*tokenizer_with({later, too}), "xabc") == Ids{269, 'c'});
+}
+
+TEST_CASE("lstrip and rstrip take white space along, of every kind, and no more than is left") {
+    const auto tokenizer = tokenizer_with({added_token(269, "<l>", {"lstrip"}), added_token(270, "<r>", {"rstrip"})});
+    CHECK(encode(*tokenizer, "a \n\u3000<l> b") == Ids{'a', 269, ' ', 'b'});
+    CHECK(encode(*tokenizer, "a <r> \t\u00A0b") == Ids{'a', ' ', 270, 'b'});
+    CHECK(encode(*tokenizer, " <l>") == Ids{269});
+    CHECK(encode(*tokenizer, "<r>  <l>") == Ids{270, 269});
+    CHECK(encode(*tokenizer, "<r>  ") == Ids{270});
+    const auto of_spaces = tokenizer_with(
+        {added_token(269, "<r>", {"rstrip"}), added_token(270, "  "), added_token(271, "\n", {"lstrip"})});
+    CHECK(encode(*of_spaces, "<r>  a") == Ids{269, 270, 'a'});  // found once more in what <r> took along
+    CHECK(encode(*of_spaces, "<r>\na") == Ids{269, 'a'});       // of which lstrip leaves nothing
+}
+
+TEST_CASE("special tokens that stay ordinary text are counted, and hide what they overlap") {
+    const auto tokenizer =
+        tokenizer_with({added_token(269, "<pad>", {"special"}), added_token(270, "pad"), added_token(271, "d>")});
+    Ids ids;
+    CHECK(tokenizer->encode("<pad> pad<|endoftext|>", ids) == 2);
+    CHECK(ids.size() == 5 + 1 + 1 + 13);  // "d>" stands only in what "<pad>" covers; " " and "pad" follow
+    CHECK(ids[6] == 270);
+    ids.clear();
+    CHECK(tokenizer->encode("<pad><|endoftext|>pad", ids, true) == 0);
+    CHECK(ids == Ids{269, small_end_of_text, 270});
+    Ids bytes;
+    CHECK(load_tokenizer("byte")->encode("<|endoftext|><|endoftext|", bytes) == 1);
+}
+
+TEST_CASE("special tokens that cannot be used are refused where they stand in a text") {
+    const TemporaryFolder folder;
+    write_small_folder(folder);
+    write_bytes(folder / "tokenizer_config.json", R"({"pad_token": "<pad>", "mask_token": {"content": "<m>"}})");
+    const auto tokenizer = load_tokenizer(folder.path());
+    CHECK(encode(*tokenizer, "lo", true) == Ids{256});
+    CHECK(encode(*tokenizer, "<pad>").size() == 5);
+    const auto refusal = [](const Tokenizer& t, const char* text) {
+        return message_of<BadInput>([&] { encode(t, text, true); });
+    };
+    CHECK(contains(refusal(*tokenizer, "lo<pad>"), "\"<pad>\" has no id"));
+    CHECK(contains(refusal(*tokenizer, "<m>"), "\"<m>\" has no id"));
+    const auto of_words = tokenizer_with({added_token(269, "<w>", {"special", "single_word"})});
+    CHECK(contains(refusal(*of_words, "<w>"), "single_word"));
+    CHECK(contains(message_of<BadInput>([] { tokenizer_with({added_token(269, "<w>", {"single_word"})}); }),
+                   "\"<w>\" is single_word"));
+}
+
+TEST_CASE("a prefix space comes before every stretch of text that has none, and not where a text goes on") {
+    const auto tokenizer = tokenizer_with({added_token(269, "<a>")}, true);
+    CHECK(encode(*tokenizer, "low") == Ids{259});
+    CHECK(encode(*tokenizer, " low") == Ids{259});
+    CHECK(encode(*tokenizer, "\nlow") == Ids{' ', '\n', 256, 'w'});
+    CHECK(encode(*tokenizer, "low<a>low<a> lo<|endoftext|>lo", true) ==
+          Ids{259, 269, 259, 269, 257, small_end_of_text, 257});
+    CHECK(encode(*tokenizer, "") == Ids());
+    Ids ids;
+    tokenizer->encode("low<a>low", ids, false, true);
+    CHECK(ids == Ids{256, 'w', 269, 259});
+    CHECK(tokenizer->fingerprint() != tokenizer_with({added_token(269, "<a>")})->fingerprint());
+    CHECK(tokenizer_with({})->fingerprint() == small_tokenizer()->fingerprint());
+}
+
+TEST_CASE("tokenizer.json is what counts beside vocab.json, and what contradicts it is refused") {
+    const auto refusal = [](auto change) {
+        const TemporaryFolder folder;
+        write_small_folder(folder);
+        nlohmann::ordered_json file = small_tokenizer_json(true), config = nlohmann::ordered_json::object();
+        change(file, config, folder);
+        write_bytes(folder / "tokenizer.json", file.dump());
+        write_bytes(folder / "tokenizer_config.json", config.dump());
+        return message_of<BadInput>([&] { load_tokenizer(folder.path()); });
+    };
+    using J = nlohmann::ordered_json;
+    const auto nothing = [](J&, J&, const TemporaryFolder&) {};
+    CHECK(refusal(nothing) == "");
+    CHECK(contains(refusal([](J& file, J&, auto&) {
+                       file["normalizer"] = {{"type", "Lowercase"}};
+                   }),
+                   "has a normalizer, \"Lowercase\""));
+    CHECK(contains(refusal([](J& file, J&, auto&) {
+                       file["pre_tokenizer"] = {
+                           {"type", "Sequence"},
+                           {"pretokenizers", J::array({J{{"type", "Digits"}}, file["pre_tokenizer"]})}};
+                   }),
+                   "\"Sequence of Digits, ByteLevel\""));
+    CHECK(contains(refusal([](J& file, J& config, auto&) {
+                       file["pre_tokenizer"]["add_prefix_space"] = true;
+                       config["add_prefix_space"] = false;
+                   }),
+                   "contradict each other about add_prefix_space: false and true"));
+    const auto with_prefix = [](const char* name) {
+        return [name](J& file, J& config, auto&) {
+            file["pre_tokenizer"]["add_prefix_space"] = true;
+            config["tokenizer_class"] = name;
+        };
+    };
+    CHECK(refusal(with_prefix("PreTrainedTokenizerFast")) == "");
+    CHECK(contains(refusal(with_prefix("GPT2Tokenizer")), "contradict each other about add_prefix_space"));
+    CHECK(contains(refusal([](J&, J& config, auto&) { config["tokenizer_class"] = "Qwen2Tokenizer"; }),
+                   "\"Qwen2Tokenizer\""));
+    CHECK(
+        contains(refusal([](J& file, J&, auto&) { std::swap(file["model"]["merges"][0], file["model"]["merges"][2]); }),
+                 "about the merges"));
+    CHECK(contains(refusal([](J& file, J&, auto&) {
+                       file["model"]["vocab"]["lo"] = 257;
+                       file["model"]["vocab"]["Ġlo"] = 256;
+                   }),
+                   "about the token"));
+    CHECK(contains(refusal([](J&, J& config, auto&) {
+                       config["added_tokens_decoder"]["300"] = {{"content", "<|endoftext|>"}};
+                   }),
+                   "the id 300"));
+    CHECK(refusal([](J& file, J&, auto&) { file["added_tokens"].push_back(added_token(269, "<x>")); }) == "");
+}
+
+TEST_CASE("a pattern written out as GPT-2's is GPT-2's") {
+    const auto loaded = [](const std::string& pattern, bool invert) {
+        const TemporaryFolder folder;
+        nlohmann::ordered_json file = small_tokenizer_json(true);
+        const nlohmann::ordered_json split = {
+            {"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", invert}};
+        file["pre_tokenizer"]["use_regex"] = false;
+        file["pre_tokenizer"] = {
+            {"type", "Sequence"},
+            {"pretokenizers", nlohmann::ordered_json::array({split, nlohmann::ordered_json(file["pre_tokenizer"])})}};
+        write_bytes(folder / "tokenizer.json", file.dump());
+        return load_tokenizer(folder.path());
+    };
+    const std::string gpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+    CHECK(loaded(gpt2, false)->fingerprint() == small_tokenizer()->fingerprint());
+    CHECK_THROWS_AS(loaded(gpt2, true), BadInput);
+    CHECK_THROWS_AS(loaded("(?i:" + gpt2 + ")", false), BadInput);
+}
+
+TEST_CASE("vocab.json and merges.txt are GPT-2's unless a class says otherwise") {
+    const TemporaryFolder folder;
+    write_small_folder(folder);
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true})");
+    CHECK(encode(*load_tokenizer(folder.path()), "low") == Ids{259});
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "CLIPTokenizer"})");
+    CHECK(contains(message_of<BadInput>([&] { load_tokenizer(folder.path()); }), "\"CLIPTokenizer\""));
+}
+
+TEST_CASE("blank lines between merges are none") {
+    const TemporaryFolder folder;
+    write_small_folder(folder);
+    std::string merges = "\n \n";
+    for (const char c : small_merges_text()) merges += c == '\n' ? "\n\t\r\n" : std::string(1, c);
+    write_bytes(folder / "merges.txt", merges.substr(3));
+    CHECK(load_tokenizer(folder.path())->fingerprint() == small_tokenizer()->fingerprint());
 }
 
 TEST_CASE("a folder without a tokenizer is refused, saying what was looked for") {
@@ -608,7 +803,8 @@ TEST_CASE("tokenizer.json files that would give other ids elsewhere are refused,
     CHECK(contains(message("/normalizer", {{"type", "NFC"}}), "normalizer"));
     CHECK(contains(message("/pre_tokenizer", nullptr), "pre_tokenizer"));
     CHECK(contains(message("/pre_tokenizer/type", "Whitespace"), "pre_tokenizer"));
-    CHECK(contains(message("/pre_tokenizer/add_prefix_space", true), "add_prefix_space"));
+    CHECK(contains(message("/pre_tokenizer/add_prefix_space", nullptr), "add_prefix_space"));
+    CHECK(message("/model/dropout", 0.0) == "");
     CHECK(contains(message("/pre_tokenizer/use_regex", false), "use_regex"));
     CHECK(contains(message("/model/merges", 7), "merges"));
     CHECK(contains(message("/model/merges/3", {"l", "o", "w"}), "merges[3]"));

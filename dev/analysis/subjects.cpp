@@ -90,7 +90,7 @@ namespace {
 
 std::vector<int32_t> tokens_of(const Tokenizer& tokenizer, const std::string& text) {
     std::vector<int32_t> tokens;
-    tokenizer.encode(text, tokens);
+    tokenizer.encode(text, tokens, true);
     return tokens;
 }
 

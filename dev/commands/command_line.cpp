@@ -250,6 +250,8 @@ void add_tokenize(CommandLine& line) {
                                   return tokenize_command(*o, *json_output);
                               });
     c.add_option("--input", o->inputs, ".txt, .jsonl (key text), .gz of both, or - for standard input")->required();
+    c.add_option("--format", o->format, "auto: by name and first bytes; or what the inputs are: text, jsonl")
+        ->capture_default_str();
     c.add_option("--tokenizer", o->tokenizer, "byte, or a folder with tokenizer files")->capture_default_str();
     c.add_option("--out", o->out, "PREFIX: writes PREFIX_train_000000.bin, PREFIX_val_000000.bin, PREFIX.json")
         ->required();
@@ -258,7 +260,9 @@ void add_tokenize(CommandLine& line) {
     c.add_option("--shard-tokens", o->shard_tokens, "tokens per shard")->capture_default_str();
     c.add_option("--document-separator", o->document_separator, "what separates the documents of a .txt");
     c.add_option("--text-key", o->text_key, "key of the text in .jsonl")->capture_default_str();
-    c.add_flag("--allow-special", o->allow_special, "let <|endoftext|> in the text be the end-of-text token");
+    c.add_flag("--skip-bad-lines", o->skip_bad_lines, "pass over JSON lines without a text, and count them");
+    c.add_flag("--allow-special", o->allow_special,
+               "let special tokens in the text, such as <|endoftext|>, be tokens, as AutoTokenizer does");
 }
 
 void add_info(CommandLine& line) {

@@ -65,7 +65,8 @@ class TextStream {
 std::vector<int32_t> prompt_tokens(const LoadedModel& loaded, const GenerateOptions& o) {
     std::vector<int32_t> tokens;
     if (o.prompt.empty()) return tokens;
-    required_tokenizer(loaded, o.model, "a prompt").encode(o.prompt, tokens);
+    // Special tokens too, as AutoTokenizer lets a prompt hold them.
+    required_tokenizer(loaded, o.model, "a prompt").encode(o.prompt, tokens, true);
     for (const int32_t token : tokens)
         if (token < 0 || token >= loaded.model->config.V)
             throw BadInput(o.model + ": the tokenizer's token " + std::to_string(token) +
@@ -111,10 +112,12 @@ int generate_command(const GenerateOptions& o) {
         throw BadInput(o.model + ": the tokenizer's token " + std::to_string(tokens[0]) +
                        " is outside the model's vocabulary");
     const size_t prompt_length = tokens.size();
+    Sampling sampling = o.sampling;
+    sampling.never = ids_without_text(loaded.tokenizer.get(), loaded.model->config.V);
     TextStream screen;
     if (!o.json_output) screen.add(o.prompt);
     int64_t made = 0;
-    continue_tokens(*loaded.model, tokens, o.sampling, [&](int32_t token) {
+    continue_tokens(*loaded.model, tokens, sampling, [&](int32_t token) {
         if (made++ == o.max_tokens || token == loaded.tokenizer->end_of_text()) return false;
         if (!o.json_output) screen.add(loaded.tokenizer->decode(&token, 1));
         return true;

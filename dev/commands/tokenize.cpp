@@ -33,6 +33,16 @@ void print_result(const TokenizeResult& r) {
     const double bytes_per_s = static_cast<double>(r.bytes) / std::max(r.seconds, 1e-9);
     std::printf("%s%s of text in %s, %s/s\n", table.text().c_str(), format_bytes(r.bytes).c_str(),
                 format_duration(r.seconds).c_str(), format_bytes(static_cast<uint64_t>(bytes_per_s)).c_str());
+    if (r.special_as_text > 0) {
+        std::printf(
+            "special tokens such as <|endoftext|> stand in the text %s times and were taken for ordinary text "
+            "(--allow-special makes them tokens)\n",
+            format_count(r.special_as_text).c_str());
+    }
+    if (r.skipped_lines > 0) {
+        std::printf("%s bad lines were passed over, the first: %s\n", format_count(r.skipped_lines).c_str(),
+                    r.first_skipped_line.c_str());
+    }
 }
 
 }  // namespace
@@ -44,6 +54,8 @@ int tokenize_command(const TokenizeOptions& o, bool json_output) {
                              {"tokens", {{"train", r.tokens_train}, {"val", r.tokens_val}}},
                              {"files", r.paths},
                              {"bytes", r.bytes},
+                             {"special_as_text", r.special_as_text},
+                             {"skipped_lines", r.skipped_lines},
                              {"seconds", r.seconds}});
     return 0;
 }

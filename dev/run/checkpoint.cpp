@@ -74,12 +74,13 @@ Json model_record(const Session& session, const RunState& state, ModelForm form,
 
 namespace {
 
-// "raw:" stays in front, the path behind it becomes absolute: a run may be resumed from another folder.
+// "raw:" and its kin stay in front, the path behind becomes absolute: a run may be resumed from another folder.
 std::vector<std::string> absolute_patterns(const std::vector<std::string>& patterns) {
     std::vector<std::string> absolute;
-    for (const std::string& p : patterns)
-        absolute.push_back(p.compare(0, 4, "raw:") == 0 ? "raw:" + fs::absolute(p.substr(4)).string()
-                                                        : fs::absolute(p).string());
+    for (const std::string& p : patterns) {
+        const ShardName name = parse_shard_name(p);
+        absolute.push_back(name.prefix + fs::absolute(name.path).string());
+    }
     return absolute;
 }
 
@@ -156,8 +157,8 @@ void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
 // Options that the command line named win over the saved ones; the others cannot be named (require_resumable_flags).
 void take_options(RunSettings& o, const Json& resume) {
     resume.at("model").get_to(o.model);
-    resume.at("data").get_to(o.data);
-    resume.at("val").get_to(o.val);
+    if (!o.has("data")) resume.at("data").get_to(o.data);
+    if (!o.has("val")) resume.at("val").get_to(o.val);
     resume.at("val_tokens").get_to(o.val_tokens);
     if (!o.has("eval_every")) resume.at("eval_every").get_to(o.eval_every);
     if (!o.has("save_every")) resume.at("save_every").get_to(o.save_every);
@@ -196,6 +197,28 @@ void take_model(Session& session, LoadedModel& loaded, const std::string& folder
 
 }  // namespace
 
+namespace {
+
+// The shards that a run goes on with, wherever they lie now. BadInput, with the flag that names their place, unless they are
+// there and are those of its checkpoint: `recorded` is what the checkpoint says of them, null in early ones.
+std::unique_ptr<TokenShards> same_shards(const std::string& flag, const std::vector<std::string>& patterns,
+                                         const Json& recorded, const std::string& out) {
+    std::unique_ptr<TokenShards> shards;
+    try {
+        shards = std::make_unique<TokenShards>(patterns);
+    } catch (const BadInput& error) {
+        throw BadInput(std::string(error.what()) + "; if the shards of the run in " + out +
+                       " have moved, name where they lie now: --resume " + flag + " PATTERN");
+    }
+    const std::string fingerprint = hex(shards->fingerprint());
+    if (recorded.is_null() || recorded == fingerprint) return shards;
+    throw BadInput(flag + " " + shards->paths()[0] + ": not the shards of the run in " + out +
+                   ", or they have changed since its checkpoint (fingerprint " + fingerprint + ", then " +
+                   quoted_name(recorded.dump()) + "); a resumed run needs the same ones in the same order");
+}
+
+}  // namespace
+
 void load_checkpoint(Session& session) {
     const std::string folder = newest_checkpoint(session.options().out), path = folder + "/lnfree.json";
     LoadedModel loaded = load_model(folder);
@@ -210,11 +233,10 @@ void load_checkpoint(Session& session) {
         if (record.at("based_on").is_object()) session.based_on = record["based_on"].dump();
         take_model(session, loaded, folder);
         require_usable(session, path);
-        session.train = std::make_unique<TokenShards>(session.options().data);
-        session.val = std::make_unique<TokenShards>(session.options().val);
-        if (resume.at("data_fingerprint") != hex(session.train->fingerprint()))
-            throw BadInput("--data of the run in " + session.options().out +
-                           " has changed since its checkpoint; a resumed run needs the same shards");
+        const std::string& out = session.options().out;
+        const Json* const val = record.at("data").at("val").find("fingerprint");
+        session.train = same_shards("--data", session.options().data, resume.at("data_fingerprint"), out);
+        session.val = same_shards("--val", session.options().val, val != nullptr ? *val : Json(), out);
     } catch (const JsonError& e) {
         throw BadInput(path + ": cannot be resumed from: " + e.what());
     }

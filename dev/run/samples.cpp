@@ -25,7 +25,19 @@ real smallest_allowed(const real* logits, int64_t V, int64_t top_k) {
 
 }  // namespace
 
+std::vector<int32_t> ids_without_text(const Tokenizer* tokenizer, int64_t V) {
+    std::vector<int32_t> ids;
+    if (tokenizer == nullptr) return ids;
+    for (int32_t id = 0; id < V; id++)
+        if (!tokenizer->has(id)) ids.push_back(id);
+    if (static_cast<int64_t>(ids.size()) == V)
+        throw BadInput("the tokenizer has no text for any of the model's " + std::to_string(V) +
+                       " tokens; the two do not belong together");
+    return ids;
+}
+
 int32_t sample_token(real* logits, int64_t V, const Sampling& sampling, SplitMix64& random) {
+    for (const int32_t id : sampling.never) logits[id] = -std::numeric_limits<real>::infinity();
     const auto largest = static_cast<int32_t>(std::max_element(logits, logits + V) - logits);
     if (sampling.temperature == 0) return largest;
     const real threshold = smallest_allowed(logits, V, sampling.top_k), top = logits[largest];
@@ -67,6 +79,15 @@ void continue_tokens(Engine& model, std::vector<int32_t>& tokens, const Sampling
 
 namespace {
 
+// Drawn uniformly.
+int32_t any_token(int64_t V, const Sampling& sampling, SplitMix64& random) {
+    const std::vector<int32_t>& never = sampling.never;
+    while (true) {
+        const auto id = static_cast<int32_t>(random.below(static_cast<uint64_t>(V)));
+        if (!std::binary_search(never.begin(), never.end(), id)) return id;
+    }
+}
+
 // Sequences first .. first + B - 1, out (B,n_ctx).
 void sample_sequences(Engine& model, const SampleRequest& r, uint64_t first, int64_t B, std::vector<int32_t>& out) {
     const int64_t V = model.config.V, n_ctx = model.config.n_ctx;
@@ -79,7 +100,7 @@ void sample_sequences(Engine& model, const SampleRequest& r, uint64_t first, int
     std::vector<int32_t> next;  // (B,begun), then (B,1)
     for (int64_t b = 0; b < B; b++) {
         random.emplace_back(r.sampling.seed * 0x9E3779B97F4A7C15ull + first + static_cast<uint64_t>(b));
-        if (begins_anywhere) prompt[0] = static_cast<int32_t>(random.back().below(static_cast<uint64_t>(V)));
+        if (begins_anywhere) prompt[0] = any_token(V, r.sampling, random.back());
         std::copy(prompt.begin(), prompt.end(), out.begin() + b * n_ctx);
         next.insert(next.end(), prompt.begin(), prompt.end());
     }
@@ -99,7 +120,9 @@ void sample_sequences(Engine& model, const SampleRequest& r, uint64_t first, int
 
 }  // namespace
 
-void write_samples(Engine& model, const Tokenizer* tokenizer, const SampleRequest& r, const std::string& label) {
+void write_samples(Engine& model, const Tokenizer* tokenizer, const SampleRequest& request, const std::string& label) {
+    SampleRequest r = request;
+    r.sampling.never = ids_without_text(tokenizer, model.config.V);
     const auto n_ctx = static_cast<uint64_t>(model.config.n_ctx);
     if (r.prompt.size() >= n_ctx)
         throw BadInput("the prompt has " + std::to_string(r.prompt.size()) + " tokens, and the model reads " +

@@ -17,9 +17,14 @@ struct Sampling {
     double temperature = 1;  // 0: always the likeliest token
     int64_t top_k = 0;       // only the k likeliest; 0: all
     uint64_t seed = 1;
+    std::vector<int32_t> never;  // ids that are not drawn, ascending
 };
 
-// The next token, drawn from softmax(logits / temperature). logits (V) are overwritten.
+// The ids below V that have no text: rows with which a vocabulary was padded, and gaps in it. None without a tokenizer.
+// BadInput if there are no others.
+std::vector<int32_t> ids_without_text(const Tokenizer* tokenizer, int64_t V);
+
+// The next token, drawn from softmax(logits / temperature) over what sampling.never leaves. logits (V) are overwritten.
 int32_t sample_token(real* logits, int64_t V, const Sampling& sampling, SplitMix64& random);
 
 // Appends token after token to `tokens`, which holds at least one, as long as take(token) says so. Up to n_ctx positions
@@ -37,7 +42,7 @@ struct SampleRequest {
 };
 
 // Writes shards of sequences of n_ctx tokens, each drawn by itself (its draws depend on the seed and its number alone), and
-// PREFIX.json beside them. `tokenizer` may be null. BadInput if the prompt fills n_ctx; RunFailure when the disk fails.
+// PREFIX.json beside them. `tokenizer` may be null; ids that it has no text for are not drawn. BadInput if the prompt fills n_ctx; RunFailure when the disk fails.
 void write_samples(Engine& model, const Tokenizer* tokenizer, const SampleRequest& request, const std::string& label);
 
 }  // namespace lnfree

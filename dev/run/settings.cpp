@@ -34,12 +34,12 @@ std::vector<Setting> make_table() {
          kAside, "", "model folder to start from"},
         {"out", "--out", [](RunSettings& s) -> std::string& { return s.out; }, 0, 0, kAnyRun, kFree, kAside, "",
          "output folder: log.jsonl, checkpoints, and at the end the model"},
-        {"data", "--data", [](RunSettings& s) -> std::vector<std::string>& { return s.data; }, 0, 0, kAnyRun,
-         kTrajectory, kAside, "",
-         "training shards: paths or globs; raw:PATH for headerless uint16; self: text that the model writes for "
-         "itself"},
-        {"val", "--val", [](RunSettings& s) -> std::vector<std::string>& { return s.val; }, 0, 0, kAnyRun, kTrajectory,
-         kAside, "with --data self: more of it", "validation shards"},
+        {"data", "--data", [](RunSettings& s) -> std::vector<std::string>& { return s.data; }, 0, 0, kAnyRun, kFree,
+         kAside, "",
+         "training shards: paths or globs, .npy, raw:PATH for headerless uint16 (raw32:, raw64:); self: text that the "
+         "model writes for itself; with --resume: where they lie now"},
+        {"val", "--val", [](RunSettings& s) -> std::vector<std::string>& { return s.val; }, 0, 0, kAnyRun, kFree,
+         kAside, "with --data self: more of it", "validation shards; with --resume: where they lie now"},
         {"tokenizer", "--tokenizer", [](RunSettings& s) -> std::string& { return s.tokenizer; }, 0, 0, kPretrain,
          kTrajectory, kAside, "from PREFIX.json",
          "byte, or a folder with tokenizer files, to go into the model folder"},

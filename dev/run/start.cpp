@@ -1,7 +1,9 @@
 #include "dev/run/start.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
+#include <set>
 
 #include "data/console.h"
 #include "data/error.h"
@@ -105,6 +107,10 @@ void load_teacher(Session& session) {
     if (s.distill == 0) return;
     RunSettings& o = session.options();
     if (o.teacher.empty()) o.teacher = o.model;
+    if (session.request.resume && !fs::is_directory(o.teacher))
+        throw BadInput("--teacher " + o.teacher +
+                       ": the folder of this run's teacher is not there any more; name where "
+                       "it lies now: --resume --teacher FOLDER");
     LoadedModel loaded = load_model(o.teacher);
     require_teacher_of(session, loaded);
     Hash64 hash;
@@ -161,6 +167,15 @@ bool writes_own_text(const Session& session) {
     return !session.request.resume && session.options().data == std::vector<std::string>{"self"};
 }
 
+namespace {
+
+// Where write_own_text puts it: under the output folder, which may have moved since.
+std::vector<std::string> own_text(const std::string& out, const char* split) {
+    return {out + "/self_" + split + "_*.bin"};
+}
+
+}  // namespace
+
 void load_start(Session& session) {
     RunSettings& o = session.options();
     if (writes_own_text(session)) {
@@ -193,10 +208,10 @@ void write_own_text(Session& session) {
     if (o.val.empty()) r.val_tokens = static_cast<uint64_t>(std::max<int64_t>(o.val_tokens, 16'384) + s.seq);
     r.sampling.seed = s.seed;
     write_samples(*session.model, session.tokenizer.get(), r, "writing its own text");
-    o.data = {prefix + "_train_*.bin"};
+    o.data = own_text(o.out, "train");
     session.train = std::make_unique<TokenShards>(o.data);
     if (!o.val.empty()) return;
-    o.val = {prefix + "_val_*.bin"};
+    o.val = own_text(o.out, "val");
     session.val = std::make_unique<TokenShards>(o.val);
 }
 
@@ -204,7 +219,10 @@ void write_own_text(Session& session) {
 // A run that goes on
 
 void load_resume_point(Session& session) {
-    const std::string& out = session.options().out;
+    RunSettings& o = session.options();
+    const std::string& out = o.out;
+    if (o.data == std::vector<std::string>{"self"}) o.data = own_text(out, "train");
+    if (o.val == std::vector<std::string>{"self"}) o.val = own_text(out, "val");
     if (!list_checkpoints(out).empty()) session.lock = std::make_unique<FolderLock>(out);
     load_checkpoint(session);
     load_teacher(session);
@@ -212,6 +230,30 @@ void load_resume_point(Session& session) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Both
+
+namespace {
+
+// How many shards of --val are also among those of --data: the same file, however it is called, or the same bytes.
+size_t shared_shards(const TokenShards& train, const TokenShards& val) {
+    const std::vector<uint64_t>& theirs = train.shard_fingerprints();
+    const std::set<uint64_t> in_train(theirs.begin(), theirs.end());
+    const std::vector<uint64_t>& ours = val.shard_fingerprints();
+    return static_cast<size_t>(
+        std::count_if(ours.begin(), ours.end(), [&](uint64_t shard) { return in_train.count(shard) > 0; }));
+}
+
+// A line on standard error, no refusal: whoever tries whether a model can learn a text by heart wants just this.
+void warn_of_shared_shards(const Session& session) {
+    if (session.train == nullptr || session.val == nullptr) return;
+    const size_t shared = shared_shards(*session.train, *session.val);
+    if (shared == 0) return;
+    std::fprintf(stderr,
+                 "warning: %zu of the %zu shards of --val are also in --data: their validation loss says nothing about "
+                 "text that the model has not seen\n",
+                 shared, session.val->paths().size());
+}
+
+}  // namespace
 
 void check_data(const Session& session) {
     const int64_t T = session.settings().seq;
@@ -224,6 +266,7 @@ void check_data(const Session& session) {
                            " tokens; use more text or a smaller --seq");
         require_same_tokenizer(*shards, session.tokenizer.get(), which);
     }
+    warn_of_shared_shards(session);
 }
 
 namespace {

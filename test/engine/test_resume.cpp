@@ -321,6 +321,55 @@ TEST_CASE("a run goes on with the teacher that it began with, wherever that lies
     CHECK(TinyTask::weights(r.settings.out) == TinyTask::weights(whole));
 }
 
+TEST_CASE("a run goes on with its shards wherever they lie now, to the same bytes, and with no others") {
+    const TinyTask task(kTrained);
+    RunRequest r = with(task.request, {{"save_every", "1"}});
+    const std::string here = task.scratch / "here", there = task.scratch / "there";
+    fs::create_directory(here);
+    for (const char* split : {"train", "val"}) {
+        const std::string name = std::string("/stories_") + split + "_000000.bin";
+        fs::copy_file(task.scratch / ("." + name), here + name);
+    }
+    r.settings.data = {here + "/stories_train_*.bin"};
+    r.settings.val = {here + "/stories_val_*.bin"};
+    const std::string whole = task.run_into("whole", r);
+    r.settings.out = task.scratch / "part";
+    record(task, r, 6);
+    fs::rename(here, there);
+
+    RunRequest again = resumption_of(r);
+    CHECK(contains(message_of<BadInput>([&] { task.run(again); }), "--resume --data"));
+    again.settings.data = {there + "/stories_train_*.bin"};
+    again.settings.given.insert("data");
+    CHECK(contains(message_of<BadInput>([&] { task.run(again); }), "--resume --val"));
+    again.settings.val = again.settings.data;
+    again.settings.given.insert("val");
+    CHECK(contains(message_of<BadInput>([&] { task.run(again); }), "not the shards"));
+    again.settings.val = {there + "/stories_val_*.bin"};
+    const Recorded stopped_again = record(task, again, 9);  // the new places are saved
+    RunRequest rest = resumption_of(r);
+    task.run(rest);
+    check_same(result_of(r.settings.out), result_of(whole));
+}
+
+TEST_CASE("a run that wrote its own text goes on after its folder has moved, with --data self") {
+    const TinyTask task(shape_of(1, 2, 16, 257, 17, 40));
+    RunRequest r = with(task.request, {{"distill", "1"}, {"save_every", "1"}});
+    r.settings.data = {"self"};
+    r.settings.val.clear();
+    const std::string whole = task.run_into("whole", r);
+    r.settings.out = task.scratch / "part";
+    record(task, r, 4);
+    RunRequest again = resumption_of(r);
+    again.settings.out = task.scratch / "moved";
+    fs::rename(r.settings.out, again.settings.out);
+    CHECK(contains(message_of<BadInput>([&] { task.run(again); }), "--resume --data"));
+    again.settings.data = again.settings.val = {"self"};
+    again.settings.given = {"data", "val"};
+    task.run(again);
+    CHECK(TinyTask::weights(again.settings.out) == TinyTask::weights(whole));
+}
+
 TEST_CASE("the whole state goes through JSON and comes back the same") {
     RunState state;
     state.step = 17;

@@ -97,7 +97,7 @@ TEST_CASE("decoding a few tokens at a time gives the logits of full passes, for 
 TEST_CASE("a text is continued as without the cache, also beyond n_ctx") {
     for (const std::unique_ptr<Engine>& model : kinds_of_models())
         for (const double temperature : {0.0, 0.9}) {
-            const Sampling sampling{temperature, 7, 11};
+            const Sampling sampling{temperature, 7, 11, {}};
             std::vector<int32_t> expected = {5, 9, 2}, tokens = expected;
             SplitMix64 random(sampling.seed);
             while (expected.size() < 40) {
@@ -159,6 +159,56 @@ TEST_CASE("samples depend on seed and model alone, begin as asked, and say in PR
     r.tokens = 1;
     r.prompt.assign(23, 1);
     CHECK(contains(message_of<BadInput>([&] { write_samples(*model, nullptr, r, "test"); }), "23"));
+}
+
+namespace {
+
+// Bytes with ids from `first` on, of which every third is missing.
+std::unique_ptr<Tokenizer> tokenizer_with_gaps(int32_t first) {
+    BpeVocabulary vocabulary;
+    for (int32_t b = 0; b < 256; b++) vocabulary.ids[byte_symbols()[static_cast<size_t>(b)]] = first + b + b / 2;
+    vocabulary.ids[vocabulary.end_of_text] = first + 1000;
+    return std::make_unique<BpeTokenizer>(vocabulary, BpeTokenizer::Files(), "test");
+}
+
+}  // namespace
+
+TEST_CASE("ids that the tokenizer has no text for are never drawn, however likely; without a tokenizer all may be") {
+    const TemporaryFolder folder;
+    const std::unique_ptr<Engine> model = random_model(kSmall, 3, 0.3);
+    const int64_t V = kSmall.V;
+    CHECK(ids_without_text(nullptr, V).empty());
+    CHECK(ids_without_text(load_tokenizer("byte").get(), 260) == std::vector<int32_t>{257, 258, 259});
+    CHECK(ids_without_text(tokenizer_with_gaps(0).get(), 9) == std::vector<int32_t>{2, 5, 8});
+    CHECK_THROWS_AS(ids_without_text(tokenizer_with_gaps(1000).get(), V), BadInput);
+    const std::unique_ptr<Tokenizer> tokenizer = tokenizer_with_gaps(0);
+    for (const int32_t end_of_text : {4, -1}) {
+        model->config.end_of_text = end_of_text;
+        SampleRequest r;
+        r.prefix = folder / "s";
+        r.tokens = 40 * 23;
+        write_samples(*model, tokenizer.get(), r, "test");
+        for (const int32_t token : tokens_in(folder / "s_train_000000.bin")) CHECK(token % 3 != 2);
+    }
+    SampleRequest any;
+    any.prefix = folder / "s";
+    any.tokens = 40 * 23;
+    write_samples(*model, nullptr, any, "test");
+    const std::vector<int32_t> all = tokens_in(folder / "s_train_000000.bin");
+    CHECK(std::any_of(all.begin(), all.end(), [](int32_t token) { return token % 3 == 2; }));
+    Sampling greedy;
+    greedy.temperature = 0;
+    greedy.never = {1, 2};
+    SplitMix64 random(1);
+    std::vector<real> logits = {1, 9, 8, 3};
+    CHECK(sample_token(logits.data(), 4, greedy, random) == 3);
+    greedy.temperature = 1;
+    greedy.top_k = 3;
+    for (int i = 0; i < 50; i++) {
+        logits = {1, 9, 8, 3};
+        const int32_t drawn = sample_token(logits.data(), 4, greedy, random);
+        CHECK((drawn == 0 || drawn == 3));
+    }
 }
 
 TEST_CASE("--data self: a run learns from its own text, which lies in its folder, and goes on with it") {

@@ -1,5 +1,5 @@
-// libFuzzer target for token shards. Bit 0 of the first byte says whether the rest is a file without a header, the
-// other bits how long the windows are that are read from it. Every input must be read or refused with BadInput, and
+// libFuzzer target for token shards, NumPy's among them. The two lowest bits of the first byte say whether the rest is a
+// file with a header or one of uint16, uint32 or int64 without, the others how long the windows are that are read from it. Every input must be read or refused with BadInput, and
 // every window must lie within the input (the sanitizer looks).
 #include <cstdint>
 #include <cstdlib>
@@ -23,7 +23,7 @@ void read_windows(const TokenSpan& span, uint64_t T) {
         span.copy(first, T, window.data());
         for (uint64_t i = 0; i < T; ++i) {
             require(static_cast<uint32_t>(window[i]) == span.at(first + i));
-            require(span.at(first + i) <= largest);
+            require(span.at(first + i) <= largest && !span.written_id(first + i).empty());
         }
     }
 }
@@ -32,12 +32,13 @@ void read_windows(const TokenSpan& span, uint64_t T) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (size == 0) return 0;
-    const bool raw = data[0] % 2 == 1;
+    static const char* const prefixes[] = {"", "raw:", "raw32:", "raw64:"};
     const std::vector<unsigned char> file(data + 1, data + size);  // a copy of exactly this size, for the sanitizer
     try {
-        const TokenSpan span = parse_shard(file.data(), file.size(), raw, "file");
+        const TokenSpan span =
+            parse_shard(file.data(), file.size(), parse_shard_name(prefixes[data[0] % 4] + std::string("file")));
         require(span.count > 0 && span.data + span.count * span.token_bytes == file.data() + file.size());
-        read_windows(span, data[0] / 2 + 1);
+        read_windows(span, data[0] / 4 + 1);
     } catch (const BadInput&) {
     }
     const std::string name(file.begin(), file.end());
