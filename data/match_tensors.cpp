@@ -203,7 +203,7 @@ TensorView embedding(const Tensor& wte, Named& named, bool tied_head, const std:
             folder + ": " + (has_own ? "lm_head.weight" : wte.name) +
             " is missing, and config.json says \"tie_word_embeddings\": false; if the head is the embedding, "
             "set that to true");
-    const TensorView view = has_own ? *own->second : *head->second;
+    TensorView view = has_own ? *own->second : *head->second;
     require_shape(view, wte, folder);
     if (has_own && has_head && !same_values(view, *head->second))
         throw BadInput(folder +
