@@ -52,7 +52,7 @@ std::string size_of_original(std::string name) {
     for (const std::string owner : {"openai-community/", "gpt2/", "models/"})
         if (begins_with(name, owner)) name.erase(0, owner.size());
     if (name == "gpt2" || name == "gpt2-small") return "small";
-    for (const std::string size : {"medium", "large", "xl"})
+    for (std::string size : {"medium", "large", "xl"})
         if (name == "gpt2-" + size) return size;
     return "";
 }
@@ -196,7 +196,7 @@ std::string find_model(const std::string& name, std::vector<std::string>& notes)
     }
     if (has_config(name)) return name;
     if (exists(name + "/ckpt.pt")) return name + "/ckpt.pt";
-    const std::string snapshot = snapshot_in(name);
+    std::string snapshot = snapshot_in(name);
     if (snapshot.empty()) throw no_config(name);
     notes.push_back(name + ": a folder of Hugging Face's cache; read is " + snapshot);
     return snapshot;

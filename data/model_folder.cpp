@@ -110,8 +110,9 @@ std::vector<TensorView> ModelFolder::tensors(const std::vector<Tensor>& table) {
 template <class T>
 void ModelFolder::fold_options(T* params, const std::vector<Tensor>& table) const {
     const auto C = static_cast<uint64_t>(config_.C);
+    const double head_width = static_cast<double>(config_.C) / static_cast<double>(config_.NH);
     for (int64_t l = 0; l < config_.L; l++) {
-        const double width = options_.scores_over_width ? 1 : std::sqrt(static_cast<double>(config_.C / config_.NH));
+        const double width = options_.scores_over_width ? 1 : std::sqrt(head_width);
         const double factor = width / (options_.scores_over_layer ? static_cast<double>(l + 1) : 1);
         if (factor == 1) continue;
         const std::string c_attn = "h." + std::to_string(l) + ".attn.c_attn.";
