@@ -83,7 +83,7 @@ std::string format_by_first_bytes(std::string_view beginning) {
     for (const FirstBytes& known : known_formats) {
         if (beginning.size() < known.offset + known.bytes.size()) continue;
         if (beginning.compare(known.offset, known.bytes.size(), known.bytes) != 0) continue;
-        if (known.bytes == "BZh"sv && beginning.substr(4, 6) != "1AY&SY"sv) continue;
+        if (known.bytes == "BZh"sv && beginning.find("1AY&SY"sv) != 4) continue;
         return known.format;
     }
     return "";
