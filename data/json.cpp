@@ -145,6 +145,8 @@ bool Json::boolean() const {
 int64_t Json::integer() const {
     if (holds<int64_t>()) return std::get<int64_t>(value_);
     if (holds<uint64_t>()) return static_cast<int64_t>(std::get<uint64_t>(value_));
+    constexpr double beyond = 9223372036854775808.0;  // 2^63
+    if (!(number() >= -beyond && number() < beyond)) is_not("a whole number of 64 bits");
     return static_cast<int64_t>(number());
 }
 

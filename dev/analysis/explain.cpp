@@ -72,7 +72,7 @@ class Explainer {
     const Depth& depth_;
     int64_t C_, L_, NH_;
     std::vector<int32_t> tokens_;  // (B,T) of the pass
-    Record record_;
+    PassRecord record_;
     Direction direction_;
 
     Explanation explain_sequence(int64_t b, const PromptQuestion& question) {

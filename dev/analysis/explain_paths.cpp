@@ -25,7 +25,7 @@ namespace {
 // One head that reads, and how.
 class Reader {
   public:
-    Reader(Engine& model, const Record& record, int64_t b, const int32_t* tokens)
+    Reader(Engine& model, const PassRecord& record, int64_t b, const int32_t* tokens)
         : model_(model), record_(record), b_(b), tokens_(tokens), C_(model.config.C), T_(record.T) {}
 
     // What comes into head h of layer l, over ln_f's divisor; out (components).
@@ -47,7 +47,7 @@ class Reader {
 
   private:
     Engine& model_;
-    const Record& record_;
+    const PassRecord& record_;
     int64_t b_;
     const int32_t* tokens_;
     int64_t C_, T_;
@@ -119,7 +119,7 @@ class Reader {
 
 }  // namespace
 
-std::vector<double> paths_of(Engine& model, const Record& record, int64_t b, const int32_t* tokens,
+std::vector<double> paths_of(Engine& model, const PassRecord& record, int64_t b, const int32_t* tokens,
                              const Direction& direction, double divisor) {
     const int64_t NH = model.config.NH, count = ComponentOrder(model.config).count();
     std::vector<double> paths(static_cast<size_t>(model.config.L * NH * count));

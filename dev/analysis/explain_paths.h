@@ -23,7 +23,7 @@ void require_linear_paths(const Sites& sites, const std::string& folder);
 // Of sequence b of a record, tokens (T): (L*NH,components), row l * NH + h for the head that reads. A row adds up to that
 // head's contribution; its last entry is what the head's own biases bring. Components that come later have 0, and rows of
 // layers whose value site is a LayerNorm are NaN. `divisor` is ln_f's at the position.
-std::vector<double> paths_of(Engine& model, const Record& record, int64_t b, const int32_t* tokens,
+std::vector<double> paths_of(Engine& model, const PassRecord& record, int64_t b, const int32_t* tokens,
                              const Direction& direction, double divisor);
 
 }  // namespace analysis

@@ -11,7 +11,7 @@ namespace lnfree {
 namespace analysis {
 
 // Of B sequences of T tokens (the last pass).
-struct Record {
+struct PassRecord {
     int64_t B = 0, T = 0;
     Buffer heads, values, outputs;  // (L,B,T,C): what heads bring before c_proj, values, what MLPs add
     std::vector<real> hidden;       // (L,B,n_inner): neurons at each sequence's position
@@ -25,7 +25,8 @@ struct Record {
 };
 
 // Runs tokens (B,T) through the model; positions (B).
-void record_pass(Record& record, Engine& model, const int32_t* tokens, int64_t B, int64_t T, const int64_t* positions);
+void record_pass(PassRecord& record, Engine& model, const int32_t* tokens, int64_t B, int64_t T,
+                 const int64_t* positions);
 
 // How what is written into the stream moves a logit, but for the division.
 struct Direction {
