@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
@@ -134,6 +135,10 @@ TEST_CASE("a JSON value keeps its kind and its members' order, and says what it 
     CHECK_THROWS_WITH_AS(j["a"].at(5), "element 5 is missing", JsonError);
     CHECK_THROWS_WITH_AS(j["a"].items(), "an array where an object is expected", JsonError);
     CHECK_THROWS_WITH_AS(j["a"][2].number(), "a string where a number is expected", JsonError);
+    CHECK(Json(-2.75).get<int64_t>() == -2);
+    for (const double far : {4.7e75, -1e19, 9223372036854775808.0, HUGE_VAL, std::nan("")})
+        CHECK_THROWS_WITH_AS(Json(far).get<int64_t>(), "a number where a whole number of 64 bits is expected",
+                             JsonError);
     CHECK_THROWS_AS(Json("\xFF").dump(), JsonError);
     CHECK(Json("\xFF").dump(-1, true) == "\"\xEF\xBF\xBD\"");
     j.erase("a");
