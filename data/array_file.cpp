@@ -9,6 +9,7 @@
 
 #include "data/error.h"
 #include "data/json.h"
+#include "data/text.h"
 
 namespace lnfree {
 
@@ -172,10 +173,6 @@ void write_npz(const std::string& path, const std::vector<Array>& arrays) {
     file.write(directory.data(), directory.size());
     file.write(end.data(), end.size());
     file.publish();
-}
-
-bool ends_with(const std::string& text, const std::string& end) {
-    return text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 template <class T>

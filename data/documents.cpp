@@ -17,10 +17,6 @@
 
 namespace lnfree {
 
-bool ends_with(std::string_view text, std::string_view end) {
-    return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
 std::string unescape_separator(std::string_view typed) {
     static constexpr char letters[] = "ntr\\";
     static constexpr char meanings[] = "\n\t\r\\";

@@ -18,9 +18,6 @@
 
 namespace lnfree {
 
-// Whether the last bytes of `text` are `end`.
-bool ends_with(std::string_view text, std::string_view end);
-
 // What a person typed for a separator: \n, \t, \r and \\ stand for line feed, tab, carriage return and backslash,
 // everything else for itself.
 std::string unescape_separator(std::string_view typed);

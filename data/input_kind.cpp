@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "data/files.h"
+#include "data/text.h"
 
 namespace lnfree {
 
@@ -52,20 +53,13 @@ constexpr FirstBytes known_formats[] = {
      "a program"},
 };
 
-bool begins_with(std::string_view text, std::string_view beginning) {
-    return text.substr(0, beginning.size()) == beginning;
-}
-
 std::string lower_case(std::string text) {
     for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
     return text;
 }
 
 bool ends_with_any(const std::string& name, std::initializer_list<const char*> ends) {
-    return std::any_of(ends.begin(), ends.end(), [&](const char* end) {
-        const uint64_t n = std::strlen(end);
-        return name.size() >= n && name.compare(name.size() - n, n, end) == 0;
-    });
+    return std::any_of(ends.begin(), ends.end(), [&](const char* end) { return ends_with(name, end); });
 }
 
 // The name that counts: in small letters, without what says that it is compressed.

@@ -7,20 +7,13 @@
 
 #include "data/files.h"
 #include "data/json.h"
+#include "data/text.h"
 
 namespace lnfree {
 
 namespace {
 
 using ViewsByName = std::map<std::string, const TensorView*>;
-
-bool begins_with(const std::string& text, const std::string& begin) {
-    return text.compare(0, begin.size(), begin) == 0;
-}
-
-bool ends_with(const std::string& text, const std::string& end) {
-    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
 
 BadInput missing(const std::string& folder, const std::string& name) {
     return BadInput(folder + ": tensor " + name +

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "data/files.h"
+#include "data/text.h"
 #include "data/zip_archive.h"
 
 namespace lnfree {
@@ -27,10 +28,6 @@ bool exists(const std::string& path) {
 
 bool has_config(const std::string& folder) {
     return exists(folder + "/config.json");
-}
-
-bool begins_with(const std::string& text, const std::string& begin) {
-    return text.compare(0, begin.size(), begin) == 0;
 }
 
 // Subfolders by name, at most some.

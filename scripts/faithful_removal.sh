@@ -54,7 +54,8 @@ way() { # NAME STEPS
     case $1 in
         *_[0-9]*e-[0-9])
             rate=${1##*_}
-            echo "$(way "${1%_*}" "$2") --lr $rate --min-lr $(echo "$rate" | awk '{ print $1 / 10 }') --warmup $warmup"
+            case $1 in auto*) set -- "$1" "$2" "" ;; *) set -- "$1" "$2" "--warmup $warmup" ;; esac # auto has its own
+            echo "$(way "${1%_*}" "$2") --lr $rate --min-lr $(echo "$rate" | awk '{ print $1 / 10 }') $3"
             ;;
         *_[0-9]*) echo "$(way "${1%_*}" "$2") --batch $((${1##*_} / 128)) --grad-accum 1" ;; # so many tokens a step
         control) echo finetune ;;

@@ -12,6 +12,7 @@
 #include "data/model_folder.h"
 #include "data/parallel.h"
 #include "data/random.h"
+#include "data/text.h"
 #include "dev/run/records.h"
 
 namespace lnfree {
@@ -155,9 +156,6 @@ void add_model(Hash64& hash, const Engine& model) {
 
 void initialise(Engine& model, uint64_t seed) {
     SplitMix64 random(seed);
-    const auto ends_with = [](const std::string& s, const std::string& end) {
-        return s.size() >= end.size() && s.compare(s.size() - end.size(), end.size(), end) == 0;
-    };
     for (const Tensor& t : model.tensors) {
         real* w = model.params.data() + t.offset;
         const bool gamma = t.name.find("ln_") != std::string::npos && ends_with(t.name, ".weight");
