@@ -5,11 +5,12 @@
 #: make test             every test; ONLY=PART: only the tests whose name contains PART, and nothing else is built
 #: make quick            in seconds, after an edit: gradients, oracle, instruction set, command line, for this processor's best set
 #: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
-#: make test-interop     against transformers and TransformerLens, in a virtual environment of its own; needs Python and the network
+#: make test-interop     against transformers, TransformerLens and other clients, in virtual environments; needs Python and the network
 #: make test-long        what takes an hour: ten minutes of fuzzing per reader, 50 kills, 240 removals, 10 GB of text
 #: make deps             install the packages that are needed and missing (scripts/packages.txt); deps-all: also the optional ones
 #: make dev/cpu/NAME     a program of the kernel laboratory, for this processor only
-#: make dev/cuda/NAME    one for the GPU; without nvcc, or with EMULATE=1, in emulation. lab_cuda: all of them
+#: make dev/cuda/NAME    one for the GPU; without nvcc, or with EMULATE=1, in emulation (so is train_gpt2_lnfree_cuda with
+#:                       EMULATE=1). lab_cuda: all of them
 #: make format           lay the sources out in the house style (clang-format)
 #: make lint             check style (clang-format) and habits (clang-tidy)
 #: make clean            remove everything that was built
@@ -199,7 +200,7 @@ NVCCFLAGS := -std=c++17 --threads 0 -I. \
 # As $(BUILD)/flags, for nvcc: another GPU rebuilds what is made for it.
 $(BUILD)/cuda_flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG)' | cmp -s - $@ || echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG)' > $@
+	@echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG) $(EMULATE)' | cmp -s - $@ || echo '$(NVCCFLAGS) $(CUDA_ARCHS) $(CUDNN_FLAG) $(EMULATE)' > $@
 
 $(BUILD)/cuda_engine.o: dev/cuda/main.cu $(BUILD)/cuda_flags | ready
 	@echo "compile  $< (nvcc)"
@@ -210,10 +211,18 @@ $(BUILD)/cudnn_attention.o: dev/cuda/cudnn_attention.cpp $(BUILD)/flags $(BUILD)
 	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(CUDNN_FLAG) -idirafter $(CUDNN_INCLUDE) -idirafter $(CUDA_ROOT)/include \
 	    -MMD -MP -c $< -o $@
 
+# With EMULATE=1 a program that runs everything on this processor, slowly: to try what only a GPU would do otherwise.
+ifdef EMULATE
+train_gpt2_lnfree_cuda: dev/cuda/main.cu $(ROOMS) $(REFERENCE) $(DATA) $(BUILD)/flags $(BUILD)/cuda_flags
+	@echo "compile  $< (emulation)"
+	$(Q)$(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas -MMD -MP -MF $(BUILD)/$(@F).d -x c++ $< -x none $(ROOMS) $(REFERENCE) $(DATA) $(LIBS) \
+	    -lboost_context -o $@
+else
 train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o) $(ROOMS) $(REFERENCE) $(DATA)
 	@echo "link     $@"
 	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static \
 	    $(if $(CUDNN),-lcudnn -lnvrtc) -lpthread -lrt -o $@
+endif
 
 # ---- packages, demo --------------------------------------------------------------------------------------------------
 

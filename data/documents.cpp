@@ -106,6 +106,15 @@ class InputBytes {
 
 namespace {
 
+// What save_to_disk of Hugging Face's datasets leaves is a folder as well, but of Arrow tables.
+std::string folder_remedy(const std::filesystem::path& folder) {
+    for (const char* name : {"dataset_info.json", "dataset_dict.json"})
+        if (std::filesystem::exists(folder / name))
+            return " is a data set as datasets saves it; write its text as JSON lines: "
+                   "load_from_disk(...).to_json(FILE)";
+    return " is a folder; name the files in it";
+}
+
 constexpr uint64_t longest_separator = 1024;  // bytes
 
 }  // namespace
@@ -141,7 +150,7 @@ void DocumentReader::check_input(const std::string& input) {
     std::error_code error;
     const std::filesystem::file_status status = std::filesystem::status(input, error);
     if (!std::filesystem::exists(status)) throw BadInput("cannot open " + input + ": there is no such file");
-    if (std::filesystem::is_directory(status)) throw BadInput(input + " is a folder; name the files in it");
+    if (std::filesystem::is_directory(status)) throw BadInput(input + folder_remedy(input));
     if (options_.format == InputFormat::automatic) check_input_name(input);
     if (std::filesystem::is_regular_file(status)) format_of(InputBytes(input));
     total_known_ = total_known_ && std::filesystem::is_regular_file(status);

@@ -104,6 +104,10 @@ std::string ByteTokenizer::fingerprint() const {
     return hash.hex();
 }
 
+Json gpt2_input_names() {
+    return Json::array({"input_ids", "attention_mask"});
+}
+
 void ByteTokenizer::save(const std::string& folder) const {
     Json vocab = Json::object();
     for (uint32_t b = 0; b < 256; ++b) vocab[byte_symbols()[b]] = b;
@@ -140,6 +144,7 @@ void ByteTokenizer::save(const std::string& folder) const {
     special["add_prefix_space"] = false;
     special["clean_up_tokenization_spaces"] = false;
     special["tokenizer_class"] = "PreTrainedTokenizerFast";
+    special["model_input_names"] = gpt2_input_names();
     write_file_atomically(folder + "/tokenizer_config.json", special.dump(2) + "\n");
 }
 

@@ -110,6 +110,10 @@ class ByteTokenizer final : public Tokenizer {
     void save(const std::string& folder) const override;
 };
 
+// What tokenizer_config.json must name as a GPT-2's inputs. A PreTrainedTokenizerFast of transformers 4 otherwise makes
+// token_type_ids too, and GPT-2 adds an embedding for each of them.
+Json gpt2_input_names();
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Byte-pair encoding: what the files say (tokenizer_files.cpp)
 

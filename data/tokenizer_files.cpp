@@ -363,7 +363,8 @@ std::string default_tokenizer_config(const std::string& end_of_text, bool prefix
                          {"eos_token", end_of_text},
                          {"unk_token", end_of_text},
                          {"clean_up_tokenization_spaces", false},
-                         {"tokenizer_class", has_merges_file ? "GPT2Tokenizer" : "PreTrainedTokenizerFast"}};
+                         {"tokenizer_class", has_merges_file ? "GPT2Tokenizer" : "PreTrainedTokenizerFast"},
+                         {"model_input_names", gpt2_input_names()}};
     return config.dump(2) + "\n";
 }
 

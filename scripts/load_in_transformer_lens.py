@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Loads a model of this project in TransformerLens: the Hugging Face form and the folded form, in 4.x and in 2.x.
+"""Loads a model of this project in TransformerLens: the Hugging Face form and the folded form, in 4.x, 3.x and 2.x.
 
     python scripts/load_in_transformer_lens.py FOLDER [--prompt TEXT]      what the model makes of a prompt
 
@@ -7,7 +7,8 @@
     model = load("lnfree_folded")                                          in a program or notebook
 
 TransformerLens 4 gives a TransformerBridge: around the stock GPT-2 for the Hugging Face form, around its own model with
-normalization_type None for the folded form. TransformerLens 2 gives a HookedTransformer for both.
+normalization_type None for the folded form. TransformerLens 2 and 3 give a HookedTransformer for both, or what is built on
+it: SAELens's HookedSAETransformer, circuit-tracer's ReplacementModel (`build=`).
 
 The logits are those of `train_gpt2_lnfree eval --logits`, and stay so under TransformerLens's own processing (folding,
 centring of writing weights, value biases), with one exception: center_unembed takes each position's mean logit away. Log
@@ -17,10 +18,11 @@ probabilities and losses stay the same, logits do not; so it is off here unless 
 import argparse
 import json
 import pathlib
+import re
 import sys
 from importlib.metadata import version
 
-TESTED = "4.3.0 and 2.18.0"
+TESTED = "4.3.0, 3.9.0, 3.2.1 and 2.18.0"
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 
 
@@ -157,7 +159,7 @@ def load_bridge(folder, config, dtype, device, processing):
     return model
 
 
-# ---- TransformerLens 2 ------------------------------------------------------------------------------------------------
+# ---- TransformerLens 2 and 3 --------------------------------------------------------------------------------------------
 
 
 def hooked_weights(tensors, config):
@@ -190,7 +192,7 @@ def hooked_weights(tensors, config):
     return weights
 
 
-def load_hooked(folder, config, dtype, device, processing):
+def load_hooked(folder, config, dtype, device, processing, build):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     stock = config["model_type"] == "gpt2"
@@ -219,8 +221,10 @@ def load_hooked(folder, config, dtype, device, processing):
     )
     if processing["fold_ln"] and stock:  # it leaves norms without parameters, which are another kind of module
         shape.normalization_type = "LNPre"
-    model = HookedTransformer(shape, tokenizer=read_tokenizer(folder))
-    weights = {name: tensor.to(dtype) for name, tensor in hooked_weights(tensors, config).items()}
+    model = (build or HookedTransformer)(shape, tokenizer=read_tokenizer(folder))
+    weights = model.state_dict()  # with what is no part of GPT-2: masks, and the transcoders that circuit-tracer adds
+    places = {re.sub(r"\.old_(mlp|unembed)", "", name): name for name in weights}  # and where it wraps what is
+    weights |= {places.get(name, name): tensor.to(dtype) for name, tensor in hooked_weights(tensors, config).items()}
     model.load_and_process_state_dict(weights, **(processing if stock else {**processing, "fold_ln": False}))
     return model.eval()
 
@@ -228,11 +232,14 @@ def load_hooked(folder, config, dtype, device, processing):
 # ---- both -------------------------------------------------------------------------------------------------------------
 
 
-def load(folder, device="cpu", dtype=None, **processing):
+def load(folder, device="cpu", dtype=None, build=None, **processing):
     """Loads a model folder in the TransformerLens that is installed, ready for run_with_cache and hooks.
 
     folder      Hugging Face form or folded form, as `remove` and `export` write them
     dtype       a torch type; float32 unless given, whatever the folder holds
+    build       TransformerLens 2 and 3: makes the empty model from a HookedTransformerConfig and tokenizer=, where it is to
+                be another than HookedTransformer: HookedSAETransformer, or for circuit-tracer (Hugging Face form alone)
+                functools.partial(ReplacementModel.from_config, transcoders=transcoders)
     processing  fold_ln, center_writing_weights, center_unembed, fold_value_biases: TransformerLens's own, all off
 
     Raises CannotLoad with one clear line.
@@ -250,9 +257,13 @@ def load(folder, device="cpu", dtype=None, **processing):
     if config["model_type"] == "gpt2" and dtype == torch.float16 and config.get("layer_norm_epsilon", 0) >= 1e10:
         raise CannotLoad(f"{folder}: gammas of the order of 1e6 overflow in float16; use float32 or the folded form")
     chosen = {name: bool(processing.get(name, False)) for name in PROCESSING}
-    loader = load_bridge if int(version("transformer_lens").split(".")[0]) >= 4 else load_hooked
+    native = int(version("transformer_lens").split(".")[0]) >= 4
+    if native and build:
+        raise CannotLoad(f"build= is for HookedTransformer's kind; TransformerLens {version('transformer_lens')} has bridges")
     try:
-        return loader(str(folder), config, dtype, device, chosen)
+        if native:
+            return load_bridge(str(folder), config, dtype, device, chosen)
+        return load_hooked(str(folder), config, dtype, device, chosen, build)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CannotLoad(f"{folder}: config.json and weights do not fit together ({reason}); export again") from error

@@ -385,7 +385,9 @@ TEST_CASE("inputs that cannot be documents are refused before anything is read")
         return message_of<BadInput>([&] { DocumentReader({path}, {}); });
     };
     CHECK(contains(refusal(folder / "missing.txt"), "missing.txt"));
-    CHECK(contains(refusal(folder.path()), "is a folder"));
+    CHECK(contains(refusal(folder.path()), "is a folder; name the files"));
+    write_bytes(folder / "dataset_info.json", "{}");
+    CHECK(contains(refusal(folder.path()), "load_from_disk(...).to_json"));
     CHECK(contains(refusal(folder / "a.json"), ".jsonl"));
     for (const char* name : refused) CHECK(contains(refusal(folder / name), name));
 }

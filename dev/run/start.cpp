@@ -124,20 +124,31 @@ void load_teacher(Session& session) {
     session.teacher = std::move(loaded.model);
 }
 
-// Steps that this machine does in that time, about: measured on the second of two micro-batches (the first also touches
-// its memory for the first time), of which a tenth more for all that is not forward and backward.
+// Steps that this machine does in that time, about: measured on the second of two micro-batches and of two updates (the
+// first also touches its memory for the first time), of which a twentieth more for all that is neither. The updates are at
+// rate 0, and the moments that they leave are those of a new run again.
 int64_t steps_within(Session& session, double seconds) {
     configure_engine(session);
     const Settings& s = session.settings();
-    session.model->prepare_training(s.batch, s.seq);
+    Engine& model = *session.model;
+    model.prepare_training(s.batch, s.seq);
+    model.prepare_optimiser();
     const std::vector<int32_t> tokens(static_cast<size_t>(s.batch * s.seq), 0);
-    double begin = 0;
+    double micro_batch = 0, update = 0;
     for (int i = 0; i < 2; i++) {
-        begin = seconds_now();
-        session.model->forward_backward(tokens.data(), tokens.data(), s.batch, s.seq, s.aux(), s.grad_accum,
-                                        {s.distill, session.teacher.get()});
+        const double begin = seconds_now();
+        model.forward_backward(tokens.data(), tokens.data(), s.batch, s.seq, s.aux(), s.grad_accum,
+                               {s.distill, session.teacher.get()});
+        const double middle = seconds_now();
+        model.gradient_norm();
+        model.update(AdamWStep());
+        model.zero_gradients();
+        micro_batch = middle - begin;
+        update = seconds_now() - middle;
     }
-    const double per_step = 1.1 * (seconds_now() - begin) * static_cast<double>(s.grad_accum);
+    model.prepare_optimiser();
+    model.resume(s.seed);
+    const double per_step = 1.05 * (micro_batch * static_cast<double>(s.grad_accum) + update);
     return std::max<int64_t>(1, static_cast<int64_t>(std::min(seconds / per_step, 1e9)));
 }
 

@@ -641,6 +641,23 @@ TEST_CASE("a budget in hours sets the steps, and goes with no other length of th
     CHECK_FALSE(fs::exists(r.settings.out));
 }
 
+TEST_CASE("measuring how many steps fit into a budget leaves the run as it is without") {
+    const TinyTask task(kTrained);
+    RunRequest r = task.request;
+    r.command = "finetune";
+    const Quiet quiet(1);
+    r.settings.given.erase("steps");
+    r.settings.out = task.scratch / "by_hours";
+    set(r.settings, "hours", "1e-6");
+    const Json by_hours = task.run(r);
+    r.settings = task.request.settings;
+    r.settings.out = task.scratch / "by_steps";
+    set(r.settings, "steps", std::to_string(by_hours["steps"].get<int64_t>()));
+    task.run(r);
+    const auto weights = [&](const char* run) { return read_file(task.scratch / run + "/model.safetensors", 1 << 24); };
+    CHECK(weights("by_hours") == weights("by_steps"));
+}
+
 TEST_CASE("the control sees the same data, removes nothing and has no auxiliary loss") {
     const TinyTask task(kTrained);
     RunRequest r = task.request;

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
 
@@ -279,6 +280,71 @@ def check_lens_program(engine, name):
     require(ended.returncode == 2 and one_line, f"a folder that is no model: {ended.stderr}")
 
 
+# ---- other clients ----------------------------------------------------------------------------------------------------
+
+
+def check_explain(engine, folders):
+    """`analyze explain` is TransformerLens 4's direct logit attribution, `analyze cache` its hooks (explain_in_lens.py)."""
+    work = engine.work
+    command = [sys.executable, HERE / "explain_in_lens.py", engine.program, work / "stories_val_*.bin", "97", "98"]
+    ended = subprocess.run([*command, *(work / name for name in folders)], check=False, capture_output=True, text=True)
+    require(ended.returncode == 0, ended.stderr.strip())
+    return "; ".join(line.removeprefix(f"{work}/") for line in ended.stdout.strip().splitlines())
+
+
+def check_lm_eval(engine, name):
+    """lm-evaluation-harness scores made-up items as `analyze benchmarks` does (compare_with_lm_eval.py)."""
+    evals = engine.work / "evals"
+    evals.mkdir()
+    choices = [("Once upon a time there was a", "little girl.", "girl little."), ("Tom gave the ball", "to Anna.", "Anna.")]
+    items = [dict(zip(("goal", "sol1", "sol2"), texts)) for texts in choices]
+    (evals / "piqa_valid.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (evals / "piqa_valid-labels.lst").write_text("0\n0\n")
+    texts = ("Tom and Anna went home. Tom thanked Anna", "The boy had a red ball")
+    (evals / "lambada_openai.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    command = [sys.executable, HERE / "compare_with_lm_eval.py", engine.work / name, evals]
+    command += ["--program", engine.program, "--tasks", "piqa", "lambada"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    require(ended.returncode == 0, f"{ended.stdout.strip()} {ended.stderr.strip().splitlines()[-1:]}")
+    found = [line[4:] for line in ended.stdout.splitlines() if line.startswith("ok")]
+    return f"lm_eval {version('lm_eval')}: {'; '.join(found)}"
+
+
+def write_client_inputs(engine, name, tokens, logits):
+    """What the programs in_*.py compare with (client.py)."""
+    cached, inputs = engine.work / "cached.safetensors", engine.work / "client_inputs.safetensors"
+    place = "blocks.1.hook_resid_pre"
+    shards = engine.work / "stories_val_*.bin"
+    engine.run("analyze", "cache", "--model", engine.work / name, "--data", shards, "--hooks", place, "--tokens", 4096,
+               "--seq", 64, "--out", cached)  # fmt: skip
+    arrays = load_file(cached)
+    save_file({"tokens": tokens.int(), "logits": logits, place: arrays[place], "cached_tokens": arrays["tokens"].int()}, inputs)
+    return inputs
+
+
+def check_client(engine, python, program, inputs):
+    folders = [engine.work / "hf_f32", engine.work / "folded_f32"]
+    command = [python, HERE / program, *folders, inputs]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=engine.work)
+    require(ended.returncode == 0, ended.stderr.strip().splitlines()[-1] if ended.stderr else f"ended {ended.returncode}")
+    result = json.loads(ended.stdout.strip().splitlines()[-1])
+    return f"{result['installed']}: {result['done']}; largest difference {result['worst']:.1e}"
+
+
+def check_clients(engine, checks, tokens, exports):
+    checks.run("analyze explain and cache in TransformerLens 4", check_explain, engine, ["hf_f32", "folded_f32"])
+    checks.run("lm-evaluation-harness", check_lm_eval, engine, "hf_f32")
+    inputs = write_client_inputs(engine, "hf_f32", tokens, exports["hf_f32"])
+    here = pathlib.Path(sys.prefix)
+    for name, environment, program in (
+        ("nnsight", here, "in_nnsight.py"),
+        ("SAELens", here / "saelens", "in_saelens.py"),
+        ("circuit-tracer", here / "circuits", "in_circuit_tracer.py"),
+        ("nnterp", here / "circuits", "in_nnsight.py"),
+    ):
+        checks.run(name, check_client, engine, environment / "bin" / "python", program, inputs)
+
+
 def check_all(engine, checks):
     checks.run("a LayerNorm-free model is made", check_removal, engine)
     for seed, stock in enumerate(STOCK_FOLDERS + PUBLISHED):
@@ -300,16 +366,17 @@ def check_all(engine, checks):
     impossible = ("export", "--model", engine.work / "lnfree", "--dtype", "f16", "--out", engine.work / "none")
     checks.run("hf_f16 is refused", check_refused, engine, "overflow", *impossible)
 
-    for version, path in (("4", ""), ("2", str(pathlib.Path(sys.prefix) / "lens2"))):
+    for lens, path in (("4", ""), ("2", str(pathlib.Path(sys.prefix) / "lens2"))):
         logits = {name: {} for name in exports}  # by folder, then by processing
         loading = (engine, path, tokens[:-1], logits)
-        checks.run(f"TransformerLens {version} loads every export", load_in_lens, *loading)
+        checks.run(f"TransformerLens {lens} loads every export", load_in_lens, *loading)
         for name, ours in exports.items():
-            checks.run(f"TransformerLens {version}, {name}", check_lens, logits[name], ours)
+            checks.run(f"TransformerLens {lens}, {name}", check_lens, logits[name], ours)
     boot = (engine, "hf_f32", tokens[:-1], exports)
     checks.run("TransformerLens 4, hf_f32, boot_transformers and compatibility mode", check_compatibility_mode, *boot)
     for name in ("hf_f32", "folded_f32"):
         checks.run(f"load_in_transformer_lens.py {name}", check_lens_program, engine, name)
+    check_clients(engine, checks, tokens[:-1], exports)
 
 
 def main():
