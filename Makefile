@@ -407,7 +407,8 @@ format:
 LINTED := train_gpt2_lnfree.cpp $(filter-out dev/cuda/cudnn_attention.cpp,$(wildcard data/*.cpp dev/*/*.cpp))  # that needs cuDNN
 HEADERS := $(filter %.h,$(SOURCES))
 ALONE := $(filter-out dev/cuda_on_cpu/device.h dev/cuda_on_cpu/device_launch.h,$(HEADERS))  # those two are for nvcc
-lint: lint-format $(LINTED:%=build/lint/%.ok) $(ALONE:%=build/lint/%.alone)
+# So must the laboratory's programs, which no test builds.
+lint: lint-format $(LINTED:%=build/lint/%.ok) $(ALONE:%=build/lint/%.alone) $(patsubst %,build/lint/%.alone,$(wildcard dev/cuda/*.cu))
 	@echo "lint: no findings"
 
 build/lint/%.alone: % $(HEADERS)

@@ -177,6 +177,17 @@ __device__ __forceinline__ void load_floats(float (&out)[width], const float* p)
     }
 }
 
+// 2^x as the hardware has it: to about 2^-22 of the result, and 0 where that would be denormal.
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef __CUDA_ARCH__
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+#else
+    return exp2f(x);
+#endif
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums over rows, in two stages: blocks leave rows of partial sums in scratch memory, add_partial_sums adds those up.
 
@@ -184,16 +195,22 @@ __device__ __forceinline__ void load_floats(float (&out)[width], const float* p)
 // order of the sums follows from it: asked of the device, every kind of GPU would train to other bits.
 constexpr int64_t kSummingBlocks = 528;
 
-// A block sums 32 columns of partial (rows, columns_a + columns_b); warp w takes rows w, w + 16, ...
+// Up to three outputs of n values each, whose partial sums lie behind one another in every row; the last ones may be null.
+struct SummedColumns {
+    float *a, *b, *c;
+    int64_t n;
+    int64_t columns() const { return n * (c != nullptr ? 3 : b != nullptr ? 2 : 1); }
+};
+
+// A block sums 32 columns of partial (rows,columns); warp w takes rows w, w + 16, ...
 constexpr int kPartialWarps = 16;
 template <int warps>
-__global__ void add_partial_sums_kernel(float* out_a, int64_t columns_a, float* out_b, int64_t columns_b,
-                                        const float* partial, int64_t rows) {
+__global__ void add_partial_sums_kernel(SummedColumns out, int64_t columns, const float* partial, int64_t rows) {
     begin_kernel();
     SharedMemory shared;
     Shared<float> sums = shared.take<float>(warps * kWarp);
     const int lane = lane_index(), warp = warp_index();
-    const int64_t columns = columns_a + columns_b, column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
+    const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
     float sum = 0;
     if (column < columns) {
         LNFREE_UNROLL_BY(8)
@@ -204,18 +221,19 @@ __global__ void add_partial_sums_kernel(float* out_a, int64_t columns_a, float* 
     if (warp != 0 || column >= columns) return;
     float total = 0;
     for (int w = 0; w < warps; w++) total += sums[w * kWarp + lane];
-    if (column < columns_a)
-        out_a[column] += total;
+    if (column < out.n)
+        out.a[column] += total;
+    else if (column < 2 * out.n)
+        out.b[column - out.n] += total;
     else
-        out_b[column - columns_a] += total;
+        out.c[column - 2 * out.n] += total;
 }
 
-// partial (rows, columns_a + columns_b) is added, row by row, to out_a (columns_a) and out_b (columns_b).
-inline void add_partial_sums(float* out_a, int64_t columns_a, float* out_b, int64_t columns_b, const float* partial,
-                             int64_t rows, cudaStream_t stream) {
+// partial (rows, out.columns()) is added, row by row, to the outputs.
+inline void add_partial_sums(const SummedColumns& out, const float* partial, int64_t rows, cudaStream_t stream) {
     const size_t bytes = shared_bytes_of<float>(kPartialWarps * kWarp);
-    launch_dependent(add_partial_sums_kernel<kPartialWarps>, blocks(ceil_div(columns_a + columns_b, kWarp)),
-                     dim3(kPartialWarps * kWarp), bytes, stream, out_a, columns_a, out_b, columns_b, partial, rows);
+    launch_dependent(add_partial_sums_kernel<kPartialWarps>, blocks(ceil_div(out.columns(), kWarp)),
+                     dim3(kPartialWarps * kWarp), bytes, stream, out, out.columns(), partial, rows);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -641,11 +659,16 @@ struct AuxTerm {
 //     dx = gamma * e - mean(gamma * e) + slope * (x - mean)
 //     slope = -mean(gamma * l * (x - mean)) / sigma^2 + the auxiliary loss's, factor * (sigma - target) / (C * sigma)
 //     dgamma = sum over n of e * (x - mean),   dbeta = sum over n of dout_a + dout_b
-// so that FakeLN, a second branch and the auxiliary loss cost no more than reading what is theirs.
+// so that FakeLN, a second branch and the auxiliary loss cost no more than reading what is theirs. With one branch, e and l
+// are dout times numbers of the row, which are taken out of the sums over it. What the stream's gradient has become is
+// also the gradient of the projection that was added to the stream just before the norm: its sum over n is the gradient of that
+// projection's bias.
 template <class X>
 struct NormBackward {
     X* dresidual;
-    float* partial;  // (blocks,2C): each block's sums for dgamma, then for dbeta
+    float*
+        partial;  // (blocks,sums C): each block's sums for dgamma, for dbeta, and with 3 sums for the projection's bias
+    int64_t sums;
     const X *dout_a, *dout_b, *x;
     const float *gamma, *mean, *sigma;
     Divisor a, b;
@@ -691,6 +714,10 @@ __device__ __forceinline__ NormGradient norm_gradient(const NormRow& row, const 
     const float ea = da * row.scale_a, eb = db * row.scale_b;
     const float la = a.tapers ? da * row.inverse_sigma : ea, lb = b.tapers ? db * row.inverse_sigma : eb;
     return {ea + eb, a.own_share * la + b.own_share * lb, da + db};
+}
+// What l is to dout where there is one branch.
+__device__ __forceinline__ float norm_l_factor(const NormRow& row, const Divisor& a) {
+    return a.own_share * (a.tapers ? row.inverse_sigma : row.scale_a);
 }
 
 // What a round of norm_backward_kernel works on: R rows, on their way from memory while the round before is computed. Every
@@ -752,7 +779,8 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
     const int64_t begin = static_cast<int64_t>(blockIdx.x) * p.rows_per_block;
     const int64_t end = begin + p.rows_per_block < p.N ? begin + p.rows_per_block : p.N;
     const Rounds rounds(p, shared, end);
-    float gamma[width] = {}, dgamma[width] = {}, dbeta[width] = {}, next_mean[R] = {}, next_sigma[R] = {};
+    float gamma[width] = {}, dgamma[width] = {}, dbeta[width] = {}, dbias[width] = {};
+    float next_mean[R] = {}, next_sigma[R] = {};
     const auto fetch = [&](int stage, int64_t n0) {
         rounds.fetch(stage, n0);
         LNFREE_UNROLL
@@ -772,9 +800,13 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
         for (int r = 0; r < R; r++) row[r] = norm_row(p, n0 + r < end ? n0 + r : n0, next_mean[r], next_sigma[r]);
         fetch(stage ^ 1, n0 + R);
         copy_async_wait<1>();
+        // With one branch dout itself, to be multiplied by the row's factors afterwards.
         const auto gradient_of = [&](int r, const Vec<X, width>& da, const Vec<X, width>& db, int i) {
-            return norm_gradient(row[r], p.a, p.b, to_float(da.v[i]), two_branches ? to_float(db.v[i]) : 0.0f);
+            const float a = to_float(da.v[i]);
+            if constexpr (two_branches) return norm_gradient(row[r], p.a, p.b, a, to_float(db.v[i]));
+            return NormGradient{a, a, a};
         };
+        const auto e_factor = [&](int r) { return two_branches ? 1.0f : row[r].scale_a; };
         float partial[2 * R] = {};
         LNFREE_UNROLL
         for (int r = 0; r < R; r++) {
@@ -785,14 +817,15 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
                 for (int i = 0; i < width; i++) {
                     const NormGradient d = gradient_of(r, da, db, i);
                     const float centred = to_float(x.v[i]) - row[r].mean;
-                    partial[2 * r] += gamma[i] * d.e;
-                    partial[2 * r + 1] += gamma[i] * d.l * centred;
-                    dgamma[i] += d.e * centred;
+                    const float ge = gamma[i] * d.e, gl = two_branches ? gamma[i] * d.l : ge;
+                    partial[2 * r] += ge;
+                    partial[2 * r + 1] += gl * centred;
+                    dgamma[i] += d.e * e_factor(r) * centred;
                     dbeta[i] += d.sum;
                 }
             }
-            partial[2 * r] = warp_sum(partial[2 * r]);
-            partial[2 * r + 1] = warp_sum(partial[2 * r + 1]);
+            partial[2 * r] = warp_sum(partial[2 * r]) * e_factor(r);
+            partial[2 * r + 1] = warp_sum(partial[2 * r + 1]) * (two_branches ? 1.0f : norm_l_factor(row[r], p.a));
         }
         const Shared<float> round_sums = sums + stage * warps * 2 * R;
         if (lane_index() == 0) {
@@ -820,19 +853,21 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
             LNFREE_UNROLL
             for (int i = 0; i < width; i++) {
                 const float centred = to_float(x.v[i]) - row[r].mean;
-                const float here = gamma[i] * gradient_of(r, da, db, i).e - mean_g + slope * centred;
+                const float here = gamma[i] * gradient_of(r, da, db, i).e * e_factor(r) - mean_g + slope * centred;
                 dx.v[i] = from_float<X>(to_float(dx.v[i]) + here);
+                dbias[i] += to_float(dx.v[i]);
             }
             store_vec(p.dresidual + (n0 + r) * C + c, dx);
         }
     }
     copy_async_wait<0>();
     if (c >= C) return;
-    float* partial = p.partial + static_cast<int64_t>(blockIdx.x) * 2 * C + c;
+    float* partial = p.partial + static_cast<int64_t>(blockIdx.x) * p.sums * C + c;
     LNFREE_UNROLL
     for (int i = 0; i < width; i++) {
         partial[i] = dgamma[i];
         partial[C + i] = dbeta[i];
+        if (p.sums == 3) partial[2 * C + i] = dbias[i];
     }
 }
 
@@ -844,9 +879,10 @@ __global__ void norm_backward_plain_kernel(NormBackward<X> p) {
     Shared<float> sums = shared.take<float>(kWarp);
     const int64_t C = p.C, begin = static_cast<int64_t>(blockIdx.x) * p.rows_per_block;
     const int64_t end = begin + p.rows_per_block < p.N ? begin + p.rows_per_block : p.N;
-    float* dgamma = p.partial + static_cast<int64_t>(blockIdx.x) * 2 * C;
-    float* dbeta = dgamma + C;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) dgamma[c] = dbeta[c] = 0;
+    float* dgamma = p.partial + static_cast<int64_t>(blockIdx.x) * p.sums * C;
+    float *dbeta = dgamma + C, *dbias = p.sums == 3 ? dbeta + C : nullptr;
+    for (int64_t c = threadIdx.x; c < p.sums * C; c += blockDim.x) dgamma[c] = 0;
+    __syncthreads();
     for (int64_t n = begin; n < end; n++) {
         const NormRow row = norm_row(p, n, p.mean[n], p.sigma[n]);
         const auto gradient_at = [&](int64_t at) {
@@ -868,7 +904,9 @@ __global__ void norm_backward_plain_kernel(NormBackward<X> p) {
             const int64_t at = n * C + c;
             const float before = p.overwrite ? 0.0f : to_float(p.dresidual[at]);
             const float centred = to_float(p.x[at]) - row.mean;
-            p.dresidual[at] = from_float<X>(before + (p.gamma[c] * gradient_at(at).e - mean_g + slope * centred));
+            const X dx = from_float<X>(before + (p.gamma[c] * gradient_at(at).e - mean_g + slope * centred));
+            p.dresidual[at] = dx;
+            if (dbias != nullptr) dbias[c] += to_float(dx);
         }
     }
 }
@@ -893,19 +931,23 @@ inline int64_t norm_backward_rows_per_block(int64_t N) {
 
 // Number of floats of `scratch` for norm_backward.
 inline int64_t norm_backward_scratch(int64_t N, int64_t C) {
-    return ceil_div(N, norm_backward_rows_per_block(N)) * 2 * C;
+    return ceil_div(N, norm_backward_rows_per_block(N)) * 3 * C;
 }
 
 // dresidual (N,C), dgamma (C), dbeta (C) are added to; with `overwrite` dresidual is set instead, and need not be zeroed
 // before. dout_a, dout_b, x (N,C); gamma (C); mean, sigma (N). dout_b is the gradient of the second branch's normed_b, null
 // where there is none. aux (on the device) adds the gradient of the auxiliary loss at this input, null where there is none.
+// The sum over n of the new dresidual is added to dbias (C), null where it is not wanted.
 template <class X>
-void norm_backward(X* dresidual, bool overwrite, float* dgamma, float* dbeta, float* scratch, const X* dout_a,
-                   const X* dout_b, const X* x, const float* gamma, const float* mean, const float* sigma,
-                   const Divisor& a, const Divisor& b, const AuxTerm* aux, int64_t N, int64_t C, cudaStream_t stream) {
+void norm_backward(X* dresidual, bool overwrite, float* dgamma, float* dbeta, float* dbias, float* scratch,
+                   const X* dout_a, const X* dout_b, const X* x, const float* gamma, const float* mean,
+                   const float* sigma, const Divisor& a, const Divisor& b, const AuxTerm* aux, int64_t N, int64_t C,
+                   cudaStream_t stream) {
     const int64_t rows_per_block = norm_backward_rows_per_block(N), count = ceil_div(N, rows_per_block);
-    const NormBackward<X> p{dresidual, scratch, dout_a, dout_b,    x, gamma, mean,          sigma,
-                            a,         b,       aux,    overwrite, N, C,     rows_per_block};
+    const SummedColumns sums{dgamma, dbeta, dbias, C};
+    const NormBackward<X> p{
+        dresidual, scratch, sums.columns() / C, dout_a, dout_b, x, gamma, mean, sigma, a, b, aux, overwrite,
+        N,         C,       rows_per_block};
     constexpr int R = sizeof(X) == 2 ? 4 : 2;  // as many bytes in float
     const bool in_rounds = rows_are_aligned<X>(C, dresidual, dout_a, dout_b, x, gamma) && C <= kHeldChannels &&
                            (dout_b == nullptr ? launch_norm_backward<R, false>(p, count, stream)
@@ -914,7 +956,7 @@ void norm_backward(X* dresidual, bool overwrite, float* dgamma, float* dbeta, fl
     if (!in_rounds)
         launch_dependent(norm_backward_plain_kernel<X>, blocks(count), dim3(256), shared_bytes_of<float>(kWarp), stream,
                          p);
-    add_partial_sums(dgamma, C, dbeta, C, scratch, count, stream);
+    add_partial_sums(sums, scratch, count, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1236,7 +1278,7 @@ void launch_column_sums(float* sums, float* scratch, X* dinp, const X* dout, con
         launch_dependent(column_sums_kernel<X, width, with_gelu>, grid.grid(), dim3(kColumnWarps * kWarp),
                          shared_bytes_of<float>(kColumnWarps * kWarp * width), stream, scratch, dinp, dout, inp, N, M,
                          stride, grid.rows_per_block);
-        add_partial_sums(sums, M, nullptr, 0, scratch, grid.parts, stream);
+        add_partial_sums({sums, nullptr, nullptr, M}, scratch, grid.parts, stream);
     });
 }
 
@@ -1266,15 +1308,23 @@ constexpr int kClassifierThreads = 512;
 constexpr int64_t kClassifierHeldBytes =
     113 * 1024 - 1024;  // half of an H200's 228 KiB, less what each block needs besides
 
-// Rows of logits lie so far apart, and so many of them are made at a time: enough to fill the GPU, few enough to stay in
-// its cache, 2^28 bytes at most.
+// Rows of logits lie so far apart, and so many of them are made at a time: chunks of 2^29 bytes at most, all of about one
+// size, in whole tiles of a product's 128 rows, so that no product is too small to fill the GPU.
 inline int64_t padded_vocabulary(int64_t V) {
     return ceil_div(V, 64) * 64;
 }
 template <class X>
 int64_t logits_rows(int64_t N, int64_t V) {
-    const int64_t most = (int64_t{1} << 28) / (padded_vocabulary(V) * static_cast<int64_t>(sizeof(X)));
-    return std::max<int64_t>(1, std::min(N, most));
+    constexpr int64_t tile = 128;
+    const int64_t most = (int64_t{1} << 29) / (padded_vocabulary(V) * static_cast<int64_t>(sizeof(X)));
+    const int64_t chunks = ceil_div(N, std::max(most, tile));
+    return std::min(N, ceil_div(ceil_div(N, chunks), tile) * tile);
+}
+
+// exp(z - largest), without what __expf does for results that are denormal: three instructions instead of seven.
+__device__ __forceinline__ float exp_beside(float z, float largest) {
+    constexpr float log2_e = 1.4426950408889634f;
+    return fast_exp2((z - largest) * log2_e);
 }
 
 // Largest value and sum of exp(value - largest) of some logits.
@@ -1295,9 +1345,9 @@ __device__ __forceinline__ void add_logits(SoftmaxSum& all, const float (&z)[wid
     float largest = all.largest;
     LNFREE_UNROLL
     for (int i = 0; i < width; i++) largest = fmaxf(largest, z[i]);
-    float sum = all.sum * __expf(all.largest - largest);
+    float sum = all.sum * exp_beside(all.largest, largest);
     LNFREE_UNROLL
-    for (int i = 0; i < width; i++) sum += __expf(z[i] - largest);
+    for (int i = 0; i < width; i++) sum += exp_beside(z[i], largest);
     all.largest = largest;
     all.sum = sum;
 }
@@ -1341,15 +1391,23 @@ class LogitsRow {
         for (int64_t c = begin + first(); c < end && c < V_; c += step()) copy_async_16(kept_ + c, z_ + c);
         copy_async_commit();
     }
+    // Whole vectors without a question asked of any logit; the last one, if V ends within it, apart.
     __device__ __forceinline__ void add(SoftmaxSum& all, int64_t begin, int64_t end) const {
+        int64_t c = begin + first();
         LNFREE_UNROLL_BY(4)
-        for (int64_t c = begin + first(); c < end && c < V_; c += step()) {
+        for (; c < end && c + width <= V_; c += step()) {
             const Vec<X, width> v = vector(c);
             float value[width];
             LNFREE_UNROLL
-            for (int i = 0; i < width; i++) value[i] = c + i < V_ ? to_float(v.v[i]) : -INFINITY;
+            for (int i = 0; i < width; i++) value[i] = to_float(v.v[i]);
             add_logits<width>(all, value);
         }
+        if (c >= end || c >= V_) return;
+        const Vec<X, width> v = vector(c);
+        float value[width];
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) value[i] = c + i < V_ ? to_float(v.v[i]) : -INFINITY;
+        add_logits<width>(all, value);
     }
     const X* z_;
     int64_t V_;
@@ -1397,15 +1455,22 @@ __global__ void __launch_bounds__(kClassifierThreads)
     if (!with_gradient) return;
 
     const float factor = gradient_scale / all.sum;
-    for (int64_t c = logits_row.first(); c < Vp; c += logits_row.step()) {
+    int64_t c = logits_row.first();
+    for (; c + width <= V; c += logits_row.step()) {
+        Vec<X, width> v = logits_row.vector(c);
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) v.v[i] = from_float<X>(exp_beside(to_float(v.v[i]), all.largest) * factor);
+        store_vec(z + c, v);
+    }
+    for (; c < Vp; c += logits_row.step()) {  // the last vector of logits, if V ends within it, and the padding
         Vec<X, width> v = {};
         if (c < V) v = logits_row.vector(c);
         LNFREE_UNROLL
         for (int i = 0; i < width; i++)
-            v.v[i] = from_float<X>(c + i < V ? __expf(to_float(v.v[i]) - all.largest) * factor : 0.0f);
+            v.v[i] = from_float<X>(c + i < V ? exp_beside(to_float(v.v[i]), all.largest) * factor : 0.0f);
         store_vec(z + c, v);
     }
-    if (has_target) z[target] = from_float<X>(__expf(target_logit - all.largest) * factor - gradient_scale);
+    if (has_target) z[target] = from_float<X>(exp_beside(target_logit, all.largest) * factor - gradient_scale);
 }
 
 // logits (rows,Vp): in the first V columns logits, the others are ignored. losses (rows) in nats; targets (rows) in [0,V).
@@ -1451,16 +1516,24 @@ __device__ __forceinline__ DistillationSums combine(const DistillationSums& a, c
     return both;
 }
 
-// Of `width` logits, those behind the row's end being -infinity.
-template <int width>
-__device__ __forceinline__ void add_logits(DistillationSums& all, const float (&z)[width], const float (&o)[width]) {
+// Of a vector of logits of each, of which those from `end` on lie behind the row's end; whole: none does.
+template <class X, int width, bool whole>
+__device__ __forceinline__ void add_logits(DistillationSums& all, const X* z, const X* o, int64_t end) {
+    const Vec<X, width> a = load_vec<width>(z), b = load_vec<width>(o);
+    float of_model[width], of_teacher[width];
+    LNFREE_UNROLL
+    for (int i = 0; i < width; i++) {
+        of_model[i] = whole || i < end ? to_float(a.v[i]) : -INFINITY;
+        of_teacher[i] = whole || i < end ? to_float(b.v[i]) : -INFINITY;
+    }
     const float before = all.teacher.largest;
-    add_logits<width>(all.model, z);
-    add_logits<width>(all.teacher, o);
-    all.apart *= __expf(before - all.teacher.largest);
+    add_logits<width>(all.model, of_model);
+    add_logits<width>(all.teacher, of_teacher);
+    all.apart *= exp_beside(before, all.teacher.largest);
     LNFREE_UNROLL
     for (int i = 0; i < width; i++)
-        if (o[i] != -INFINITY) all.apart += __expf(o[i] - all.teacher.largest) * (o[i] - z[i]);
+        if (whole || i < end)
+            all.apart += exp_beside(of_teacher[i], all.teacher.largest) * (of_teacher[i] - of_model[i]);
 }
 
 // The block's sum of every thread's, in every thread.
@@ -1514,16 +1587,9 @@ __global__ void __launch_bounds__(kClassifierThreads)
     const float target_logit = has_target ? to_float(z[target]) : 0.0f;
 
     DistillationSums all;
-    for (int64_t c = first; c < V; c += step) {
-        const Vec<X, width> a = load_vec<width>(z + c), b = load_vec<width>(o + c);
-        float of_model[width], of_teacher[width];
-        LNFREE_UNROLL
-        for (int i = 0; i < width; i++) {
-            of_model[i] = c + i < V ? to_float(a.v[i]) : -INFINITY;
-            of_teacher[i] = c + i < V ? to_float(b.v[i]) : -INFINITY;
-        }
-        add_logits<width>(all, of_model, of_teacher);
-    }
+    int64_t c = first;
+    for (; c + width <= V; c += step) add_logits<X, width, true>(all, z + c, o + c, width);
+    if (c < V) add_logits<X, width, false>(all, z + c, o + c, V - c);
     all = block_combine(all, partial);
     if (has_target) {
         const float log_sum = logf(all.model.sum) + all.model.largest;
@@ -1534,9 +1600,16 @@ __global__ void __launch_bounds__(kClassifierThreads)
 
     const float factor = gradient_scale / all.model.sum, ratio = share * (all.model.sum / all.teacher.sum);
     const auto gradient = [&](float of_model, float of_teacher) {
-        return factor * (__expf(of_model - all.model.largest) - ratio * __expf(of_teacher - all.teacher.largest));
+        return factor * (exp_beside(of_model, all.model.largest) - ratio * exp_beside(of_teacher, all.teacher.largest));
     };
-    for (int64_t c = first; c < Vp; c += step) {
+    for (c = first; c + width <= V; c += step) {
+        Vec<X, width> a = load_vec<width>(z + c);
+        const Vec<X, width> b = load_vec<width>(o + c);
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) a.v[i] = from_float<X>(gradient(to_float(a.v[i]), to_float(b.v[i])));
+        store_vec(z + c, a);
+    }
+    for (; c < Vp; c += step) {  // as the classifier
         Vec<X, width> a = {}, b = {};
         if (c < V) a = load_vec<width>(z + c), b = load_vec<width>(o + c);
         LNFREE_UNROLL
@@ -2229,17 +2302,6 @@ __device__ __forceinline__ void copy_rows(const Tile<HS>& tile, const bf16* head
         LNFREE_UNROLL
         for (int c = 0; c < HS / 8; c += wide) copy_async_16(tile.chunk(r, row, chunk) + c * 8, source + c * 8);
     }
-}
-
-// 2^x as the hardware has it: to about 2^-22 of the result, and 0 where that would be denormal.
-__device__ __forceinline__ float fast_exp2(float x) {
-#ifdef __CUDA_ARCH__
-    float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-    return power;
-#else
-    return exp2f(x);
-#endif
 }
 
 // The left operand of the products that make scores: the warp's rows of an owned tile. In registers if there is room,
@@ -3055,7 +3117,8 @@ class MatrixProducts {
                       epilogue.bias != nullptr,
                       epilogue.before_gelu != nullptr,
                       epilogue.through_gelu != nullptr};
-        const std::optional<cublasLtMatmulAlgo_t> algorithm = choose(key, alignment, description, a, b, c);
+        const std::optional<cublasLtMatmulAlgo_t> algorithm =
+            choose(key, alignment, sums_in_float<Out>(), description, a, b, c);
         if (!algorithm && !has_epilogue(epilogue)) throw RunFailure("cuBLASLt has no kernel for a product");
         if (!algorithm) return false;
         const float one = 1, beta = accumulate ? 1 : 0;
@@ -3077,11 +3140,14 @@ class MatrixProducts {
         return e.bias != nullptr || e.before_gelu != nullptr || e.through_gelu != nullptr;
     }
 
-    // False if cuBLASLt cannot even be asked: it wants the pre-activations in rows of a multiple of 8.
+    // False if cuBLASLt cannot even be asked: it wants the pre-activations in rows of a multiple of 8, and a choice that
+    // is remembered must suit the next bias too, so every bias lies on 16 bytes. In float our own kernels apply GELU:
+    // cuBLASLt does not say how exactly it would, and --precision fp32 is there to be exact.
     template <class Set, class Out>
     static bool set_epilogue(const Set& set, const Epilogue<Out>& e, int64_t N) {
         const bool aux = e.before_gelu != nullptr || e.through_gelu != nullptr;
-        if (aux && N % 8 != 0) return false;
+        if (aux && (N % 8 != 0 || std::is_same_v<Out, float>)) return false;
+        if (reinterpret_cast<uintptr_t>(e.bias) % 16 != 0) return false;
         set(CUBLASLT_MATMUL_DESC_EPILOGUE, e.before_gelu != nullptr    ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
                                            : e.through_gelu != nullptr ? CUBLASLT_EPILOGUE_DGELU
                                            : e.bias != nullptr         ? CUBLASLT_EPILOGUE_BIAS
@@ -3101,9 +3167,17 @@ class MatrixProducts {
                      "a matrix's description");
     }
 
+    // How a product that is cut along K may add up its parts: in float. What cuBLASLt calls "in place" and "output type"
+    // adds them in the type of C, which for bf16 loses what float sums are for.
+    template <class Out>
+    static constexpr uint32_t sums_in_float() {
+        return std::is_same_v<Out, float> ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    }
+
     // cuBLASLt's own first choice, remembered, because asking takes longer than launching.
-    std::optional<cublasLtMatmulAlgo_t> choose(const Key& key, uint32_t alignment, const BlasDescription& description,
-                                               const BlasLayout& a, const BlasLayout& b, const BlasLayout& c) {
+    std::optional<cublasLtMatmulAlgo_t> choose(const Key& key, uint32_t alignment, uint32_t reductions,
+                                               const BlasDescription& description, const BlasLayout& a,
+                                               const BlasLayout& b, const BlasLayout& c) {
         const auto known = chosen_.find(key);
         if (known != chosen_.end()) return known->second;
         BlasPreference preference;
@@ -3113,6 +3187,7 @@ class MatrixProducts {
                          "a preference");
         };
         prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<size_t>(workspace_.size()));
+        prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
         for (const auto attribute :
              {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
@@ -3543,6 +3618,9 @@ class DeviceModelOf : public DeviceModel {
         recorded_.forget();
         if (needed > arena_.size()) arena_.allocate(needed);
         a_.lay_out(arena_.data(), c_, B, T, training, recompute_);
+        // Products leave the columns behind the vocabulary as they are, and vectors of logits reach into them.
+        const size_t logits_bytes = static_cast<size_t>(a_.rows_per_chunk * a_.Vp) * sizeof(X);
+        require_cuda(cudaMemsetAsync(a_.logits, 0, logits_bytes, stream_), "clearing memory");
         layouts_++;
         B_ = B;
         T_ = T;
@@ -3788,14 +3866,17 @@ class DeviceModelOf : public DeviceModel {
 
     void backward() {
         const Divisor f = divisor(host_.sites.f());
-        norm_backward(a_.dresidual, true, d_.lnf_gamma, d_.lnf_beta, a_.scratch, a_.dnormed, static_cast<X*>(nullptr),
-                      a_.final_residual, w_.lnf_gamma, mean(2 * c_.L), sigma(2 * c_.L), f, f, aux_at(2 * c_.L), N(),
-                      c_.C, stream_);
+        norm_backward(a_.dresidual, true, d_.lnf_gamma, d_.lnf_beta, bias_of_mlp(c_.L - 1), a_.scratch, a_.dnormed,
+                      static_cast<X*>(nullptr), a_.final_residual, w_.lnf_gamma, mean(2 * c_.L), sigma(2 * c_.L), f, f,
+                      aux_at(2 * c_.L), N(), c_.C, stream_);
         for (int64_t l = c_.L - 1; l >= 0; l--) {
             mlp_backward(l);
             attention_block_backward(l);
         }
     }
+
+    // The gradient of the bias of what layer l's MLP adds to the stream: the next norm's backward pass sums it up.
+    float* bias_of_mlp(int64_t l) const { return d_.layers[static_cast<size_t>(l)].fcproj_bias; }
 
     void mlp_backward(int64_t l) {
         const int64_t C = c_.C, H = c_.n_inner, site = 2 * l + 1;
@@ -3805,7 +3886,6 @@ class DeviceModelOf : public DeviceModel {
         const auto& d = d_.layers[static_cast<size_t>(l)];
         const Divisor s = divisor(mlp(l));
         if (recompute_ >= 1) gelu_forward(a.hidden, a.fc, N() * H, stream_);
-        column_sums(d.fcproj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
         linear_dweight(d.fcproj, a.hidden, a_.dresidual, H, C, C);
         dhidden(a, x, d);
         if (recompute_ >= 2)
@@ -3813,8 +3893,9 @@ class DeviceModelOf : public DeviceModel {
                          w.ln2_beta, s, s, N(), C, stream_);
         linear_dweight(d.fc, a.normed2, a_.dhidden, C, H, H);
         linear_dinput(a_.dnormed, a_.dhidden, x.fc, C, H, H);
-        norm_backward(a_.dresidual, false, d.ln2_gamma, d.ln2_beta, a_.scratch, a_.dnormed, static_cast<X*>(nullptr),
-                      a.residual_mid, w.ln2_gamma, mean(site), sigma(site), s, s, aux_at(site), N(), C, stream_);
+        norm_backward(a_.dresidual, false, d.ln2_gamma, d.ln2_beta, d.proj_bias, a_.scratch, a_.dnormed,
+                      static_cast<X*>(nullptr), a.residual_mid, w.ln2_gamma, mean(site), sigma(site), s, s,
+                      aux_at(site), N(), C, stream_);
     }
 
     // The gradient in front of GELU, and of the bias there.
@@ -3839,7 +3920,6 @@ class DeviceModelOf : public DeviceModel {
         const auto& d = d_.layers[static_cast<size_t>(l)];
         const Divisor s_qk = divisor(qk(l)), s_v = divisor(v(l));
         const bool agree = divide_alike(qk(l), v(l));
-        column_sums(d.proj_bias, a_.scratch, a_.dresidual, N(), C, C, stream_);
         linear_dweight(d.proj, a.att, a_.dresidual, C, C, C);
         linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);
         attention_.backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
@@ -3856,9 +3936,9 @@ class DeviceModelOf : public DeviceModel {
             linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, 2 * C, 3 * C);
             linear_dinput(a_.dnormed_v, a_.dqkv + 2 * C, x.qkv + 2 * C, C, C, 3 * C);
         }
-        norm_backward(a_.dresidual, false, d.ln1_gamma, d.ln1_beta, a_.scratch, a_.dnormed,
-                      agree ? nullptr : a_.dnormed_v, a.residual, w.ln1_gamma, mean(site), sigma(site), s_qk, s_v,
-                      aux_at(site), N(), C, stream_);
+        norm_backward(a_.dresidual, false, d.ln1_gamma, d.ln1_beta, l > 0 ? bias_of_mlp(l - 1) : nullptr, a_.scratch,
+                      a_.dnormed, agree ? nullptr : a_.dnormed_v, a.residual, w.ln1_gamma, mean(site), sigma(site),
+                      s_qk, s_v, aux_at(site), N(), C, stream_);
     }
 
     // ----- what the host learns

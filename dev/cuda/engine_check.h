@@ -211,6 +211,12 @@ void check_norm_forward(Check& check, const NormOperands<X>& o, const NormCase& 
     if (k.two) check.compare(name + ": second branch remade", again_b.ours(), expected_b, allowed);
 }
 
+// sums (C) plus those over the rows of x (N,C)
+inline Floats plus_column_sums(Floats sums, const Floats& x) {
+    for (size_t i = 0; i < x.size(); i++) sums[i % sums.size()] += x[i];
+    return sums;
+}
+
 template <class X>
 void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase& k) {
     const int64_t N = o.s.N(), C = o.s.C;
@@ -220,6 +226,8 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     const Operand<X> dout_a = random_operand<X>(N * C, 22), dout_b = random_operand<X>(N * C, 23);
     Operand<X> dresidual = random_operand<X>(N * C, 24);
     Operand<float> dgamma = random_operand<float>(C, 25), dbeta = random_operand<float>(C, 26);
+    const Floats dbias_before = random_operand<float>(C, 27).reference;
+    const Operand<float> dbias(dbias_before);
     Floats mean(static_cast<size_t>(N)), sigma(mean.size());
     operations().moments_forward(mean.data(), sigma.data(), x.reference.data(), 1e-5, N, C);
     const Operand<float> device_mean(mean), device_sigma(sigma);
@@ -227,9 +235,10 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     const DeviceArray<AuxTerm> aux(1);
     aux_loss(aux.data(), device_sigma.data(), o.device_tokens.data(), kCheckEndOfText, settings, scale, o.s.B, o.s.T,
              nullptr);
-    norm_backward(dresidual.data(), k.with_aux, dgamma.data(), dbeta.data(), scratch.data(), dout_a.data(),
-                  k.two ? dout_b.data() : nullptr, x.data(), o.gamma.data(), device_mean.data(), device_sigma.data(),
-                  o.divisor(k.a), o.divisor(k.two ? k.b : k.a), k.with_aux ? aux.data() : nullptr, N, C, nullptr);
+    norm_backward(dresidual.data(), k.with_aux, dgamma.data(), dbeta.data(), dbias.data(), scratch.data(),
+                  dout_a.data(), k.two ? dout_b.data() : nullptr, x.data(), o.gamma.data(), device_mean.data(),
+                  device_sigma.data(), o.divisor(k.a), o.divisor(k.two ? k.b : k.a), k.with_aux ? aux.data() : nullptr,
+                  N, C, nullptr);
 
     if (k.with_aux) std::fill(dresidual.reference.begin(), dresidual.reference.end(), 0.0f);  // it overwrites
     const auto add_branch = [&](const Site& site, const Operand<X>& dout) {
@@ -248,6 +257,7 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     check.compare(name, dresidual.ours(), dresidual.reference, tolerance<X>(kElementTolerance, 1));
     check.compare(name + ": d gamma", dgamma.ours(), dgamma.reference, kSumTolerance);
     check.compare(name + ": d beta", dbeta.ours(), dbeta.reference, kSumTolerance);
+    check.compare(name + ": d bias", dbias.ours(), plus_column_sums(dbias_before, dresidual.ours()), kSumTolerance);
 }
 
 inline void check_statistics(Check& check, const CheckSizes& s) {

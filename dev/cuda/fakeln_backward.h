@@ -53,8 +53,8 @@ template <class X>
 void fakeln_backward_engine(X* dx, float* dgamma, float* dbeta, float* scratch, const X* dout, const X* x,
                             const float* gamma, const float* mean, const float* sigma, float sigma_bar, int64_t N,
                             int64_t C, cudaStream_t stream) {
-    norm_backward<X>(dx, false, dgamma, dbeta, scratch, dout, nullptr, x, gamma, mean, sigma, frozen(sigma_bar),
-                     Divisor(), nullptr, N, C, stream);
+    norm_backward<X>(dx, false, dgamma, dbeta, nullptr, scratch, dout, nullptr, x, gamma, mean, sigma,
+                     frozen(sigma_bar), Divisor(), nullptr, N, C, stream);
 }
 
 template <class X>

@@ -28,9 +28,9 @@ namespace lnfree::cuda {
                                              cudaStream_t);                                                          \
     LNFREE_KERNEL void norm_forward(X*, X*, const X*, const float*, const float*, const float*, const float*,        \
                                     const Divisor&, const Divisor&, int64_t, int64_t, cudaStream_t);                 \
-    LNFREE_KERNEL void norm_backward(X*, bool, float*, float*, float*, const X*, const X*, const X*, const float*,   \
-                                     const float*, const float*, const Divisor&, const Divisor&, const AuxTerm*,     \
-                                     int64_t, int64_t, cudaStream_t);                                                \
+    LNFREE_KERNEL void norm_backward(X*, bool, float*, float*, float*, float*, const X*, const X*, const X*,         \
+                                     const float*, const float*, const float*, const Divisor&, const Divisor&,       \
+                                     const AuxTerm*, int64_t, int64_t, cudaStream_t);                                \
     LNFREE_KERNEL void gelu_forward(X*, const X*, int64_t, cudaStream_t);                                            \
     LNFREE_KERNEL void add_bias(X*, const X*, int64_t, int64_t, int64_t, cudaStream_t);                              \
     LNFREE_KERNEL void bias_gelu_forward(X*, X*, const X*, int64_t, int64_t, cudaStream_t);                          \

@@ -100,15 +100,15 @@ void layernorm_backward_v2(X* dx, float* dgamma, float* dbeta, float* scratch, c
            sigma, N, C);
     launch(layernorm_parameters_v2_kernel<X>, blocks(parts), dim3(256), 0, stream, scratch, dout, x, mean, sigma, N, C,
            rows);
-    add_partial_sums(dgamma, C, dbeta, C, scratch, parts, stream);
+    add_partial_sums({dgamma, dbeta, nullptr, C}, scratch, parts, stream);
 }
 
 template <class X>
 void layernorm_backward_engine(X* dx, float* dgamma, float* dbeta, float* scratch, const X* dout, const X* x,
                                const float* gamma, const float* mean, const float* sigma, int64_t N, int64_t C,
                                cudaStream_t stream) {
-    norm_backward<X>(dx, false, dgamma, dbeta, scratch, dout, nullptr, x, gamma, mean, sigma, Divisor(), Divisor(),
-                     nullptr, N, C, stream);
+    norm_backward<X>(dx, false, dgamma, dbeta, nullptr, scratch, dout, nullptr, x, gamma, mean, sigma, Divisor(),
+                     Divisor(), nullptr, N, C, stream);
 }
 
 template <class X>

@@ -105,10 +105,13 @@ struct NormBackwardOperands : NormOperands<X> {
         const std::vector<float> divisor =
             sigma_bar == 0 ? this->sigma.host()
                            : std::vector<float>(static_cast<size_t>(this->N), static_cast<float>(sigma_bar));
+        Site site;
+        site.a = sigma_bar == 0 ? 0 : 1;
+        site.sigma_bar = sigma_bar;
         operations().norm_backward(expected.data(), expected_gamma.data(), expected_beta.data(),
                                    floats(dout.host()).data(), floats(this->x.host()).data(), this->gamma.host().data(),
-                                   this->mean.host().data(), this->sigma.host().data(), divisor.data(),
-                                   sigma_bar == 0 ? 0 : 1, this->N, this->C);
+                                   this->mean.host().data(), this->sigma.host().data(), divisor.data(), site, this->N,
+                                   this->C);
         return std::max({worst_rounded_error(dx.host(), expected, 1e-5, 3),
                          worst_error(dgamma.host(), expected_gamma, 1e-5, 10),
                          worst_error(dbeta.host(), expected_beta, 1e-5, 10)});

@@ -292,7 +292,7 @@ struct BackwardCase {
     const char* name;
     const Site* a;
     const Site* b;
-    bool with_aux, overwrite;
+    bool with_aux, overwrite, with_bias;
 };
 
 template <class X>
@@ -304,7 +304,7 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
     const Operand<X> dout_a = random_operand<X>(p.N * p.C, 11, s.offset),
                      dout_b = random_operand<X>(p.N * p.C, 12, s.offset);
     const Operand<X> before = random_operand<X>(p.N * p.C, 13, s.offset);
-    const Floats dgamma = normal_values(p.C, 14), dbeta = normal_values(p.C, 15);
+    const Floats dgamma = normal_values(p.C, 14), dbeta = normal_values(p.C, 15), dbias = normal_values(p.C, 16);
 
     Floats mean, sigma;
     p.normed(p.x.reference, *k.a, mean, sigma);
@@ -331,22 +331,28 @@ static void check_norm_backward(const RowShape& s, const BackwardCase& k) {
     std::vector<X> got_dx;
     const Outputs got = in_any_order([&] {
         const DeviceArray<X> dx(rounded<X>(before.reference), s.offset);
-        const DeviceArray<float> gamma(dgamma), beta(dbeta), scratch(cuda::norm_backward_scratch(p.N, p.C));
+        const DeviceArray<float> gamma(dgamma), beta(dbeta), bias(dbias),
+            scratch(cuda::norm_backward_scratch(p.N, p.C));
         const DeviceArray<cuda::AuxTerm> aux(1);
         cuda::aux_loss(aux.data(), device_sigma.data(), p.device_tokens.data(), kEndOfText, settings, scale, p.B, p.T,
                        nullptr);
-        cuda::norm_backward(dx.data(), k.overwrite, gamma.data(), beta.data(), scratch.data(), dout_a.data(),
-                            k.b == nullptr ? nullptr : dout_b.data(), p.x.data(), p.gamma.data(), device_mean.data(),
-                            device_sigma.data(), p.divisor(*k.a), p.divisor(k.b == nullptr ? *k.a : *k.b),
-                            k.with_aux ? aux.data() : nullptr, p.N, p.C, nullptr);
+        cuda::norm_backward(dx.data(), k.overwrite, gamma.data(), beta.data(), k.with_bias ? bias.data() : nullptr,
+                            scratch.data(), dout_a.data(), k.b == nullptr ? nullptr : dout_b.data(), p.x.data(),
+                            p.gamma.data(), device_mean.data(), device_sigma.data(), p.divisor(*k.a),
+                            p.divisor(k.b == nullptr ? *k.a : *k.b), k.with_aux ? aux.data() : nullptr, p.N, p.C,
+                            nullptr);
         got_dx = dx.host();
-        return Outputs{floats(got_dx), gamma.host(), beta.host()};
+        return Outputs{floats(got_dx), gamma.host(), beta.host(), bias.host()};
     });
+    Floats expected_bias = dbias;  // of what was written, so that the stream's rounding is in both
+    if (k.with_bias)
+        for (size_t i = 0; i < got[0].size(); i++) expected_bias[i % expected_bias.size()] += got[0][i];
     // Where sigma is sqrt(eps) or close, dx and dgamma are differences of numbers 1 / sigma as large.
     const double terms = 1 + 1 / *std::min_element(sigma.begin(), sigma.end());
     CHECK(worst_rounded_error(got_dx, expected, kFloatError, terms) <= 1);
     CHECK(worst_error(got[1], expected_gamma, kFloatError, terms * static_cast<double>(p.N)) <= 1);
     CHECK(worst_error(got[2], expected_beta, kFloatError, 1) <= 1);
+    CHECK(worst_error(got[3], expected_bias, kFloatError, terms * static_cast<double>(p.N)) <= 1);
 }
 
 TEST_CASE_TEMPLATE("norm_backward is LayerNorm's or FakeLN's, of both branches, and the auxiliary loss's", X, float,
@@ -356,20 +362,23 @@ TEST_CASE_TEMPLATE("norm_backward is LayerNorm's or FakeLN's, of both branches, 
     Site tapering = half_way;
     tapering.tapers = true;
     const Site layer_norm, fake = removed_site(1.7), other = removed_site(0.6), precursor = removed_site(0.9, true);
-    const BackwardCase cases[] = {{"LayerNorm", &layer_norm, nullptr, false, false},
-                                  {"FakeLN", &fake, nullptr, false, false},
-                                  {"FakeLN and LayerNorm", &fake, &layer_norm, false, false},
-                                  {"two FakeLNs with the precursor's exceptions", &other, &precursor, false, false},
-                                  {"half-way and FakeLN", &half_way, &fake, false, false},
-                                  {"TaperNorm's way and half-way", &tapering, &half_way, false, false},
-                                  {"half-way with auxiliary loss", &half_way, nullptr, true, false},
-                                  {"LayerNorm with auxiliary loss, overwriting", &layer_norm, nullptr, true, true},
-                                  {"FakeLN with auxiliary loss", &fake, nullptr, true, false}};
+    const BackwardCase cases[] = {
+        {"LayerNorm", &layer_norm, nullptr, false, false, true},
+        {"FakeLN", &fake, nullptr, false, false, false},
+        {"FakeLN and LayerNorm", &fake, &layer_norm, false, false, true},
+        {"two FakeLNs with the precursor's exceptions", &other, &precursor, false, false, true},
+        {"half-way and FakeLN", &half_way, &fake, false, false, false},
+        {"TaperNorm's way and half-way", &tapering, &half_way, false, false, true},
+        {"TaperNorm's way", &tapering, nullptr, false, false, true},
+        {"half-way with auxiliary loss", &half_way, nullptr, true, false, true},
+        {"LayerNorm with auxiliary loss, overwriting", &layer_norm, nullptr, true, true, true},
+        {"FakeLN with auxiliary loss", &fake, nullptr, true, false, true}};
     for (const RowShape& s : kRowShapes) {
         if (s.C == 1) continue;  // the gradient is 0 but for rounding
         for (const BackwardCase& k : cases) check_norm_backward<X>(s, k);
     }
     check_norm_backward<X>({5, 431, 8, 0}, cases[2]);  // several rounds per block, the last one not full
+    check_norm_backward<X>({5, 431, 8, 0}, cases[7]);
     check_norm_backward<X>({5, 431, 3, 0}, cases[4]);
 }
 
