@@ -80,7 +80,8 @@ LD_LIBRARY_PATH="$pack/lib:$(cublas)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export LD_LIBRARY_PATH
 
 begun=$(date +%s)
-in_all=${SECONDS_IN_ALL:-300}
+patience=${emulated:+10} # times as long for everything in emulation
+in_all=$((${SECONDS_IN_ALL:-300} * ${patience:-1}))
 failed=0
 {
     echo "# $(echo "$gpu" | sed 's/, / driver /; s/, \(.*\)/, \1 MiB/'), $(date +%Y-%m-%d)"
@@ -99,7 +100,7 @@ note() { # STEP RESULT SECONDS REMARK
 # Runs a command, at most LIMIT seconds of it, and notes the last line that it wrote. What it writes to standard output goes
 # to the file $save, where one is named, all else to output.txt.
 step() { # NAME LIMIT COMMAND...
-    step=$1 limit=$2 from=$(date +%s)
+    step=$1 limit=$(($2 * ${patience:-1})) from=$(date +%s)
     shift 2
     left=$((in_all - (from - begun)))
     if [ $left -lt 5 ]; then
@@ -145,18 +146,17 @@ memory=${gpu##*, }
 case $memory in *[!0-9]*) memory=0 ;; esac
 small_batch=8 xl_batch=0
 if [ "$memory" -gt 75000 ]; then small_batch=32 xl_batch=8; fi
-if [ "$memory" -gt 130000 ]; then small_batch=64 xl_batch=16; fi
+if [ "$memory" -gt 130000 ] || [ -n "$emulated" ]; then small_batch=64 xl_batch=16; fi
 bench() { # NAME SIZE BATCH FLAG...
     file=$out/bench_$(echo "$1" | tr ' ,' '__').json
     name=$1 size=$2 batch=$3
     shift 3
     if [ "$batch" -eq 0 ]; then note "bench $name" "left out" 0 "needs more than $memory MiB" && return; fi
-    sizes="--size $size --batch $batch --seq 1024 --seconds 1"
-    [ -z "$emulated" ] || sizes="--size tiny --batch 1 --seq 16 --seconds 0.01"
-    # shellcheck disable=SC2086  # several words
-    save=$file step "bench $name" 60 "$engine" bench $sizes --json "$@" || return
+    seq=1024 budget=1
+    if [ -n "$emulated" ]; then size=tiny batch=1 seq=16 budget=0.01; fi
+    save=$file step "bench $name" 60 "$engine" bench --size "$size" --batch "$batch" --seq $seq --seconds $budget --json "$@" || return
     figure() { bench_value "$file" "$1" "$2"; }
-    said="$batch x 1024 tokens: $(figure "all LayerNorm" tokens) tokens/s, half removed $(figure "one layer's qk removed, v not" tokens)"
+    said="$batch x $seq tokens: $(figure "all LayerNorm" tokens) tokens/s, half removed $(figure "one layer's qk removed, v not" tokens)"
     said="$said, all removed $(figure "all removed" tokens); $(figure "all LayerNorm" "MFU of measured") % of a measured product"
     said="$said, $(figure "all LayerNorm" "MFU of vendor's") % of the data sheet; $(figure training "device memory") MiB"
     note "bench $name" ok "$seconds" "$said; copy $(figure ceiling copy) GB/s"
