@@ -165,7 +165,7 @@ bench() { # NAME SIZE BATCH FLAG...
 bench small small "$small_batch"
 step check 60 "$engine" check
 bench xl xl "$xl_batch"
-if strings -n 8 "$engine" 2>/dev/null | grep -q libcudnn; then bench "small, cuDNN" small "$small_batch" --attention cudnn; fi
+if grep -aq libcudnn "$engine"; then bench "small, cuDNN" small "$small_batch" --attention cudnn; fi
 
 # ---- a removal on both engines
 

@@ -53,19 +53,19 @@ strip $programs
 # Shared libraries that a bare machine may lack go along; the C library's are there, the driver's and cuBLAS are CUDA's.
 # shellcheck disable=SC2086
 needed=$(objdump -p $programs | sed -n 's/^ *NEEDED *//p' | sort -u)
-for library in $needed; do
+for library in $needed libgcc_s.so.1; do # the last one is cuBLAS's
     case $library in
         libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | ld-linux*) ;;
         libcublasLt.so.* | libcudnn*.so.* | libnvrtc.so.*) ;;
         *)
             # shellcheck disable=SC2086
-            path=$(ldd $programs | sed -n "s|^.*$library => \([^ ]*\).*|\1|p" | head -n 1)
+            path=$({ ldd $programs; ldconfig -p; } | sed -n "s|^.*$library .*=> \(/[^ ]*\).*|\1|p" | head -n 1)
             cp -L "$path" "$folder/lib/$library" || fail "$library, which the programs need, is not on this machine"
             ;;
     esac
 done
 
-"$folder/train_gpt2_lnfree" stories --count 2000 --seed 1 --out "$work/stories.jsonl" >/dev/null
+"$folder/train_gpt2_lnfree" stories --count 500 --seed 1 --out "$work/stories.jsonl" >/dev/null
 "$folder/train_gpt2_lnfree" tokenize --input "$work/stories.jsonl" --tokenizer byte --out "$folder/data/text" >/dev/null
 
 # shellcheck disable=SC2086

@@ -259,7 +259,9 @@ def load(folder, device="cpu", dtype=None, build=None, **processing):
     chosen = {name: bool(processing.get(name, False)) for name in PROCESSING}
     native = int(version("transformer_lens").split(".")[0]) >= 4
     if native and build:
-        raise CannotLoad(f"build= is for HookedTransformer's kind; TransformerLens {version('transformer_lens')} has bridges")
+        raise CannotLoad(
+            f"build= is for HookedTransformer's kind; TransformerLens {version('transformer_lens')} has bridges"
+        )
     try:
         if native:
             return load_bridge(str(folder), config, dtype, device, chosen)

@@ -296,7 +296,10 @@ def check_lm_eval(engine, name):
     """lm-evaluation-harness scores made-up items as `analyze benchmarks` does (compare_with_lm_eval.py)."""
     evals = engine.work / "evals"
     evals.mkdir()
-    choices = [("Once upon a time there was a", "little girl.", "girl little."), ("Tom gave the ball", "to Anna.", "Anna.")]
+    choices = [
+        ("Once upon a time there was a", "little girl.", "girl little."),
+        ("Tom gave the ball", "to Anna.", "Anna."),
+    ]
     items = [dict(zip(("goal", "sol1", "sol2"), texts)) for texts in choices]
     (evals / "piqa_valid.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     (evals / "piqa_valid-labels.lst").write_text("0\n0\n")
@@ -318,7 +321,10 @@ def write_client_inputs(engine, name, tokens, logits):
     engine.run("analyze", "cache", "--model", engine.work / name, "--data", shards, "--hooks", place, "--tokens", 4096,
                "--seq", 64, "--out", cached)  # fmt: skip
     arrays = load_file(cached)
-    save_file({"tokens": tokens.int(), "logits": logits, place: arrays[place], "cached_tokens": arrays["tokens"].int()}, inputs)
+    save_file(
+        {"tokens": tokens.int(), "logits": logits, place: arrays[place], "cached_tokens": arrays["tokens"].int()},
+        inputs,
+    )
     return inputs
 
 
@@ -326,7 +332,9 @@ def check_client(engine, python, program, inputs):
     folders = [engine.work / "hf_f32", engine.work / "folded_f32"]
     command = [python, HERE / program, *folders, inputs]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=engine.work)
-    require(ended.returncode == 0, ended.stderr.strip().splitlines()[-1] if ended.stderr else f"ended {ended.returncode}")
+    require(
+        ended.returncode == 0, ended.stderr.strip().splitlines()[-1] if ended.stderr else f"ended {ended.returncode}"
+    )
     result = json.loads(ended.stdout.strip().splitlines()[-1])
     return f"{result['installed']}: {result['done']}; largest difference {result['worst']:.1e}"
 

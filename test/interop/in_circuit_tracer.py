@@ -23,7 +23,9 @@ def transcoders(layers, width):
     for layer in range(layers):
         made[layer] = SingleLayerTranscoder(width, 32, torch.nn.functional.relu, layer, dtype=torch.float32)
         for name, parameter in made[layer].named_parameters():
-            torch.nn.init.normal_(parameter, std=0.0 if name == "b_dec" else 0.05)  # b_dec would be no node of the graph
+            torch.nn.init.normal_(
+                parameter, std=0.0 if name == "b_dec" else 0.05
+            )  # b_dec would be no node of the graph
     return TranscoderSet(made, feature_input_hook="ln2.hook_normalized", feature_output_hook="hook_mlp_out")
 
 
@@ -54,7 +56,12 @@ def main():
     targets = [target.vocab_idx for target in graph.logit_targets]
     edges = graph.adjacency_matrix[-len(targets) :].sum(1)
     comparison.require(edges.abs().min() > 0, "a graph without edges")
-    comparison.same("edges into logits add up", edges + (constant - constant.mean())[targets], (logits - logits.mean())[targets], EXACT)
+    comparison.same(
+        "edges into logits add up",
+        edges + (constant - constant.mean())[targets],
+        (logits - logits.mean())[targets],
+        EXACT,
+    )
     comparison.finish()
 
 

@@ -53,9 +53,14 @@ def train(comparison, steps=200, batch=64):
 
     width = activations.shape[1]
     sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=width, d_sae=2 * width, l1_coefficient=0.01))
-    error = lambda: (sae(activations) - activations).square().mean().item()  # noqa: E731
+
+    def error():
+        return (sae(activations) - activations).square().mean().item()
+
     before = error()
-    config = SAETrainerConfig(total_training_samples=steps * batch, train_batch_size_samples=batch, lr=3e-3, lr_end=3e-4)
+    config = SAETrainerConfig(
+        total_training_samples=steps * batch, train_batch_size_samples=batch, lr=3e-3, lr_end=3e-4
+    )
     SAETrainer(config, sae, batches()).fit()
     comparison.require(error() < before / 2, f"training goes from {before:.3f} to {error():.3f}")
     comparison.done.append(f"a dictionary trained on cached activations, error {before:.2f} to {error():.2f}")
@@ -64,7 +69,9 @@ def train(comparison, steps=200, batch=64):
 def main():
     comparison = Comparison("sae-lens", "transformer-lens")
     with torch.no_grad():
-        attach(comparison, "SAETransformerBridge", SAETransformerBridge.boot_transformers(comparison.stock, device="cpu"))
+        attach(
+            comparison, "SAETransformerBridge", SAETransformerBridge.boot_transformers(comparison.stock, device="cpu")
+        )
         for form in ("stock", "folded"):
             model = load(getattr(comparison, form), build=HookedSAETransformer)
             attach(comparison, f"HookedSAETransformer, {form}", model)
