@@ -3,6 +3,7 @@
 #
 #   scripts/faithful_removal.sh            makes the rows that are missing, then prints the tables
 #   scripts/faithful_removal.sh --table    only prints the tables of what is there
+#   scripts/faithful_removal.sh --summary  a line per bed: auto, auto with a quarter of the tokens, the paper's schedule, fine-tuning
 #   scripts/faithful_removal.sh --picture FILE.svg    draws KL over tokens
 #
 # A row of ROWS=scripts/faithful_removal.csv is one run: its held-out loss, and how far it is from the model that it started from. Rows that
@@ -197,6 +198,37 @@ tables() {
     done
 }
 
+# A line for every bed, means over texts and seeds: KL to the original and loss minus the original's.
+summary() {
+    awk -F , '
+        NR > 1 && $6 != "failed" { k = $1 SUBSEP $3 SUBSEP $4; kl[k] += $8; loss[k] += $7; n[k]++; texts[$1, $2]; seeds[$1, $5] }
+        function cell(bed, way, steps,   k) {
+            k = bed SUBSEP way SUBSEP steps
+            return n[k] ? sprintf("%.4f, %+.4f", kl[k] / n[k], loss[k] / n[k]) : ""
+        }
+        function best(bed,   i, rates, k, found) { # of the controls, by loss
+            split("1e-4 3e-4 1e-3 2e-3", rates, " ")
+            for (i = 1; i in rates; i++) {
+                k = bed SUBSEP "control_" rates[i] SUBSEP 300
+                if (n[k] && (found == "" || loss[k] / n[k] < loss[found] / n[found])) found = k
+            }
+            return found == "" ? "" : sprintf("%.4f, %+.4f", kl[found] / n[found], loss[found] / n[found])
+        }
+        function row(bed, words) {
+            if (!n[bed, "auto", 300]) return
+            printf "| %s | %s | %s | %s | %s |\n", words, cell(bed, "auto", 300), cell(bed, "auto", 75), cell(bed, "paper", 300), best(bed)
+        }
+        END {
+            print "| original | `auto` | `auto`, a quarter of the tokens | `paper` | control |"
+            print "|---|---:|---:|---:|---:|"
+            row("embedded", "the demo\047s, 4 x 96, on its stories")
+            row("settled", "4 x 128, on real text until its loss was flat")
+            row("wide", "6 x 256, the same")
+            row("planted40", "2 x 64, position 0 planted 40 times too long")
+            row("grown40", "2 x 64, position 0 grown 40 times as long")
+        }' "$rows"
+}
+
 # KL over tokens, auto beside the paper's schedule, a line for every bed: means over texts and seeds.
 picture() { # SVG
     mkdir -p "$out"
@@ -231,6 +263,7 @@ case ${1:-} in
     --row) shift; logged "$@"; exit ;;
     --do) shift; "$@"; exit ;;
     --table) ;;
+    --summary) summary; exit ;;
     --picture) picture "${2:?which file?}"; exit ;;
     -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit ;;
     "")
@@ -242,6 +275,6 @@ case ${1:-} in
         done; done
         missing | xargs -r -P "${JOBS:-1}" -L 1 "$0" --row
         ;;
-    *) echo "usage: scripts/faithful_removal.sh [--table | --picture FILE.svg]; settings are environment variables (--help)" >&2; exit 2 ;;
+    *) echo "usage: scripts/faithful_removal.sh [--table | --summary | --picture FILE.svg]; settings are environment variables (--help)" >&2; exit 2 ;;
 esac
 tables

@@ -3,9 +3,9 @@
 #
 #   scripts/update_readme.sh        takes what is there of
 #                                   demo/                      table.md, findings.md, loss.svg -> README.md; findings.md -> dev/analysis
-#                                   runs/real_text/table.md    scripts; a row of it -> README.md
+#                                   runs/real_text/table.md    scripts
 #                                   runs/sweep/table.md        scripts
-#                                   scripts/faithful_removal.csv  scripts
+#                                   scripts/faithful_removal.csv  scripts; a summary -> README.md
 #                                   runs/findings/story/       findings.md, findings_paper.md -> dev/analysis
 #                                   runs/findings/bpe/         findings.md -> dev/analysis
 #                                   ./train_gpt2_lnfree        its table of settings -> dev/README.md
@@ -32,17 +32,6 @@ insert() { # MARKER FILE README
     cat "$new.page" >"$3"
 }
 
-# The losses of the real-text table, side by side.
-real_text_row() {
-    awk -F ' *[|] *' '
-        { loss[$2] = $3; difference[$2] = $4 }
-        END {
-            print "| original | control | LayerNorm-free | LayerNorm-free minus control |"
-            print "|---:|---:|---:|---:|"
-            print "| " loss["original"] " | " loss["control"] " | " loss["lnfree"] " | " difference["lnfree"] " |"
-        }' runs/real_text/table.md
-}
-
 insert "demo table" demo/table.md README.md
 insert "demo findings" demo/findings.md README.md
 insert "demo findings" demo/findings.md dev/analysis/README.md
@@ -50,9 +39,9 @@ insert "story findings" runs/findings/story/findings.md dev/analysis/README.md
 insert "story findings as the paper's code" runs/findings/story/findings_paper.md dev/analysis/README.md
 insert "bpe findings" runs/findings/bpe/findings.md dev/analysis/README.md
 insert "real text table" runs/real_text/table.md scripts/README.md
-if [ -r runs/real_text/table.md ]; then real_text_row >"$new" && insert "real text row" "$new" README.md; fi
 insert "sweep table" runs/sweep/table.md scripts/README.md
 scripts/faithful_removal.sh --table >"$new" && insert "faithful table" "$new" scripts/README.md
+scripts/faithful_removal.sh --summary >"$new" && insert "faithful summary" "$new" README.md
 WAYS="auto auto_256_1.6e-3 auto_4096_1.6e-3 auto_4096_1.4e-3 $(sed -n 's/^ *\(taught[a-z_]*\|shrunk_[a-z_]*\)) echo.*/\1_1e-3 \1_2e-3/p' scripts/faithful_removal.sh | tr '\n' ' ')" STEPS="300 75" scripts/faithful_removal.sh --table >"$new" &&
     insert "candidates table" "$new" scripts/README.md
 if [ -x ./train_gpt2_lnfree ] && ./train_gpt2_lnfree info --settings --markdown >"$new" 2>/dev/null; then
