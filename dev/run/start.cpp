@@ -126,7 +126,7 @@ void load_teacher(Session& session) {
 
 // Steps that this machine does in that time, about: measured on the second of two micro-batches and of two updates (the
 // first also touches its memory for the first time), of which a twentieth more for all that is neither. The updates are at
-// rate 0, and the moments that they leave are those of a new run again.
+// rate 0, so the weights stay; the run begins with new moments anyway.
 int64_t steps_within(Session& session, double seconds) {
     configure_engine(session);
     const Settings& s = session.settings();
@@ -146,7 +146,6 @@ int64_t steps_within(Session& session, double seconds) {
         micro_batch = middle - begin;
         update = seconds_now() - middle;
     }
-    model.prepare_optimiser();
     model.resume(s.seed);
     const double per_step = 1.05 * (micro_batch * static_cast<double>(s.grad_accum) + update);
     return std::max<int64_t>(1, static_cast<int64_t>(std::min(seconds / per_step, 1e9)));
