@@ -40,7 +40,7 @@ insert "story findings as the paper's code" runs/findings/story/findings_paper.m
 insert "bpe findings" runs/findings/bpe/findings.md dev/analysis/README.md
 insert "real text table" runs/real_text/table.md scripts/README.md
 insert "sweep table" runs/sweep/table.md scripts/README.md
-scripts/faithful_removal.sh --table >"$new" && insert "faithful table" "$new" scripts/README.md
+BEDS="embedded settled wide young planted40 grown40" scripts/faithful_removal.sh --table >"$new" && insert "faithful table" "$new" scripts/README.md
 scripts/faithful_removal.sh --summary >"$new" && insert "faithful summary" "$new" README.md
 WAYS="auto auto_256_1.6e-3 auto_4096_1.6e-3 auto_4096_1.4e-3 $(sed -n 's/^ *\(taught[a-z_]*\|shrunk_[a-z_]*\)) echo.*/\1_1e-3 \1_2e-3/p' scripts/faithful_removal.sh | tr '\n' ' ')" STEPS="300 75" scripts/faithful_removal.sh --table >"$new" &&
     insert "candidates table" "$new" scripts/README.md
