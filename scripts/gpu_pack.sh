@@ -79,7 +79,8 @@ mib=$(du -sm "$folder" | cut -f 1)
     if [ -n "${EMULATE:-}" ]; then
         echo "emulated: the GPU is the processor, times mean nothing"
     else
-        echo "for sm_${GPU:-90a} by $(sed -n 's/.*"cuda" *: *{.*"version" *: *"\([0-9.]*\)".*/CUDA \1/p' /usr/local/cuda/version.json 2>/dev/null | head -n 1)"
+        nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+        echo "for sm_${GPU:-90a} by nvcc $("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')"
     fi
     echo "needs glibc $glibc, $(echo "$needed" | grep -c 'cublasLt\|cudnn\|nvrtc') libraries of CUDA: $(echo "$needed" | grep 'cublasLt\|cudnn\|nvrtc' | paste -sd ' ')"
 } >"$folder/PACK"
