@@ -215,8 +215,7 @@ $(BUILD)/cudnn_attention.o: dev/cuda/cudnn_attention.cpp $(BUILD)/flags $(BUILD)
 ifdef EMULATE
 train_gpt2_lnfree_cuda: dev/cuda/main.cu $(ROOMS) $(REFERENCE) $(DATA) $(BUILD)/flags $(BUILD)/cuda_flags
 	@echo "compile  $< (emulation)"
-	$(Q)$(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas -MMD -MP -MF $(BUILD)/$(@F).d -x c++ $< -x none $(ROOMS) $(REFERENCE) $(DATA) $(LIBS) \
-	    -lboost_context -o $@
+	$(Q)$(EMULATION) $(ROOMS) $(REFERENCE) $(DATA) $(LIBS) -lboost_context -o $@
 else
 train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o) $(ROOMS) $(REFERENCE) $(DATA)
 	@echo "link     $@"
@@ -396,7 +395,8 @@ $(CUDA_LAB): %: %.cu $(REFERENCE) $(DATA) $(BUILD)/flags $(BUILD)/cuda_flags | r
 CUDA_LAB_ARCHS = $(if $(word 3,$(CUDA_ARCHS)),-gencode arch=compute_80$(comma)code=compute_80,$(CUDA_ARCHS))
 CUDA_LAB_DEPENDENCIES = -MMD -MP -MF $(BUILD)/$(@F).cuda_lab.d
 CUDA_LAB_nvcc = $(NVCC) -O1 $(NVCCFLAGS) $(CUDA_LAB_ARCHS) $(CUDA_LAB_DEPENDENCIES) $< $(REFERENCE) $(DATA) -lcublasLt -lgomp -o $@
-CUDA_LAB_emulation = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas $(CUDA_LAB_DEPENDENCIES) -MT $@ -x c++ $< -x none $(REFERENCE) $(DATA) $(LIBS) -lboost_context -o $@
+EMULATION = $(CXX) $(LANGUAGE) -O1 -Wno-unknown-pragmas $(CUDA_LAB_DEPENDENCIES) -MT $@ -x c++ $< -x none
+CUDA_LAB_emulation = $(EMULATION) $(REFERENCE) $(DATA) $(LIBS) -lboost_context -o $@
 
 # ---- style -----------------------------------------------------------------------------------------------------------
 

@@ -1308,8 +1308,8 @@ constexpr int kClassifierThreads = 512;
 constexpr int64_t kClassifierHeldBytes =
     113 * 1024 - 1024;  // half of an H200's 228 KiB, less what each block needs besides
 
-// Rows of logits lie so far apart, and so many of them are made at a time: chunks of 2^29 bytes at most, all of about one
-// size, in whole tiles of a product's 128 rows, so that no product is too small to fill the GPU.
+// Rows of logits lie so far apart, and so many of them are made at a time: chunks of about 2^29 bytes at most, all of one
+// size but the last, in whole tiles of a product's 128 rows, so that no product is too small to fill the GPU.
 inline int64_t padded_vocabulary(int64_t V) {
     return ceil_div(V, 64) * 64;
 }

@@ -9,8 +9,7 @@ std::string loading_section(ModelForm form) {
             "This folder has no norm at all: centring, gamma, beta and 1/sigma_bar are in `c_attn`, `c_fc` and an "
             "`lm_head` of its own (untied, with a bias). Names and shapes are GPT-2's otherwise. Stock loaders do not "
             "know this form; `scripts/load_in_transformer_lens.py` of gpt2-lnfree loads it in TransformerLens 2 to 4 "
-            "and "
-            "in SAELens. circuit-tracer wants norms: export the other form for it.\n\n";
+            "and in SAELens. circuit-tracer wants norms: export the other form for it.\n\n";
     } else {
         text +=
             "A stock `GPT2LMHeadModel.from_pretrained` loads this folder: `layer_norm_epsilon` is 1e12 and every gamma "
@@ -19,10 +18,8 @@ std::string loading_section(ModelForm form) {
             "- float16: gammas of the order of 1e6 overflow there. Use float32 or bfloat16.\n"
             "- another `layer_norm_epsilon`: it must stay at 1e12. Beware of loaders that take it from elsewhere: "
             "`HookedTransformer.from_pretrained(\"gpt2\", hf_model=...)` of TransformerLens 2 and 3, and what is built "
-            "on "
-            "it (`HookedSAETransformer` of SAELens, `ReplacementModel.from_pretrained` of circuit-tracer), uses "
-            "GPT-2's "
-            "1e-5 and gives another model.\n\n"
+            "on it (`HookedSAETransformer` of SAELens, `ReplacementModel.from_pretrained` of circuit-tracer), uses "
+            "GPT-2's 1e-5 and gives another model.\n\n"
             "`TransformerBridge.boot_transformers` of TransformerLens 4, `SAETransformerBridge` of SAELens, nnsight, "
             "nnterp and lm-evaluation-harness read it from here; "
             "`load` of gpt2-lnfree's `scripts/load_in_transformer_lens.py` serves TransformerLens 2 to 4 and, with "

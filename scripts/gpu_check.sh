@@ -154,7 +154,11 @@ bench() { # NAME SIZE BATCH FLAG...
     if [ "$batch" -eq 0 ]; then note "bench $name" "left out" 0 "needs more than $memory MiB" && return; fi
     seq=1024 budget=1
     if [ -n "$emulated" ]; then size=tiny batch=1 seq=16 budget=0.01; fi
-    save=$file step "bench $name" 60 "$engine" bench --size "$size" --batch "$batch" --seq $seq --seconds $budget --json "$@" || return
+    save=$file # not in front of the call: in some shells it would stay
+    step "bench $name" 60 "$engine" bench --size "$size" --batch "$batch" --seq $seq --seconds $budget --json "$@"
+    status=$?
+    save=
+    [ $status -eq 0 ] || return
     figure() { bench_value "$file" "$1" "$2"; }
     said="$batch x $seq tokens: $(figure "all LayerNorm" tokens) tokens/s, half removed $(figure "one layer's qk removed, v not" tokens)"
     said="$said, all removed $(figure "all removed" tokens); $(figure "all LayerNorm" "MFU of measured") % of a measured product"
