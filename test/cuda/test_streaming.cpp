@@ -626,6 +626,14 @@ TEST_CASE_TEMPLATE("classifier is the CPU's softmax and cross-entropy, and clear
     }
 }
 
+TEST_CASE("logits are made in chunks of one size, whole tiles of 128 rows, that cover every position") {
+    CHECK(cuda::logits_rows<bf16>(16384, 50257) == 4096);
+    CHECK(cuda::logits_rows<float>(16384, 50257) == 2432);  // the seventh has 1,792
+    CHECK(cuda::logits_rows<bf16>(1000, 257) == 1000);
+    CHECK(cuda::logits_rows<float>(1000, 1 << 24) == 128);
+    CHECK(cuda::logits_rows<float>(5, 1 << 24) == 5);
+}
+
 TEST_CASE("classifier: extreme logits overflow nothing, and a NaN shows") {
     const int64_t V = 9;
     for (const float big : {1e4f, 1e38f}) {
