@@ -30,12 +30,14 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #ifdef __CUDACC__
@@ -47,7 +49,9 @@
 #include "dev/cuda/cuda_engine.h"
 #include "dev/cuda/cudnn_attention.h"
 #include "dev/cuda/device_memory.h"
+#include "dev/cuda/product_choices.h"
 #include "dev/cuda/recorded_work.h"
+#include "dev/cuda/timing.h"
 #include "dev/cuda_on_cpu/cuda.h"
 
 // Loops over registers: a GPU can not index those, so nvcc must write such loops out. Other compilers need not.
@@ -3074,6 +3078,27 @@ struct Epilogue {
     const Out* through_gelu = nullptr;  // (M,N), rows N apart: backward; C becomes the product times gelu'(this)
 };
 
+// Everything that cuBLASLt's choice of a kernel may depend on. `alignment`: bytes that all three pointers are multiples of.
+template <class In, class Out>
+ProductChoices::Product product_of(int64_t alignment, Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K,
+                                   int64_t lda, int64_t ldb, int64_t ldc, bool accumulate, const Epilogue<Out>& e) {
+    return {alignment,
+            static_cast<int64_t>(ta),
+            static_cast<int64_t>(tb),
+            M,
+            N,
+            K,
+            lda,
+            ldb,
+            ldc,
+            accumulate,
+            sizeof(In),
+            sizeof(Out),
+            e.bias != nullptr,
+            e.before_gelu != nullptr,
+            e.through_gelu != nullptr};
+}
+
 #ifdef __CUDACC__
 
 inline void require_blas(cublasStatus_t status, const char* doing) {
@@ -3101,9 +3126,11 @@ using BlasDescription = BlasObject<cublasLtMatmulDesc_t, cublasLtMatmulDescDestr
 using BlasLayout = BlasObject<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using BlasPreference = BlasObject<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
+// With `tf32`, operands in float lose 13 of their 23 bits on the way into the tensor cores; sums stay float.
 class MatrixProducts {
   public:
-    MatrixProducts() {
+    explicit MatrixProducts(bool tf32, std::shared_ptr<ProductChoices> choices = nullptr)
+        : float_(tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F), choices_(std::move(choices)) {
         require_blas(cublasLtCreate(&handle_), "cannot be started");
         workspace_.allocate(int64_t{64} << 20);  // Hopper's fastest products ask for 32 MiB
     }
@@ -3117,7 +3144,8 @@ class MatrixProducts {
                   int64_t ldb, Out* C, int64_t ldc, bool accumulate, const Epilogue<Out>& epilogue,
                   cudaStream_t stream) {
         BlasDescription description;
-        require_blas(cublasLtMatmulDescCreate(&description.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+        const cublasComputeType_t compute = std::is_same_v<In, float> ? float_ : CUBLAS_COMPUTE_32F;
+        require_blas(cublasLtMatmulDescCreate(&description.handle, compute, CUDA_R_32F), "a product");
         const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
             require_blas(cublasLtMatmulDescSetAttribute(description.handle, attribute, &value, sizeof value),
                          "a product's description");
@@ -3137,38 +3165,33 @@ class MatrixProducts {
         for (const void* pointer :
              {static_cast<const void*>(A), static_cast<const void*>(B), static_cast<const void*>(C)})
             while (reinterpret_cast<uintptr_t>(pointer) % alignment != 0) alignment /= 2;
-        const Key key{alignment,
-                      static_cast<int64_t>(ta),
-                      static_cast<int64_t>(tb),
-                      M,
-                      N,
-                      K,
-                      lda,
-                      ldb,
-                      ldc,
-                      accumulate,
-                      sizeof(In),
-                      sizeof(Out),
-                      epilogue.bias != nullptr,
-                      epilogue.before_gelu != nullptr,
-                      epilogue.through_gelu != nullptr};
-        const std::optional<cublasLtMatmulAlgo_t> algorithm =
-            choose(key, alignment, sums_in_float<Out>(), description, a, b, c);
+        const auto run = [&](const cublasLtMatmulAlgo_t& algorithm, Out* out) {
+            const float one = 1, beta = accumulate ? 1 : 0;
+            return cublasLtMatmul(handle_, description.handle, &one, B, a.handle, A, b.handle, &beta, C, c.handle, out,
+                                  c.handle, &algorithm, workspace_.data(), static_cast<size_t>(workspace_.size()),
+                                  stream);
+        };
+        const Product product = product_of<In>(alignment, ta, tb, M, N, K, lda, ldb, ldc, accumulate, epilogue);
+        if (chosen_.count(product) == 0) {
+            const auto guesses = [&](int most) {
+                return heuristics(most, alignment, sums_in_float<Out>(), description, a, b, c);
+            };
+            chosen_[product] = choose<Out>(product, M * ldc, guesses, run);
+        }
+        const std::optional<cublasLtMatmulAlgo_t>& algorithm = chosen_[product];
         if (!algorithm && !has_epilogue(epilogue)) throw RunFailure("cuBLASLt has no kernel for a product");
         if (!algorithm) return false;
-        const float one = 1, beta = accumulate ? 1 : 0;
-        require_blas(
-            cublasLtMatmul(handle_, description.handle, &one, B, a.handle, A, b.handle, &beta, C, c.handle, C, c.handle,
-                           &*algorithm, workspace_.data(), static_cast<size_t>(workspace_.size()), stream),
-            "a product failed");
+        require_blas(run(*algorithm, C), "a product failed");
         return true;
     }
 
   private:
-    using Key = std::array<int64_t, 15>;
+    using Product = ProductChoices::Product;
+    cublasComputeType_t float_;  // how products of float operands compute
+    std::shared_ptr<ProductChoices> choices_;
     cublasLtHandle_t handle_ = nullptr;
     DeviceArray<char> workspace_;
-    std::map<Key, std::optional<cublasLtMatmulAlgo_t>> chosen_;
+    std::map<Product, std::optional<cublasLtMatmulAlgo_t>> chosen_;
 
     template <class Out>
     static bool has_epilogue(const Epilogue<Out>& e) {
@@ -3209,12 +3232,49 @@ class MatrixProducts {
         return std::is_same_v<Out, float> ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     }
 
-    // cuBLASLt's own first choice, remembered, because asking takes longer than launching.
-    std::optional<cublasLtMatmulAlgo_t> choose(const Key& key, uint32_t alignment, uint32_t reductions,
-                                               const BlasDescription& description, const BlasLayout& a,
-                                               const BlasLayout& b, const BlasLayout& c) {
-        const auto known = chosen_.find(key);
-        if (known != chosen_.end()) return known->second;
+    // The kernel for a product whose result takes `size` values: as the file has it; or the fastest of eight, if they are to be
+    // timed; or cuBLASLt's own first guess. Remembered, because asking takes longer than launching.
+    template <class Out, class Guesses, class Run>
+    std::optional<cublasLtMatmulAlgo_t> choose(const Product& product, int64_t size, const Guesses& guesses,
+                                               const Run& run) {
+        if (choices_ != nullptr && choices_->find(product) != nullptr) {
+            cublasLtMatmulAlgo_t algorithm;
+            std::copy_n(choices_->find(product)->begin(), 8, algorithm.data);
+            return algorithm;
+        }
+        const bool timed = choices_ != nullptr && choices_->times_anew;
+        const std::vector<cublasLtMatmulAlgo_t> candidates = guesses(timed ? 8 : 1);
+        if (candidates.empty()) return std::nullopt;
+        if (!timed) return candidates[0];
+        return fastest<Out>(product, size, candidates, run);
+    }
+
+    // Results go elsewhere meanwhile: what a product is added to must stay as it is.
+    template <class Out, class Run>
+    cublasLtMatmulAlgo_t fastest(const Product& product, int64_t size,
+                                 const std::vector<cublasLtMatmulAlgo_t>& candidates, const Run& run) {
+        const DeviceArray<Out> elsewhere(size);
+        DeviceClock clock;
+        const cublasLtMatmulAlgo_t* best = &candidates[0];
+        double least = INFINITY;
+        for (const cublasLtMatmulAlgo_t& candidate : candidates) {
+            if (run(candidate, elsewhere.data()) != CUBLAS_STATUS_SUCCESS) continue;
+            const auto once = [&] { require_blas(run(candidate, elsewhere.data()), "a product failed"); };
+            const double seconds = clock.seconds_of(once, {1, 5, 5});
+            if (seconds >= least) continue;
+            least = seconds;
+            best = &candidate;
+        }
+        ProductChoices::Algorithm words;
+        std::copy_n(best->data, 8, words.begin());
+        choices_->enter(product, words, least * 1e6);
+        return *best;
+    }
+
+    // cuBLASLt's first guesses, `most` at most; none if it has no kernel for this.
+    std::vector<cublasLtMatmulAlgo_t> heuristics(int most, uint32_t alignment, uint32_t reductions,
+                                                 const BlasDescription& description, const BlasLayout& a,
+                                                 const BlasLayout& b, const BlasLayout& c) {
         BlasPreference preference;
         require_blas(cublasLtMatmulPreferenceCreate(&preference.handle), "a preference");
         const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -3227,34 +3287,46 @@ class MatrixProducts {
              {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
             prefer(attribute, alignment);
-        cublasLtMatmulHeuristicResult_t result = {};
+        std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(most));
         int found = 0;
-        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-            handle_, description.handle, a.handle, b.handle, c.handle, c.handle, preference.handle, 1, &result, &found);
-        std::optional<cublasLtMatmulAlgo_t> algorithm;
-        if (status == CUBLAS_STATUS_SUCCESS && found > 0) algorithm = result.algo;
-        return chosen_[key] = algorithm;
+        const cublasStatus_t status =
+            cublasLtMatmulAlgoGetHeuristic(handle_, description.handle, a.handle, b.handle, c.handle, c.handle,
+                                           preference.handle, most, results.data(), &found);
+        std::vector<cublasLtMatmulAlgo_t> algorithms;
+        if (status != CUBLAS_STATUS_SUCCESS) return algorithms;
+        for (int i = 0; i < found; i++) algorithms.push_back(results[static_cast<size_t>(i)].algo);
+        return algorithms;
     }
 };
 
 #else
 
-// In emulation the reference multiplies; epilogues are always left to our kernels, which tests them.
+// In emulation the reference multiplies; epilogues are always left to our kernels, which tests them. A tensor core does not
+// see the 13 lowest bits of a float.
 class MatrixProducts {
   public:
+    explicit MatrixProducts(bool tf32, std::shared_ptr<ProductChoices> choices = nullptr)
+        : tf32_(tf32), choices_(std::move(choices)) {}
+
     template <class In, class Out>
     bool multiply(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda, const In* B,
                   int64_t ldb, Out* C, int64_t ldc, bool accumulate, const Epilogue<Out>& epilogue, cudaStream_t) {
         if (epilogue.bias != nullptr || epilogue.before_gelu != nullptr || epilogue.through_gelu != nullptr)
             return false;
+        const auto product = product_of<In>(16, ta, tb, M, N, K, lda, ldb, ldc, accumulate, epilogue);
+        if (choices_ != nullptr && choices_->times_anew) choices_->enter(product, {}, 0);
+        if (choices_ != nullptr && choices_->find(product) == nullptr) choices_->not_found++;
         emulation::do_or_record([=] { multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate); });
         return true;
     }
 
   private:
+    bool tf32_;
+    std::shared_ptr<ProductChoices> choices_;
+
     template <class In, class Out>
-    static void multiply_now(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda,
-                             const In* B, int64_t ldb, Out* C, int64_t ldc, bool accumulate) {
+    void multiply_now(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda,
+                      const In* B, int64_t ldb, Out* C, int64_t ldc, bool accumulate) const {
         const std::vector<float> a = floats(A, ta == Transpose::Yes ? K : M, ta == Transpose::Yes ? M : K, lda);
         const std::vector<float> b = floats(B, tb == Transpose::Yes ? N : K, tb == Transpose::Yes ? K : N, ldb);
         std::vector<float> c(static_cast<size_t>(M * N));
@@ -3267,11 +3339,21 @@ class MatrixProducts {
             }
     }
     template <class X>
-    static std::vector<float> floats(const X* x, int64_t rows, int64_t columns, int64_t ld) {
+    std::vector<float> floats(const X* x, int64_t rows, int64_t columns, int64_t ld) const {
         std::vector<float> out(static_cast<size_t>(rows * columns));
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = 0; c < columns; c++) out[static_cast<size_t>(r * columns + c)] = to_float(x[r * ld + c]);
+            for (int64_t c = 0; c < columns; c++) {
+                const float value = to_float(x[r * ld + c]);
+                out[static_cast<size_t>(r * columns + c)] = tf32_ ? without_low_bits(value) : value;
+            }
         return out;
+    }
+    static float without_low_bits(float value) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, &value, sizeof bits);
+        bits &= 0xffffe000u;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
     }
 };
 
@@ -3443,6 +3525,7 @@ class DeviceModelOf : public DeviceModel {
     DeviceModelOf(Engine& host, const DeviceOptions& options)
         : host_(host),
           c_(host.config),
+          products_(options.in_tf32, options.choices),
           wished_recompute_(static_cast<int>(options.recompute)),
           attention_(attention_kernels<X>(options.attention)),
           with_graphs_(options.cuda_graphs) {
@@ -4036,6 +4119,16 @@ void require_gpu() {
                 "; train_gpt2_lnfree does the same on the CPU");
 }
 
+std::string products_made_for() {
+    cudaDeviceProp properties;
+    require_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+#ifdef __CUDACC__
+    return std::string(properties.name) + ", cuBLASLt " + std::to_string(cublasLtGetVersion());
+#else
+    return properties.name;
+#endif
+}
+
 namespace {
 
 class CudaEngine : public Engine {
@@ -4144,6 +4237,9 @@ class CudaEngine : public Engine {
         if (device_) return *device_;
         require_gpu();
         const DeviceOptions& o = device_options();
+        if (o.choices != nullptr && o.choices->made_for != products_made_for())
+            throw BadInput("--products " + o.products + ": was made for " + o.choices->made_for + ", not for " +
+                           products_made_for() + "; make another by `bench --products`");
         if (o.in_bf16) {
             device_ = std::make_unique<DeviceModelOf<bf16>>(*this, o);
         } else {
@@ -4207,10 +4303,18 @@ void use_cuda_engine() {
     Backend& b = backend();
     b.training_precision = "bf16";
     b.make = make_engine;
-    b.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
+    b.evaluation_precision = "tf32";
+    b.precisions = {"tf32", "fp32", "bf16"};
+    b.use_precision = [](const std::string& precision) {
+        device_options().in_bf16 = precision == "bf16";
+        device_options().in_tf32 = precision == "tf32";
+    };
     b.use_options = [](const EngineOptions& o) {
         attention_kernels<float>(o.attention);  // refuses what this program has not
         static_cast<EngineOptions&>(device_options()) = o;
+        device_options().choices.reset();
+        if (!o.products.empty())
+            device_options().choices = std::make_shared<ProductChoices>(ProductChoices::read(o.products));
     };
     b.device_bytes = device_bytes;
 }
