@@ -4180,6 +4180,8 @@ class CudaEngine : public Engine {
         if (device_has_moments_) device_->fetch_moments(m.data(), v.data());
     }
 
+    bool has_copies() const override { return device_ != nullptr; }
+
     // ----- passes that train nothing
 
     void measure_sigmas(const int32_t* inputs, int64_t B, int64_t T) override { device().measure_sigmas(inputs, B, T); }

@@ -365,6 +365,8 @@ class Engine {
     virtual void edit_position0(double factor, const real* added) = 0;
     virtual void fetch_parameters() = 0;
     virtual void fetch_moments() = 0;
+    // Whether training leaves `params`, `m` and `v` alone until they are fetched: then they can be written meanwhile.
+    virtual bool has_copies() const { return false; }
 
     // ----- passes that train nothing
 

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "data/error.h"
@@ -133,6 +134,51 @@ TEST_CASE("a run beside a teacher goes on with the other engine, and ends where 
         REQUIRE(found.size() == 12);
         for (size_t s = 0; s < 12; s++) CHECK(found[s] == doctest::Approx(expected[s]).epsilon(1e-5));
     }
+}
+
+TEST_CASE("a checkpoint that cannot be written while the GPU trains on ends the run, and no model is written") {
+    Task task;
+    RunRequest request = task.request;
+    request.settings.out = task.scratch / "full";
+    set(request.settings, "save_every", "4");
+    const std::filesystem::path out = request.settings.out;
+    request.on_step = [&](int64_t step) {
+        if (step != 6) return;
+        while (!std::filesystem::exists(out / "checkpoints" / "step_000004")) std::this_thread::yield();
+        std::filesystem::rename(out / "checkpoints", out / "kept");
+        write_file_atomically((out / "checkpoints").string(), "in the way");
+    };
+    const WithCuda with_cuda;
+    CHECK_THROWS_WITH_AS(run(request), doctest::Contains("checkpoints"), RunFailure);
+    CHECK(std::filesystem::exists(out / "kept" / "step_000004" / "weights.safetensors"));
+    CHECK_FALSE(std::filesystem::exists(out / "model.safetensors"));
+}
+
+TEST_CASE("a resumed run reads the choice of products that it was started with") {
+    Task task;
+    RunRequest part = task.request;
+    part.settings.out = task.scratch / "chosen";
+    const WithCuda with_cuda;
+    cuda::ProductChoices choices;
+    choices.made_for = cuda::products_made_for();
+    const std::string path = task.scratch / "products.txt";
+    write_file_atomically(path, choices.text());
+    set(part.settings, "products", path);
+    struct Stop {};
+    part.on_step = [](int64_t step) {
+        if (step == 7) throw Stop();
+    };
+    CHECK_THROWS_AS(run(part), Stop);
+    RunRequest rest;
+    rest.command = part.command;
+    rest.json_output = true;
+    rest.resume = true;
+    rest.settings.out = part.settings.out;
+    std::filesystem::rename(path, path + ".moved");
+    CHECK_THROWS_WITH_AS(run(rest), doctest::Contains("products.txt"), BadInput);
+    std::filesystem::rename(path + ".moved", path);
+    run(rest);
+    CHECK(cuda::device_options().products == path);
 }
 
 TEST_CASE("attention kernels that this program has not are refused, before anything is written") {
