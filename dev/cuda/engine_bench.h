@@ -311,7 +311,7 @@ class OpTimes {
                                       hidden.data(), H, false, e, nullptr);
         };
         const bool fused = multiply_back(backward);
-        add("MLP down, d input", [&] { multiply_back(fused ? backward : Epilogue<X>()); });
+        add("MLP down, d input + GELU", [&] { multiply_back(fused ? backward : Epilogue<X>()); });
         add("MLP up, d bias", [&] {
             if (fused) return column_sums(sums.data(), scratch.data(), hidden.data(), N, H, H, nullptr);
             gelu_backward_bias(hidden.data(), sums.data(), scratch.data(), hidden.data(), fc.data(), N, H, nullptr);

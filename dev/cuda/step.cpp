@@ -73,9 +73,7 @@ class Step {
     void linear(const std::string& name, int64_t K, int64_t M, double more = 0) {
         product(name + ", forward", N_, M, K, more, true);
     }
-    void dinput(const std::string& name, int64_t K, int64_t M, double more = 0) {
-        product(name + ", d input", N_, K, M, more);
-    }
+    void dinput(const std::string& name, int64_t K, int64_t M) { product(name + ", d input", N_, K, M); }
     // Read and written in float, where `product` has counted a result in bf16.
     static double float_sums(int64_t n) { return (2 * kFloat - kBf16) * static_cast<double>(n); }
     void dweight(const std::string& name, int64_t K, int64_t M) {
@@ -188,7 +186,7 @@ class Step {
         const int64_t C = c_.C, H = c_.n_inner;
         if (o_.recompute >= 1) add("GELU, remade", {"map_kernel"}, shape_text({N_, H}), c_.L, kBf16 * 2 * NH_);
         dweight("MLP down", H, C);
-        dinput("MLP down", H, C, kBf16 * NH_);  // through GELU
+        product("MLP down, d input + GELU", N_, H, C, kBf16 * NH_);
         dbias("MLP up", H);
         if (o_.recompute >= 2) norm(mlp_norm(o_.phase) + ", remade", c_.L, 2);
         dweight("MLP up", C, H);
