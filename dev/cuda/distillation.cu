@@ -89,20 +89,19 @@ struct SameLikeliestProblem : TwoLogits<X> {
     explicit SameLikeliestProblem(const LogitsShape& shape) : TwoLogits<X>(shape), same(shape.rows) {}
     std::string name() const { return TwoLogits<X>::name("likeliest"); }
     double bytes() const { return TwoLogits<X>::bytes(2); }
-    // Rows that the logits alone seldom have: two likeliest tokens, of which the first counts, and a teacher that agrees
-    // with it or with the other.
-    std::vector<X> with_equals(const std::vector<X>& values, bool second_too) const {
+    // Rows with two likeliest tokens, which made-up logits seldom have, and a teacher who has the first, the second or both.
+    std::vector<X> with_equals(const std::vector<X>& values, bool of_teacher) const {
         std::vector<X> out = values;
         for (int64_t r = 0; r < this->s.rows; r += 2) {
             X* row = out.data() + r * this->s.Vp;
-            if (second_too || r % 4 == 0) row[this->s.V / 3] = from_float<X>(50);
-            if (second_too || r % 4 != 0) row[this->s.V - 1] = from_float<X>(50);
+            if (!of_teacher || r % 6 != 2) row[this->s.V / 3] = from_float<X>(50);
+            if (!of_teacher || r % 6 != 0) row[this->s.V - 1] = from_float<X>(50);
         }
         return out;
     }
     void prepare() const {
-        this->logits.set(with_equals(this->before, true));
-        this->teacher.set(with_equals(TwoLogits<X>::near(this->before), false));
+        this->logits.set(with_equals(this->before, false));
+        this->teacher.set(with_equals(TwoLogits<X>::near(this->before), true));
         same.set(std::vector<uint8_t>(static_cast<size_t>(this->s.rows), 7));
     }
     void run(SameLikeliest<X> f) const {
