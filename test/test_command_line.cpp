@@ -1482,7 +1482,9 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     const std::string taught = succeed(and_also(floors, {"--distill", "--phase", "removed", "--recompute", "2"})).out;
     for (const char* word : {"not measured", "distillation_kernel", "FakeLN, remade", "H200 SXM 4.8 TB/s"})
         CHECK(contains(taught, word));
-    CHECK(contains(succeed(and_also(floors, {"--markdown"})).out, "| classifier_kernel "));
+    const std::string markdown = succeed(and_also(floors, {"--markdown"})).out;
+    CHECK(contains(markdown, "| classifier_kernel "));
+    CHECK_MESSAGE(contains(read_bytes("dev/cuda/STEP.md"), markdown), "scripts/update_readme.sh has not been run");
     check_refused(and_also(floors, {"--phase", "later"}), {"--phase later", "layernorm, apart or removed"});
     check_refused(and_also(floors, {"--precision", "fp32"}), {"--floors", "--precision"});
     check_refused({"bench", "--recompute", "1"}, {"--recompute", "--floors"});

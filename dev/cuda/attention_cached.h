@@ -83,12 +83,7 @@ __global__ void attention_cached_v2_kernel(X* out, const X* qkv, const X* cache,
         weights[u] = score;
         largest = fmaxf(largest, score);
     }
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, offset));
-    if (lane_index() == 0) partial[warp_index()] = largest;
-    __syncthreads();
-    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; w++) largest = fmaxf(largest, partial[w]);
-    __syncthreads();
+    largest = block_max(largest, partial);
     for (int64_t u = threadIdx.x; u < head.keys; u += blockDim.x) {
         const float p = __expf(weights[u] - largest);
         weights[u] = p;

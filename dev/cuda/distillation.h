@@ -54,16 +54,6 @@ void distillation_v1(X* logits, float* losses, float* kls, const X* teacher_logi
            teacher_logits, targets, share, scale, with_gradient, rows, V, Vp);
 }
 
-// The largest of a block's values, in every thread. `partial` holds a value per warp.
-__device__ __forceinline__ float block_max(float x, const Shared<float>& partial) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
-    if (lane_index() == 0) partial[warp_index()] = x;
-    __syncthreads();
-    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; w++) x = fmaxf(x, partial[w]);
-    __syncthreads();
-    return x;
-}
-
 // v2: a block per row; both rows are read three times.
 template <class X>
 __global__ void distillation_v2_kernel(X* logits, float* losses, float* kls, const X* teacher_logits,

@@ -12,6 +12,7 @@
 #include "dev/cuda/step.h"
 #include "dev/cuda_on_cpu/cuda.h"
 #include "dev/engine.h"
+#include "test/file_helpers.h"
 #include "test/test_models.h"
 
 using namespace lnfree;
@@ -134,6 +135,17 @@ TEST_CASE("the list of a step counts the launches of all layers, also of widths 
             CAPTURE(o.recompute);
             CAPTURE(o.distill);
             CHECK(counted(listed(o)) == counted(launched(o)));
+        }
+}
+
+TEST_CASE("STEP.md explains every kernel of a step") {
+    std::string text = read_bytes("dev/cuda/STEP.md");
+    text.resize(text.find("<!-- floors -->"));
+    for (const StepOptions& o : every_step(shape_of(1, 2, 64, 67, 7, 256)))
+        for (const std::string& name : listed(o)) {
+            CAPTURE(name);
+            const bool is_kernel = name.find("_kernel") != std::string::npos;
+            if (is_kernel) CHECK(text.find("`" + name + "`") != std::string::npos);
         }
 }
 
