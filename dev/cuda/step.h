@@ -54,7 +54,7 @@ struct DataSheet {
 // NVIDIA's product pages (nvidia.com/en-us/data-center/h100, h200), which state twice the flops "with sparsity".
 constexpr DataSheet kDataSheets[] = {{"H100 SXM", 3.35, 989.5}, {"H200 SXM", 4.8, 989.5}};
 
-// Seconds of one call at the least: its bytes at full bandwidth or its flops at full speed, whichever takes longer.
+// Seconds of one call at full bandwidth, and at full speed; at the least the longer of the two.
 inline double memory_seconds(const StepOperation& op, const DataSheet& gpu) {
     return op.bytes / (gpu.tbytes_per_s * 1e12);
 }
