@@ -1347,17 +1347,10 @@ constexpr int kClassifierThreads = 512;
 constexpr int64_t kClassifierHeldBytes =
     113 * 1024 - 1024;  // half of an H200's 228 KiB, less what each block needs besides
 
-// Rows of logits lie so far apart, and so many of them are made at a time: chunks of about 2^29 bytes at most, all of one
-// size but the last, in whole tiles of a product's 128 rows, so that no product is too small to fill the GPU.
-inline int64_t padded_vocabulary(int64_t V) {
-    return ceil_div(V, 64) * 64;
-}
+// So many rows of logits are made at a time (cuda_engine.h).
 template <class X>
 int64_t logits_rows(int64_t N, int64_t V) {
-    constexpr int64_t tile = 128;
-    const int64_t most = (int64_t{1} << 29) / (padded_vocabulary(V) * static_cast<int64_t>(sizeof(X)));
-    const int64_t chunks = ceil_div(N, std::max(most, tile));
-    return std::min(N, ceil_div(ceil_div(N, chunks), tile) * tile);
+    return logits_rows(N, V, static_cast<int64_t>(sizeof(X)));
 }
 
 // exp(z - largest), without what __expf does for results that are denormal: three instructions instead of seven.
@@ -3316,7 +3309,10 @@ class MatrixProducts {
         const auto product = product_of<In>(16, ta, tb, M, N, K, lda, ldb, ldc, accumulate, epilogue);
         if (choices_ != nullptr && choices_->times_anew) choices_->enter(product, {}, 0);
         if (choices_ != nullptr && choices_->find(product) == nullptr) choices_->not_found++;
-        emulation::do_or_record([=] { multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate); });
+        emulation::do_or_record([=] {
+            emulation::note_done("product");
+            multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate);
+        });
         return true;
     }
 
