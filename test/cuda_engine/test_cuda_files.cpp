@@ -206,13 +206,3 @@ TEST_CASE("eval and generate compute in the precision that is asked for, in fp32
     CHECK(generated("fp32").status == 0);
     CHECK_FALSE(cuda::device_options().in_bf16);
 }
-
-TEST_CASE("a folded model, which runs on the processor, is refused in bf16 on the CUDA engine") {
-    const WithCuda with_cuda;
-    GPT2Config folded = kOneLayer;
-    folded.form = ModelForm::folded;
-    CHECK(backend().make(folded) != nullptr);
-    backend().use_precision("bf16");
-    CHECK_THROWS_WITH_AS(backend().make(folded), doctest::Contains("folded"), BadInput);
-    CHECK(backend().make(kOneLayer) != nullptr);
-}
