@@ -3444,6 +3444,14 @@ inline cudaStream_t the_stream() {
     return stream;
 }
 
+// out (rows,width) of the host, from rows in another type that lie `stride` apart.
+template <class Out, class In>
+void convert_on_host(Out* out, const In* in, int64_t rows, int64_t width, int64_t stride) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < width; i++) out[r * width + i] = from_float<Out>(to_float(in[r * stride + i]));
+}
+
 using SeeGradient = std::function<void(int64_t layer, const float* gradient)>;
 
 // A model's state and passes, whatever X is.
@@ -3603,7 +3611,7 @@ class DeviceModelOf : public DeviceModel {
     void trace_from(int64_t layer, const float* residual, const int32_t* inputs, int64_t B, int64_t T) override {
         reserve(B, T, false);
         upload_tokens(inputs, nullptr);
-        put(stream_at(layer), residual, N() * c_.C);
+        put(stream_at(layer), residual, N(), c_.C);
         run_blocks_from(layer);
     }
     void final_logits(float* out, int64_t first, int64_t count) override { fetch_logits(out, first, count); }
@@ -3626,9 +3634,9 @@ class DeviceModelOf : public DeviceModel {
             copy_from_device(likeliest + first, a_.agreements, count);
         }
     }
-    const float* final_residual() override { return seen(last_.residual, a_.final_residual, N() * c_.C); }
-    const float* final_normed() override { return seen(last_.normed, a_.normedf, N() * c_.C); }
-    const float* final_means() override { return seen(last_.means, mean(2 * c_.L), N()); }
+    const float* final_residual() override { return seen(last_.residual, a_.final_residual); }
+    const float* final_normed() override { return seen(last_.normed, a_.normedf); }
+    const float* final_means() override { return seen_moments(last_.means, a_.mean) + 2 * c_.L * a_.stride; }
     const float* final_divisors(const int32_t* inputs) override {
         const Site& f = host_.sites.f();
         if (f.has_layer_norm()) return sigmas_at(f);
@@ -3638,14 +3646,14 @@ class DeviceModelOf : public DeviceModel {
         return last_.divisors.data();
     }
     const float* sigmas_at(const Site& site) override {
-        return seen(last_.sigmas, a_.sigma, (2 * c_.L + 1) * a_.stride) + norm_index(site) * a_.stride;
+        return seen_moments(last_.sigmas, a_.sigma) + norm_index(site) * a_.stride;
     }
     void stream_gradients(const float* dnormed, const int32_t*, const SeeGradient& see) override {
         if (!training_) throw RunFailure("an analysis asks for gradients of a pass that was not kept");
         prepare_gradients();
         const size_t bytes = static_cast<size_t>(2 * c_.L + 1) * sizeof(AuxTerm);
         require_cuda(cudaMemsetAsync(a_.aux, 0, bytes, stream_), "clearing memory");  // there is no auxiliary loss
-        put(a_.dnormed, dnormed, N() * c_.C);
+        put(a_.dnormed, dnormed, N(), c_.C);
         backward(see);
     }
     void unembed_residual(float* out, const float* residual, int64_t n) override {
@@ -3731,7 +3739,7 @@ class DeviceModelOf : public DeviceModel {
     int64_t decoded_ = 0;   // so many of each sequence
     bool decoding_ = false;
     PinnedArray<X> staging_;                   // what is on its way to or from the host
-    std::array<PinnedArray<float>, 3> shown_;  // to a probe
+    std::array<std::vector<float>, 3> shown_;  // to a probe
     struct {
         std::vector<float> residual, normed, means, divisors, sigmas;
     } last_;                     // what was asked about the last pass, in the host's memory; empty: not yet
@@ -3814,40 +3822,46 @@ class DeviceModelOf : public DeviceModel {
         require_cuda(cudaStreamSynchronize(stream_), "a pass over a micro-batch");
     }
 
-    // n values of the device, float or X, as floats of the host; and the other way.
-    template <class Y>
-    void fetch(float* to, const Y* from, int64_t n) {
-        if constexpr (std::is_same_v<Y, float>) {
-            copy_from_device(to, from, n);
-        } else {
-            Y* staged = staging_.reserve(n);
-            copy_from_device(staged, from, n);
-#pragma omp parallel for schedule(static)
-            for (int64_t i = 0; i < n; i++) to[i] = to_float(staged[i]);
-        }
+    // Rows of X (rows,width), so far apart on the device, as floats of the host (rows,width); and the other way.
+    void fetch(float* to, const X* from, int64_t rows, int64_t width, int64_t stride) {
+        X* staged = staging_.reserve(rows * stride);
+        copy_from_device(staged, from, rows * stride);
+        convert_on_host(to, staged, rows, width, stride);
     }
-    void put(X* to, const float* from, int64_t n) {
-        X* staged = staging_.reserve(n);
-#pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < n; i++) staged[i] = from_float<X>(from[i]);
-        copy_to_device(to, staged, n);
+    void put(X* to, const float* from, int64_t rows, int64_t width) {
+        X* staged = staging_.reserve(rows * width);
+        convert_on_host(staged, from, rows, width, width);
+        copy_to_device(to, staged, rows * width);
         require_cuda(cudaStreamSynchronize(stream_), "copying to the GPU");
     }
-    // The same, kept until the next pass.
-    template <class Y>
-    const float* seen(std::vector<float>& kept, const Y* from, int64_t n) {
+    // For a probe (B,T,width), which may have up to two of X and one of float.
+    float* show(size_t which, const X* from, int64_t width) {
+        std::vector<float>& to = shown_[which];
+        to.resize(static_cast<size_t>(N() * width));
+        fetch(to.data(), from, N(), width, width);
+        return to.data();
+    }
+    float* show_float(size_t which, const float* from, int64_t width) {
+        std::vector<float>& to = shown_[which];
+        to.resize(static_cast<size_t>(N() * width));
+        copy_from_device(to.data(), from, N() * width);
+        return to.data();
+    }
+    // Of the last pass, kept until the next.
+    const float* seen(std::vector<float>& kept, const X* from) {
         if (kept.empty()) {
-            kept.resize(static_cast<size_t>(n));
-            fetch(kept.data(), from, n);
+            kept.resize(static_cast<size_t>(N() * c_.C));
+            fetch(kept.data(), from, N(), c_.C, c_.C);
         }
         return kept.data();
     }
-    // For a probe, which may have up to three.
-    template <class Y>
-    float* show(size_t which, const Y* from, int64_t n) {
-        float* to = shown_[which].reserve(n);
-        fetch(to, from, n);
-        return to;
+    // (2L+1,stride), as they lie on the device.
+    const float* seen_moments(std::vector<float>& kept, const float* from) {
+        if (kept.empty()) {
+            kept.resize(static_cast<size_t>((2 * c_.L + 1) * a_.stride));
+            copy_from_device(kept.data(), from, (2 * c_.L + 1) * a_.stride);
+        }
+        return kept.data();
     }
 
     // Every pass begins with it.
@@ -3985,9 +3999,7 @@ class DeviceModelOf : public DeviceModel {
     }
 
     // The stream in front of block 0..L-1, or in front of ln_f.
-    X* stream_at(int64_t l) const {
-        return l < c_.L ? a_.layers[static_cast<size_t>(l)].residual : a_.final_residual;
-    }
+    X* stream_at(int64_t l) const { return l < c_.L ? a_.layers[static_cast<size_t>(l)].residual : a_.final_residual; }
 
     // Makes the stream in front of block l (L: of ln_f), unless it is there already, and its norms; anew if a probe has had
     // it in its hands.
@@ -3998,9 +4010,9 @@ class DeviceModelOf : public DeviceModel {
         else
             norm_stream(l, stream, a_.layers[static_cast<size_t>(l - 1)].residual_mid, a_.branch);
         if (!probe.residual) return;
-        float* shown = show(0, stream, N() * c_.C);
+        float* shown = show(0, stream, c_.C);
         probe.residual(l, shown);
-        put(stream, shown, N() * c_.C);
+        put(stream, shown, N(), c_.C);
         norm_stream(l, nullptr, stream, nullptr);
     }
     void norm_stream(int64_t l, X* sum, const X* x, const X* y) {
@@ -4030,8 +4042,7 @@ class DeviceModelOf : public DeviceModel {
                              c_.NH, stream_);
         else
             attention_.forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
-        if (probe.attention)
-            probe.attention(l, show(0, a.att, N() * C), show(1, a.qkv, 3 * N() * C), show(2, a.lse, N() * c_.NH));
+        if (probe.attention) probe.attention(l, show(0, a.att, C), show(1, a.qkv, 3 * C), show_float(2, a.lse, c_.NH));
         linear(a_.branch, a.att, x.proj, x.proj_bias, C, C, C);
     }
 
@@ -4044,7 +4055,7 @@ class DeviceModelOf : public DeviceModel {
                      2 * l + 1);
         linear_gelu(a.hidden, a.fc, a.normed2, x.fc, x.fc_bias, C, H);
         linear(a_.branch, a.hidden, x.fcproj, x.fcproj_bias, H, C, C);
-        if (probe.mlp) probe.mlp(l, show(0, a.hidden, N() * H), show(1, a_.branch, N() * C));
+        if (probe.mlp) probe.mlp(l, show(0, a.hidden, H), show(1, a_.branch, C));
     }
 
     // logits (rows,Vp) of normed (rows,C)
@@ -4055,13 +4066,9 @@ class DeviceModelOf : public DeviceModel {
     // out (rows,V): what a pass makes of the positions from n on
     void fetch_logits(float* out, int64_t n, int64_t rows) {
         for (int64_t r0 = 0; r0 < rows; r0 += a_.rows_per_chunk) {
-            const int64_t count = std::min(a_.rows_per_chunk, rows - r0), V = c_.V, Vp = a_.Vp;
+            const int64_t count = std::min(a_.rows_per_chunk, rows - r0);
             unembed(a_.normedf + (n + r0) * c_.C, count);
-            X* chunk = staging_.reserve(count * Vp);
-            copy_from_device(chunk, a_.logits, count * Vp);
-#pragma omp parallel for schedule(static)
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t v = 0; v < V; v++) out[(r0 + r) * V + v] = to_float(chunk[r * Vp + v]);
+            fetch(out + r0 * c_.V, a_.logits, count, c_.V, a_.Vp);
         }
     }
 
@@ -4114,7 +4121,7 @@ class DeviceModelOf : public DeviceModel {
         for (int64_t l = L - 1; l >= 0; l--) {
             mlp_backward(l);
             attention_block_backward(l);
-            if (see) see(l, show(0, a_.dresidual, N() * c_.C));
+            if (see) see(l, show(0, a_.dresidual, c_.C));
         }
     }
 
@@ -4132,9 +4139,7 @@ class DeviceModelOf : public DeviceModel {
     }
 
     // The gradient of the bias of what layer l's MLP adds to the stream: the next norm's backward pass sums it up.
-    float* bias_of_mlp(int64_t l) const {
-        return d_.layers[static_cast<size_t>(l)].fcproj_bias;
-    }
+    float* bias_of_mlp(int64_t l) const { return d_.layers[static_cast<size_t>(l)].fcproj_bias; }
 
     void mlp_backward(int64_t l) {
         const int64_t C = c_.C, H = c_.n_inner, site = 2 * l + 1;
