@@ -19,6 +19,7 @@ using namespace lnfree;
 namespace {
 
 constexpr int64_t B = 3, T = 11, N = B * T;
+constexpr double kInBf16 = 1.0 / 64;  // of the largest value: four of bf16's roundings
 
 // One whose rows can be read 16 bytes at a time, and one of which nothing is a multiple of 4.
 const GPT2Config kAligned = shape_of(2, 2, 24, 67, 13, 56), kOdd = shape_of(3, 2, 14, 61, 13, 35);
@@ -66,7 +67,7 @@ void for_all(F f) {
             const bool is_folded = c.form == ModelForm::folded;
             CAPTURE(is_folded);
             const std::unique_ptr<Engine> cpu = made(make_reference, c), gpu = made(cuda::make_engine, c);
-            f(*cpu, *gpu, in_bf16 ? 0.06 : 1e-5);
+            f(*cpu, *gpu, in_bf16 ? kInBf16 : 1e-5);
         }
 }
 
@@ -368,7 +369,7 @@ TEST_CASE("a folded model evaluates and decodes as the reference does, its bias 
         for (const bool in_bf16 : {false, true}) {
             const cuda::OptionsKeeper keeper;
             cuda::device_options().in_bf16 = in_bf16;
-            const double allowed = in_bf16 ? 0.06 : 1e-5;
+            const double allowed = in_bf16 ? kInBf16 : 1e-5;
             const std::unique_ptr<Engine> cpu = made(make_reference, c), gpu = made(cuda::make_engine, c);
             const std::vector<int32_t> tokens = tokens_of(*cpu, N + 1);
             const auto losses = [&](Engine& model) {
