@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <future>
 #include <vector>
 
 #include "data/files.h"
@@ -96,6 +97,7 @@ void add_options(Json& resume, const Session& session) {
     resume["keep_checkpoints"] = o.keep_checkpoints;
     resume["stochastic_rounding"] = o.engine.stochastic_rounding;
     resume["attention"] = o.engine.attention;
+    if (!o.engine.products.empty()) resume["products"] = fs::absolute(o.engine.products).string();
     resume["data_fingerprint"] = hex(session.train->fingerprint());
     if (session.teacher) resume["teacher"] = fs::absolute(o.teacher).string();
 }
@@ -121,14 +123,26 @@ void write_files(const std::string& folder, const Session& session, const Json& 
 
 }  // namespace
 
+void finish_checkpoint(Session& session) {
+    if (session.writing.valid()) session.writing.get();
+}
+
 void save_checkpoint(Session& session, const RunState& at) {
+    finish_checkpoint(session);  // it reads what is fetched anew now
     session.model->fetch_parameters();
     session.model->fetch_moments();
     Json record = model_record(session, at, ModelForm::checkpoint, false);
     add_options(record["resume"], session);
-    write_checkpoint(session.options().out, at.step,
-                     [&](const std::string& folder) { write_files(folder, session, record); });
-    prune_checkpoints(session.options().out, 2);
+    const auto write = [&session, record, step = at.step] {
+        write_checkpoint(session.options().out, step,
+                         [&](const std::string& folder) { write_files(folder, session, record); });
+        prune_checkpoints(session.options().out, 2);
+    };
+    if (session.model->has_copies()) {
+        session.writing = std::async(std::launch::async, write);
+    } else {
+        write();
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -165,6 +179,7 @@ void take_options(RunSettings& o, const Json& resume) {
     if (!o.has("keep_checkpoints")) resume.at("keep_checkpoints").get_to(o.keep_checkpoints);
     resume.at("stochastic_rounding").get_to(o.engine.stochastic_rounding);
     resume.at("attention").get_to(o.engine.attention);
+    if (resume.contains("products")) resume["products"].get_to(o.engine.products);
     if (!o.has("teacher") && resume.contains("teacher")) resume["teacher"].get_to(o.teacher);
 }
 

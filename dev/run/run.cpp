@@ -48,6 +48,7 @@ void write_result(Session& session) {
     Engine& model = *session.model;
     const std::string& out = session.options().out;
     GPT2Config config;
+    finish_checkpoint(session);
     model.fetch_parameters();
     const bool folded = model.config.form == ModelForm::folded, with_f = session.settings().experiment.keep_f;
     const std::vector<TensorRecipe> recipes = folded   ? folded_recipes(model, config)
@@ -92,6 +93,7 @@ Json run(const RunRequest& request) {
         carry_out(session);
         write_result(session);
     } catch (const RunFailure& e) {
+        if (session.writing.valid()) session.writing.wait();
         throw RunFailure(e.what() + where_to_go_on(session.options().out));
     }
     Json summary = summary_of(session);

@@ -231,6 +231,7 @@ TEST_CASE("gradients of the stream are the reference's, and leave no trace in a 
             return cuda::gradients_of(gpu);
         };
         const std::vector<float> before = trained();
+        gpu.zero_gradients();  // and known to be 0
         for (Engine* model : {&cpu, &gpu}) model->trace(tokens.data(), B, T, {}, true);
         const auto expected = stream_gradients(cpu, tokens), found = stream_gradients(gpu, tokens);
         REQUIRE(found.size() == static_cast<size_t>(cpu.config.L));
