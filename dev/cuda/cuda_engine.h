@@ -38,8 +38,8 @@ std::string products_made_for();
 // Throws NoGpu (exit 3) where there is none.
 void require_gpu();
 
-// A model on the GPU; a folded one runs on the processor, by the reference. It needs no GPU until something is computed, so
-// that commands that only read and write files work anywhere.
+// A model of any form on the GPU. It needs none until something is computed, so that commands that only read and write files
+// work anywhere.
 std::unique_ptr<Engine> make_engine(const GPT2Config& c);
 
 // Puts this engine in the reference's place: backend().
