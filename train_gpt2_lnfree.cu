@@ -3910,6 +3910,10 @@ class DeviceModelOf : public DeviceModel {
         recorded_.forget();
         if (needed > arena_.size()) arena_.allocate(needed);
         a_.lay_out(arena_.data(), c_, B, T, training, recompute_);
+        // So that the emulation sees what is read before it is written, whatever lay there with other sizes.
+        if (kEmulated)
+            require_cuda(cudaMemsetAsync(arena_.data(), 0xff, static_cast<size_t>(arena_.size()), stream_),
+                         "marking memory");
         // Products leave the columns behind the vocabulary as they are, and vectors of logits reach into them.
         const size_t logits_bytes = static_cast<size_t>(a_.rows_per_chunk * a_.Vp) * sizeof(X);
         require_cuda(cudaMemsetAsync(a_.logits, 0, logits_bytes, stream_), "clearing memory");
