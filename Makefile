@@ -18,6 +18,7 @@
 #: CXX=clang++           another compiler                  ISA=native|portable|avx2|avx512  one instruction set only, builds faster
 #: SAN=1                 with Address- and UndefinedBehaviorSanitizer    WERROR=1  warnings are errors    V=1  show the commands
 #: CXXFLAGS=...          instead of -O2                    make -j1          one job at a time (default: one per core)
+#: MPI=0                 one process only, though MPI is there
 #: CUDA=0                leave the CUDA engine out          CUDA_ARCHS=...    nvcc's -gencode flags (scripts/cuda_archs.sh)
 #: USE_CUDNN=1           with cuDNN's attention as well     CUDNN_FRONTEND=DIR  where cudnn_frontend.h is, if not in a usual place
 #:
@@ -84,7 +85,10 @@ endif
 # Never -ffast-math: a NaN must stay a NaN, and sums are taken in the order that the source writes.
 LANGUAGE := -std=c++17 -fno-math-errno -fno-trapping-math -Wall -Wextra $(if $(WERROR),-Werror) -I. \
             $(if $(filter openmp,$(FOUND)),-fopenmp,-Wno-unknown-pragmas) $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
-LIBS := -lpcre2-8 -lz -ldl
+# Several processes: with MPI's own flags (MPI=0: without it). Its leaks are not the sanitizers' business.
+MPI_FOUND := $(if $(filter 0,$(MPI))$(SAN),,$(filter mpi,$(FOUND)))
+MPI_FLAGS := $(if $(MPI_FOUND),-DLNFREE_MPI $(shell scripts/detect.sh --mpi compile))
+LIBS := -lpcre2-8 -lz -ldl $(if $(MPI_FOUND),$(shell scripts/detect.sh --mpi link))
 ifdef SAN
     LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
     CXXFLAGS ?= -O1
@@ -109,7 +113,7 @@ CUDA_PROGRAM := $(if $(filter 0,$(CUDA))$(SAN)$(ISA)$(findstring clang,$(CXX)),,
 .PHONY: all help clean detect ready FORCE
 # What takes longest begins first, so that the other cores do not wait for it at the end.
 all: detect $(CUDA_PROGRAM) $(PROGRAM)
-	@echo "Built ./$(PROGRAM) ($(VARIANTS))$(if $(filter openmp,$(FOUND)),, without OpenMP: it will use one thread)"
+	@echo "Built ./$(PROGRAM) ($(VARIANTS))$(if $(filter openmp,$(FOUND)),, without OpenMP: it will use one thread)$(if $(MPI_FOUND),$(comma) also for several processes over MPI)"
 	@$(if $(CUDA_PROGRAM),echo "Built ./$(CUDA_PROGRAM) ($(foreach code,$(filter code=%,$(subst $(comma), ,$(CUDA_ARCHS))),$(code:code=%=%)))",:)
 
 help:
@@ -125,8 +129,8 @@ ready: | detect
 # Rewritten only when it changes: other flags rebuild everything.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS)' | cmp -s - $@ || \
-	    echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS)' > $@
+	@echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS) $(MPI_FLAGS)' | cmp -s - $@ || \
+	    echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS) $(MPI_FLAGS)' > $@
 
 # Every room is compiled once, file by file, into an archive; a program takes what it needs.
 objects_of = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard $(1:%=%/*.cpp)))
@@ -135,6 +139,7 @@ $(BUILD)/%.o: %.cpp $(BUILD)/flags | ready
 	@mkdir -p $(@D)
 	@echo "compile  $<"
 	$(Q)$(CXX) $(LANGUAGE) $(if $(filter data/%,$<),$(CXXFLAGS),$(COLDFLAGS)) $(EXTRA) -MMD -MP -c $< -o $@
+$(BUILD)/dev/run/processes_mpi.o: EXTRA = $(MPI_FLAGS)
 $(BUILD)/dev/commands/command_line.o: EXTRA = -O0  # CLI11's templates: -O1 takes half as long again
 
 # The operations, once per instruction set. No function of theirs may be one that the linker shares with other units: it

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "dev/analysis/subjects.h"
 #include "dev/commands/commands.h"
 #include "dev/cpu/machine.h"
+#include "dev/processes.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
@@ -421,6 +423,16 @@ void require_known_command(const CLI::App& app, int argc, char** argv) {
     if (!known) throw BadInput("there is no command " + quoted_name(argv[1]) + "; see --help");
 }
 
+// Of several processes each would do the same work and write the same files.
+void require_several_can(const CLI::App& app) {
+    static const std::set<std::string> shared = {"pretrain", "remove", "finetune", "eval"};
+    const CLI::App& command = *app.get_subcommands().front();
+    const bool loss = command.get_name() == "analyze" && command.count("measurement") > 0 &&
+                      command.get_option("measurement")->as<std::string>() == "loss";
+    if (processes().size() > 1 && shared.count(command.get_name()) == 0 && !loss)
+        throw BadInput(command.get_name() + ": runs in one process; start it without mpirun");
+}
+
 }  // namespace
 
 std::function<int()> parse_command_line(int argc, char** argv) {
@@ -440,6 +452,7 @@ std::function<int()> parse_command_line(int argc, char** argv) {
         throw BadInput(std::string(e.what()) + "; see --help");
     }
     if (line->threads > 0) set_thread_count(line->threads);
+    require_several_can(line->app);
     return [line] { return line->action(); };
 }
 

@@ -12,6 +12,7 @@
 
 int main(int argc, char** argv) {
     lnfree::cuda::use_cuda_engine();
+    lnfree::backend().trains_together = false;
     lnfree::backend().check = lnfree::cuda::check_engine;
     lnfree::backend().bench = lnfree::cuda::bench_engine;
     return lnfree::run_program(argc, argv);

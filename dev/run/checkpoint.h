@@ -13,7 +13,7 @@ namespace lnfree {
 Json model_record(const Session& session, const RunState& state, ModelForm form, bool finished);
 
 // Writes the checkpoint of the state before step `at.step`, to which the engine's weights and moments still belong, and
-// removes all but the last two. RunFailure when the disk fails; the checkpoints before stay.
+// removes all but the last two. Of several processes the first writes, and gets the others' moments tensor by tensor. RunFailure when the disk fails; the checkpoints before stay.
 void save_checkpoint(Session& session, const RunState& at);
 
 // Model, optimiser and state of the newest checkpoint in --out become the session's, and so do the options that the

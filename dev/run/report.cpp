@@ -10,6 +10,7 @@
 #include "data/model_card.h"
 #include "data/model_folder.h"
 #include "dev/cpu/machine.h"
+#include "dev/processes.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/experiments.h"
 #include "dev/run/records.h"
@@ -42,7 +43,8 @@ std::string in_percent(double share) {
 
 }  // namespace
 
-void report_step(Session& session, const StepReport& r, const std::vector<Event>& events, double tokens_per_s) {
+void report_step(Session& session, const StepReport& r, const std::vector<Event>& events, double tokens_per_s,
+                 double communication_s) {
     const Sites& sites = session.model->sites;
     Json line;
     line["step"] = r.step;
@@ -52,6 +54,7 @@ void report_step(Session& session, const StepReport& r, const std::vector<Event>
     line["grad_norm"] = r.gradient_norm;
     line["lr"] = r.lr;
     line["tokens_per_s"] = tokens_per_s;
+    if (processes().size() > 1) line["communication_s"] = communication_s;
     line["removed"] = Json::array();
     for (const Event& e : events)
         line[e.action == "removed" ? "removed" : "released"].push_back(
