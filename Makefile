@@ -324,7 +324,7 @@ SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(T
 TESTS := $(filter-out $(if $(SAN),$(SLOW_SANITISED)),$(TESTS_data) $(TESTS_engine) $(TESTS_double) $(TESTS_isa) $(TESTS_cuda))
 
 # What a choice of tests needs: their programs, and the program under test where some of them run it.
-RUN_THE_PROGRAM := %/test_command_line %/test_memory
+RUN_THE_PROGRAM := %/test_command_line %/test_memory %/test_processes
 programs_of = $(sort $(foreach test,$(1),$(firstword $(subst @, ,$(test))))) $(if $(filter $(RUN_THE_PROGRAM),$(1)),$(PROGRAM))
 
 .PHONY: test run-test
@@ -368,11 +368,11 @@ fuzz: $(FUZZERS)
 test-interop: all
 	@test/interop/run.sh
 
-# The kills are those of test_command_line, the treatments those of test_engine, more of them.
+# The kills are those of test_command_line and test_processes, the treatments those of test_engine, more of them.
 TESTS_long := $(call tests_in,long)
-test-long: all $(BUILD)/test/test_command_line $(BUILD)/test/engine/test_engine $(TESTS_long)
+test-long: all $(BUILD)/test/test_command_line $(BUILD)/test/test_processes $(BUILD)/test/engine/test_engine $(TESTS_long)
 	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 LNFREE_TREATMENTS=20 TEST_TIMEOUT=7200 \
-	    test/run.sh $(BUILD)/test/test_command_line $(BUILD)/test/engine/test_engine $(TESTS_long)
+	    test/run.sh $(BUILD)/test/test_command_line $(BUILD)/test/test_processes $(BUILD)/test/engine/test_engine $(TESTS_long)
 	@$(MAKE) fuzz FUZZ_SECONDS=600
 	@EMULATE=1 scripts/gpu_pack.sh build/gpu_pack_emulated
 	@scripts/gpu_check.sh --emulated --pack build/gpu_pack_emulated --out build/gpu_check_emulated

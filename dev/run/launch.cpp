@@ -100,8 +100,22 @@ int leave_processes(int status, const std::string& line) {
     g_launched->abort(status);
 }
 
-void require_alike(const std::vector<Common>& things) {
+namespace {
+
+// What tells two builds of this program from each other: its bytes.
+uint64_t program_fingerprint() {
+    Hash64 hash;
+    const std::string program = read_file("/proc/self/exe", uint64_t{1} << 31);
+    add_bytes(hash, program.data(), program.size());
+    return hash.value();
+}
+
+}  // namespace
+
+void require_alike(const std::function<std::vector<Common>()>& of_this_process) {
     if (g_launched == nullptr) return;
+    std::vector<Common> things = of_this_process();
+    things.insert(things.begin(), {"another build of this program", program_fingerprint()});
     const size_t n = things.size(), size = static_cast<size_t>(processes().size());
     std::vector<uint64_t> all(n * size);
     for (size_t i = 0; i < n; i++) all[static_cast<size_t>(processes().rank()) * n + i] = things[i].value;
@@ -113,13 +127,6 @@ void require_alike(const std::vector<Common>& things) {
                 throw BadInput("process " + std::to_string(r) + " on " + machines[r] + " has " + things[i].what +
                                " than process 0 on " + machines[0] + " (" + hex(all[r * n + i]) + ", " + hex(all[i]) +
                                "); all processes of a run need the same");
-}
-
-uint64_t program_fingerprint() {
-    Hash64 hash;
-    const std::string program = read_file("/proc/self/exe", uint64_t{1} << 31);
-    add_bytes(hash, program.data(), program.size());
-    return hash.value();
 }
 
 }  // namespace lnfree

@@ -284,6 +284,34 @@ void check_data(const Session& session) {
     warn_of_shared_shards(session);
 }
 
+namespace {
+
+uint64_t fingerprint_of(const std::unique_ptr<Engine>& model) {
+    Hash64 hash;
+    if (model != nullptr) add_model(hash, *model);
+    return hash.value();
+}
+
+uint64_t fingerprint_of(const std::unique_ptr<TokenShards>& shards) {
+    return shards == nullptr ? 0 : shards->fingerprint();
+}
+
+std::vector<Common> what_must_agree(const Session& session) {
+    const RunSettings& o = session.options();
+    const Json rest = Json::array({o.eval_every, o.val_tokens, o.save_every, session.request.command});
+    const std::string settings = settings_json(session.settings()).dump() + rest.dump();
+    Hash64 of_settings;
+    add_bytes(of_settings, settings.data(), settings.size());
+    return {{"other --data", fingerprint_of(session.train)},
+            {"other --val", fingerprint_of(session.val)},
+            {"another --model", fingerprint_of(session.model)},
+            {"another --teacher", fingerprint_of(session.teacher)},
+            {"another checkpoint in --out", static_cast<uint64_t>(session.state.step)},
+            {"other settings", of_settings.value()}};
+}
+
+}  // namespace
+
 void require_same_run(const Session& session) {
     const int size = processes().size();
     if (size == 1) return;
@@ -295,26 +323,7 @@ void require_same_run(const Session& session) {
                        (s.grad_accum == 1 ? " micro-batch" : " micro-batches") +
                        " per step (--grad-accum): some would have none; start fewer, or choose a smaller --batch and a "
                        "larger --grad-accum");
-    const auto hash_of = [](const auto& add) {
-        Hash64 hash;
-        add(hash);
-        return hash.value();
-    };
-    const auto shards = [](const std::unique_ptr<TokenShards>& of) { return of == nullptr ? 0 : of->fingerprint(); };
-    const auto model = [&](const Engine* of) {
-        return of == nullptr ? 0 : hash_of([&](Hash64& hash) { add_model(hash, *of); });
-    };
-    const RunSettings& o = session.options();
-    const std::string settings =
-        settings_json(s).dump() + Json::array({o.eval_every, o.val_tokens, o.save_every}).dump();
-    require_alike(
-        {{"another build of this program", program_fingerprint()},
-         {"other --data", shards(session.train)},
-         {"other --val", shards(session.val)},
-         {"another --model", model(session.model.get())},
-         {"another --teacher", model(session.teacher.get())},
-         {"another checkpoint in --out", static_cast<uint64_t>(session.state.step)},
-         {"other settings", hash_of([&](Hash64& hash) { add_bytes(hash, settings.data(), settings.size()); })}});
+    require_alike([&] { return what_must_agree(session); });
 }
 
 namespace {
