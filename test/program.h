@@ -27,8 +27,8 @@ struct Outcome {
 
 struct Surroundings {
     rlim_t largest_file = RLIM_INFINITY;  // bytes; a limit is a full disk
-    std::string standard_output;          // a file such as /dev/full; empty: captured
-    Words launcher;                       // in front of the program: mpirun and its flags
+    std::string standard_output = {};     // a file such as /dev/full; empty: captured
+    Words launcher = {};                  // in front of the program: mpirun and its flags
 };
 
 inline std::string program_under_test() {

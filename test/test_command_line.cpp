@@ -309,7 +309,6 @@ TEST_CASE("unknown commands and flags are refused by name" * quick) {
 
 TEST_CASE("what only the CUDA engine can say is refused with its name" * quick) {
     check_refused({"check"}, {"train_gpt2_lnfree_cuda"});
-    check_refused({"info", "--memory", "--size", "xl"}, {"--memory", "train_gpt2_lnfree_cuda", "--dry-run"});
     check_refused({"info"}, {"--model", "--memory"});
     check_refused({"info", "--size", "xl"}, {"--size", "--memory"});
 }

@@ -56,6 +56,14 @@ inline int64_t gradient_buffers(Range run, int64_t leaves) {
 
 class GradientTree {
   public:
+    // Numbers for which reduce() takes memory.
+    static int64_t received_numbers(int64_t leaves, int64_t processes) {
+        int64_t sums = 0;
+        for (int64_t r = 0; processes > 1 && r < processes; r++)
+            sums += static_cast<int64_t>(tree_nodes(share_of(leaves, r, processes), leaves).left.size());
+        return sums * kChunk;
+    }
+
     // A step begins.
     void clear() {
         for (Sum& sum : sums_) spare_.push_back(std::move(sum.numbers));
@@ -86,19 +94,18 @@ class GradientTree {
         std::vector<Range> parts;
         std::vector<std::vector<Range>> nodes;
         int64_t longest = 0;
-        size_t rounds = 0, all = 0;
+        size_t rounds = 0;
         for (int r = 0; r < size; r++) {
             parts.push_back(part_of(gradients.size(), r, size));
             nodes.push_back(tree_nodes(share_of(leaves_, r, size), leaves_).left);
             longest = std::max(longest, parts.back().size());
             rounds = std::max(rounds, nodes.back().size());
-            all += nodes.back().size();
         }
         const size_t own = nodes[static_cast<size_t>(processes().rank())].size();
         if (!sums_.empty() && sums_.size() != own)
             throw RunFailure("internal error: a step's micro-batches were not all taken");
-        if (received_.size() < static_cast<int64_t>(all) * kChunk)
-            received_.allocate(static_cast<int64_t>(all) * kChunk);
+        const int64_t needed = received_numbers(leaves_, size);
+        if (received_.size() < needed) received_.allocate(needed);
         for (int64_t at = 0; at < longest; at += kChunk) {
             std::vector<Range> pieces;
             for (const Range part : parts) pieces.push_back(common(part, {part.first + at, part.first + at + kChunk}));

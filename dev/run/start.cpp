@@ -97,7 +97,8 @@ void require_teacher_of(const Session& session, const LoadedModel& teacher) {
 Settings resolved(const Session& session) {
     const Engine& model = *session.model;
     return resolve_settings(session.options(), session.request.command == "remove", model.sites.L, model.config.n_ctx,
-                            model.parameters(), processes().size());
+                            model.parameters(),
+                            session.request.processes > 0 ? session.request.processes : processes().size());
 }
 
 // --teacher, or the model as it is in its folder. BadInput unless it can say something about every token of the run, and
@@ -313,7 +314,7 @@ std::vector<Common> what_must_agree(const Session& session) {
 }  // namespace
 
 void require_same_run(const Session& session) {
-    const int size = processes().size();
+    const int64_t size = session.request.processes > 0 ? session.request.processes : processes().size();
     if (size == 1) return;
     const Settings& s = session.settings();
     if (!backend().trains_together)
