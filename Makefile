@@ -6,7 +6,7 @@
 #: make quick            in seconds, after an edit: gradients, oracle, instruction set, command line, for this processor's best set
 #: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
 #: make test-interop     against transformers, TransformerLens and other clients, in virtual environments; needs Python and the network
-#: make test-long        what takes hours: ten minutes of fuzzing per reader, 50 kills, 240 removals, 10 GB of text, the GPU's check emulated
+#: make test-long        what takes hours: ten minutes of fuzzing per reader, 50 kills twice, several hosts, 240 removals, 10 GB of text, the GPU's check emulated
 #: make deps             install the packages that are needed and missing (scripts/packages.txt); deps-all: also the optional ones
 #: make dev/cpu/NAME     a program of the kernel laboratory, for this processor only
 #: make dev/cuda/NAME    one for the GPU; without nvcc, or with EMULATE=1, in emulation (so is train_gpt2_lnfree_cuda with
@@ -373,6 +373,7 @@ TESTS_long := $(call tests_in,long)
 test-long: all $(BUILD)/test/test_command_line $(BUILD)/test/test_processes $(BUILD)/test/engine/test_engine $(TESTS_long)
 	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 LNFREE_TREATMENTS=20 TEST_TIMEOUT=7200 \
 	    test/run.sh $(BUILD)/test/test_command_line $(BUILD)/test/test_processes $(BUILD)/test/engine/test_engine $(TESTS_long)
+	@test/hosts.sh ./$(PROGRAM)
 	@$(MAKE) fuzz FUZZ_SECONDS=600
 	@EMULATE=1 scripts/gpu_pack.sh build/gpu_pack_emulated
 	@scripts/gpu_check.sh --emulated --pack build/gpu_pack_emulated --out build/gpu_check_emulated

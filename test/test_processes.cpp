@@ -345,6 +345,8 @@ TEST_CASE("what several processes cannot share is refused in one line") {
     check_ends({"generate", "--model", w.folder / "base", "--prompt", "a"}, on(2), 2, {"generate", "one process"});
     check_ends({"analyze", "norms", "--model", w.folder / "base"}, on(2), 2, {"analyze", "one process"});
     check_ends(joined(removal, {"--lr", "-1"}), on(2), 2, {"--lr"});
+    TemporaryFolder runs;
+    check_ends(w.removal(runs / "run", {"--lr", "1e30", "--preset", "paper"}), on(3), 1, {"is not finite", "--lr"});
 
     const Surroundings one = {RLIM_INFINITY, "", {"mpirun", "--oversubscribe", "-np", "1"}};
     Words blind = removal, other = removal;

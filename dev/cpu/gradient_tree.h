@@ -120,7 +120,7 @@ class GradientTree {
     }
 
   private:
-    static constexpr int64_t kChunk = 1 << 18;  // numbers that a process receives of another at a time
+    static constexpr int64_t kChunk = 1 << 20;  // numbers that a process receives of another at a time
     struct Sum {
         Range of;
         Buffer numbers;

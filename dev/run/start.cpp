@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -12,6 +13,7 @@
 #include "data/model_config.h"
 #include "data/model_folder.h"
 #include "dev/cpu/machine.h"
+#include "dev/cpu/operations.h"
 #include "dev/processes.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/evaluate.h"
@@ -325,6 +327,14 @@ void require_same_run(const Session& session) {
                        " per step (--grad-accum): some would have none; start fewer, or choose a smaller --batch and a "
                        "larger --grad-accum");
     require_alike([&] { return what_must_agree(session); });
+    Hash64 isa;
+    isa.add(reinterpret_cast<const unsigned char*>(operations().isa), std::strlen(operations().isa));
+    if (processes().largest(isa.value() != processes().of_the_first(isa.value())) > 0)
+        std::fprintf(
+            stderr,
+            "note: not all processes have the instruction set of the first (%s): the weights will not be those of "
+            "one process to the bit; LNFREE_ISA=portable makes them so\n",
+            operations().isa);
 }
 
 namespace {
