@@ -30,12 +30,14 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #ifdef __CUDACC__
@@ -47,7 +49,9 @@
 #include "dev/cuda/cuda_engine.h"
 #include "dev/cuda/cudnn_attention.h"
 #include "dev/cuda/device_memory.h"
+#include "dev/cuda/product_choices.h"
 #include "dev/cuda/recorded_work.h"
+#include "dev/cuda/timing.h"
 #include "dev/cuda_on_cpu/cuda.h"
 
 // Loops over registers: a GPU can not index those, so nvcc must write such loops out. Other compilers need not.
@@ -469,11 +473,16 @@ inline Divisor divisor_of(const Site& site, const int32_t* tokens, int32_t end_o
     return d;
 }
 
+// The constant of position n.
+__device__ __forceinline__ float frozen_divisor(const Divisor& d, int64_t n) {
+    const bool special = (d.own_position0 && n % d.T == 0) || (d.own_end_of_text && d.tokens[n] == d.end_of_text);
+    return special ? d.sigma_bar_0 : d.sigma_bar;
+}
+
 // 1 / what position n is divided by; sigma is its own.
 __device__ __forceinline__ float norm_scale(const Divisor& d, float sigma, int64_t n) {
     if (d.own_share == 1) return 1.0f / sigma;
-    const bool special = (d.own_position0 && n % d.T == 0) || (d.own_end_of_text && d.tokens[n] == d.end_of_text);
-    const float fixed = special ? d.sigma_bar_0 : d.sigma_bar;
+    const float fixed = frozen_divisor(d, n);
     if (d.own_share == 0) return 1.0f / fixed;
     return d.tapers ? d.own_share / sigma + (1 - d.own_share) / fixed : powf(sigma / fixed, -d.own_share) / fixed;
 }
@@ -659,8 +668,9 @@ struct AuxTerm {
 //     dx = gamma * e - mean(gamma * e) + slope * (x - mean)
 //     slope = -mean(gamma * l * (x - mean)) / sigma^2 + the auxiliary loss's, factor * (sigma - target) / (C * sigma)
 //     dgamma = sum over n of e * (x - mean),   dbeta = sum over n of dout_a + dout_b
-// so that FakeLN, a second branch and the auxiliary loss cost no more than reading what is theirs. With one branch, e and l
-// are dout times numbers of the row, which are taken out of the sums over it. What the stream's gradient has become is
+// so that a second branch and the auxiliary loss cost no more than reading what is theirs. With one branch, e and l are dout
+// times numbers of the row, which are taken out of the sums over it; with that branch frozen and no auxiliary loss (most
+// norms after their removal) slope is 0, half of the sums and the second look at x with it. What the stream's gradient has become is
 // also the gradient of the projection that was added to the stream just before the norm: its sum over n is the gradient of that
 // projection's bias.
 template <class X>
@@ -682,14 +692,26 @@ struct NormRow {
     float mean, inverse_sigma, scale_a, scale_b, aux_slope;
 };
 
+// What norm_backward_kernel is compiled for.
+enum class NormKind { frozen, one_branch, two_branches };
+
 template <class X>
+NormKind kind_of(const NormBackward<X>& p) {
+    if (p.dout_b != nullptr) return NormKind::two_branches;
+    return p.a.own_share == 0 && p.aux == nullptr ? NormKind::frozen : NormKind::one_branch;
+}
+
+template <NormKind kind, class X>
 __device__ __forceinline__ NormRow norm_row(const NormBackward<X>& p, int64_t n, float mean, float sigma) {
-    NormRow row;
+    NormRow row = {};
     row.mean = mean;
+    if (kind == NormKind::frozen) {
+        row.scale_a = 1.0f / frozen_divisor(p.a, n);
+        return row;
+    }
     row.inverse_sigma = 1.0f / sigma;
     row.scale_a = norm_scale(p.a, sigma, n);
     row.scale_b = p.dout_b == nullptr ? 0.0f : norm_scale(p.b, sigma, n);
-    row.aux_slope = 0.0f;
     if (p.aux != nullptr && p.aux->active != 0) {
         const float target = n % p.aux->T == 0 ? p.aux->target_at_0 : p.aux->sigma_hat;
         row.aux_slope = p.aux->factor * (sigma - target) / (static_cast<float>(p.C) * sigma);
@@ -722,10 +744,11 @@ __device__ __forceinline__ float norm_l_factor(const NormRow& row, const Divisor
 
 // What a round of norm_backward_kernel works on: R rows, on their way from memory while the round before is computed. Every
 // thread copies and reads its own channels alone, so that nobody waits for anybody else's copies.
-template <class X, int width, int R, bool two_branches>
+template <class X, int width, int R, NormKind kind>
 class NormRounds {
   public:
     enum Array { kX, kDoutA, kDresidual, kDoutB };
+    static constexpr bool two_branches = kind == NormKind::two_branches;
     static constexpr int kArrays = two_branches ? 4 : 3, kStages = 2;
 
     __device__ __forceinline__ NormRounds(const NormBackward<X>& p, SharedMemory& shared, int64_t end)
@@ -766,15 +789,21 @@ class NormRounds {
     int64_t channel_, end_;
 };
 
+// Sums over a row that dx needs: of gamma * e, and unless the divisor is frozen of gamma * l * (x - mean).
+template <NormKind kind>
+constexpr int kNormRowSums = kind == NormKind::frozen ? 1 : 2;
+
 // A thread owns `width` channels, keeps their sums in registers and walks down the block's rows with them, R at a time,
 // which share a barrier.
-template <class X, int width, int R, bool two_branches>
+template <class X, int width, int R, NormKind kind>
 __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(NormBackward<X> p) {
     begin_kernel();
-    typedef NormRounds<X, width, R, two_branches> Rounds;
+    typedef NormRounds<X, width, R, kind> Rounds;
+    constexpr bool two_branches = kind == NormKind::two_branches, frozen = kind == NormKind::frozen;
+    constexpr int row_sums = kNormRowSums<kind>, round_sums = R * row_sums;
     SharedMemory shared;
     const int warps = static_cast<int>(blockDim.x) / kWarp, warp = warp_index();
-    const Shared<float> sums = shared.take<float>(2 * warps * 2 * R);  // twice, so that one barrier per round is enough
+    const Shared<float> sums = shared.take<float>(2 * warps * round_sums);  // twice: one barrier per round is enough
     const int64_t C = p.C, c = static_cast<int64_t>(threadIdx.x) * width;
     const int64_t begin = static_cast<int64_t>(blockIdx.x) * p.rows_per_block;
     const int64_t end = begin + p.rows_per_block < p.N ? begin + p.rows_per_block : p.N;
@@ -787,7 +816,7 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
         for (int r = 0; r < R; r++) {
             if (n0 + r >= end) continue;
             next_mean[r] = p.mean[n0 + r];
-            next_sigma[r] = p.sigma[n0 + r];
+            if (!frozen) next_sigma[r] = p.sigma[n0 + r];
         }
     };
     fetch(0, begin);
@@ -797,7 +826,7 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
     for (int64_t n0 = begin; n0 < end; n0 += R, stage ^= 1) {
         NormRow row[R];
         LNFREE_UNROLL
-        for (int r = 0; r < R; r++) row[r] = norm_row(p, n0 + r < end ? n0 + r : n0, next_mean[r], next_sigma[r]);
+        for (int r = 0; r < R; r++) row[r] = norm_row<kind>(p, n0 + r < end ? n0 + r : n0, next_mean[r], next_sigma[r]);
         fetch(stage ^ 1, n0 + R);
         copy_async_wait<1>();
         // With one branch dout itself, to be multiplied by the row's factors afterwards.
@@ -807,7 +836,7 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
             return NormGradient{a, a, a};
         };
         const auto e_factor = [&](int r) { return two_branches ? 1.0f : row[r].scale_a; };
-        float partial[2 * R] = {};
+        float partial[round_sums] = {};
         LNFREE_UNROLL
         for (int r = 0; r < R; r++) {
             if (rounds.is_ours(n0 + r)) {
@@ -818,42 +847,45 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
                     const NormGradient d = gradient_of(r, da, db, i);
                     const float centred = to_float(x.v[i]) - row[r].mean;
                     const float ge = gamma[i] * d.e, gl = two_branches ? gamma[i] * d.l : ge;
-                    partial[2 * r] += ge;
-                    partial[2 * r + 1] += gl * centred;
+                    partial[row_sums * r] += ge;
+                    if (!frozen) partial[row_sums * r + 1] += gl * centred;
                     dgamma[i] += d.e * e_factor(r) * centred;
                     dbeta[i] += d.sum;
                 }
             }
-            partial[2 * r] = warp_sum(partial[2 * r]) * e_factor(r);
-            partial[2 * r + 1] = warp_sum(partial[2 * r + 1]) * (two_branches ? 1.0f : norm_l_factor(row[r], p.a));
+            float* const of_row = partial + row_sums * r;
+            of_row[0] = warp_sum(of_row[0]) * e_factor(r);
+            if (!frozen) of_row[1] = warp_sum(of_row[1]) * (two_branches ? 1.0f : norm_l_factor(row[r], p.a));
         }
-        const Shared<float> round_sums = sums + stage * warps * 2 * R;
+        const Shared<float> of_warps = sums + stage * warps * round_sums;
         if (lane_index() == 0) {
             LNFREE_UNROLL
-            for (int j = 0; j < 2 * R; j++) round_sums[warp * 2 * R + j] = partial[j];
+            for (int j = 0; j < round_sums; j++) of_warps[warp * round_sums + j] = partial[j];
         }
         __syncthreads();
-        float total[2 * R] = {};
+        float total[round_sums] = {};
+        constexpr int step = round_sums < 4 ? round_sums : 4;
         for (int w = 0; w < warps; w++) {
             LNFREE_UNROLL
-            for (int j = 0; j < 2 * R; j += 4) {
-                const Vec<float, 4> four = round_sums.template load_vec<4>(w * 2 * R + j);
+            for (int j = 0; j < round_sums; j += step) {
+                const Vec<float, step> some = of_warps.template load_vec<step>(w * round_sums + j);
                 LNFREE_UNROLL
-                for (int k = 0; k < 4; k++) total[j + k] += four.v[k];
+                for (int k = 0; k < step; k++) total[j + k] += some.v[k];
             }
         }
         LNFREE_UNROLL
         for (int r = 0; r < R; r++) {
             if (!rounds.is_ours(n0 + r)) continue;
-            const float mean_g = total[2 * r] / static_cast<float>(C), slope = norm_slope(row[r], total[2 * r + 1], C);
+            const float mean_g = total[row_sums * r] / static_cast<float>(C);
+            const float slope = frozen ? 0.0f : norm_slope(row[r], total[row_sums * r + row_sums - 1], C);
             const Vec<X, width> x = rounds.load(stage, r, Rounds::kX), da = rounds.load(stage, r, Rounds::kDoutA);
             const Vec<X, width> db = two_branches ? rounds.load(stage, r, Rounds::kDoutB) : da;
             Vec<X, width> dx = {};
             if (!p.overwrite) dx = rounds.load(stage, r, Rounds::kDresidual);
             LNFREE_UNROLL
             for (int i = 0; i < width; i++) {
-                const float centred = to_float(x.v[i]) - row[r].mean;
-                const float here = gamma[i] * gradient_of(r, da, db, i).e * e_factor(r) - mean_g + slope * centred;
+                float here = gamma[i] * gradient_of(r, da, db, i).e * e_factor(r) - mean_g;
+                if (!frozen) here += slope * (to_float(x.v[i]) - row[r].mean);
                 dx.v[i] = from_float<X>(to_float(dx.v[i]) + here);
                 dbias[i] += to_float(dx.v[i]);
             }
@@ -884,7 +916,7 @@ __global__ void norm_backward_plain_kernel(NormBackward<X> p) {
     for (int64_t c = threadIdx.x; c < p.sums * C; c += blockDim.x) dgamma[c] = 0;
     __syncthreads();
     for (int64_t n = begin; n < end; n++) {
-        const NormRow row = norm_row(p, n, p.mean[n], p.sigma[n]);
+        const NormRow row = norm_row<NormKind::two_branches>(p, n, p.mean[n], p.sigma[n]);
         const auto gradient_at = [&](int64_t at) {
             const float da = to_float(p.dout_a[at]), db = p.dout_b == nullptr ? 0.0f : to_float(p.dout_b[at]);
             return norm_gradient(row, p.a, p.b, da, db);
@@ -912,15 +944,14 @@ __global__ void norm_backward_plain_kernel(NormBackward<X> p) {
 }
 
 // Launches norm_backward_kernel if its rounds of R rows fit the device's shared memory.
-template <int R, bool two_branches, class X>
+template <int R, NormKind kind, class X>
 bool launch_norm_backward(const NormBackward<X>& p, int64_t blocks_of_rows, cudaStream_t stream) {
     constexpr int width = kVector<X>;
     const unsigned threads = static_cast<unsigned>(ceil_div(p.C / width, kWarp) * kWarp);
-    const size_t bytes = shared_bytes_of<float>(2 * static_cast<int64_t>(threads / kWarp) * 2 * R) +
-                         NormRounds<X, width, R, two_branches>::shared_bytes(threads);
+    const size_t bytes = shared_bytes_of<float>(2 * static_cast<int64_t>(threads / kWarp) * R * kNormRowSums<kind>) +
+                         NormRounds<X, width, R, kind>::shared_bytes(threads);
     if (static_cast<int64_t>(bytes) > largest_shared_memory()) return false;
-    launch_dependent(norm_backward_kernel<X, width, R, two_branches>, blocks(blocks_of_rows), dim3(threads), bytes,
-                     stream, p);
+    launch_dependent(norm_backward_kernel<X, width, R, kind>, blocks(blocks_of_rows), dim3(threads), bytes, stream, p);
     return true;
 }
 
@@ -949,11 +980,19 @@ void norm_backward(X* dresidual, bool overwrite, float* dgamma, float* dbeta, fl
         dresidual, scratch, sums.columns() / C, dout_a, dout_b, x, gamma, mean, sigma, a, b, aux, overwrite,
         N,         C,       rows_per_block};
     constexpr int R = sizeof(X) == 2 ? 4 : 2;  // as many bytes in float
-    const bool in_rounds = rows_are_aligned<X>(C, dresidual, dout_a, dout_b, x, gamma) && C <= kHeldChannels &&
-                           (dout_b == nullptr ? launch_norm_backward<R, false>(p, count, stream)
-                                              : launch_norm_backward<R, true>(p, count, stream) ||
-                                                    launch_norm_backward<2, true>(p, count, stream));
-    if (!in_rounds)
+    const auto launch_rounds = [&] {
+        if (!rows_are_aligned<X>(C, dresidual, dout_a, dout_b, x, gamma) || C > kHeldChannels) return false;
+        switch (kind_of(p)) {
+            case NormKind::frozen:
+                return launch_norm_backward<R, NormKind::frozen>(p, count, stream);
+            case NormKind::one_branch:
+                return launch_norm_backward<R, NormKind::one_branch>(p, count, stream);
+            default:
+                return launch_norm_backward<R, NormKind::two_branches>(p, count, stream) ||
+                       launch_norm_backward<2, NormKind::two_branches>(p, count, stream);
+        }
+    };
+    if (!launch_rounds())
         launch_dependent(norm_backward_plain_kernel<X>, blocks(count), dim3(256), shared_bytes_of<float>(kWarp), stream,
                          p);
     add_partial_sums(sums, scratch, count, stream);
@@ -3039,6 +3078,27 @@ struct Epilogue {
     const Out* through_gelu = nullptr;  // (M,N), rows N apart: backward; C becomes the product times gelu'(this)
 };
 
+// Everything that cuBLASLt's choice of a kernel may depend on. `alignment`: bytes that all three pointers are multiples of.
+template <class In, class Out>
+ProductChoices::Product product_of(int64_t alignment, Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K,
+                                   int64_t lda, int64_t ldb, int64_t ldc, bool accumulate, const Epilogue<Out>& e) {
+    return {alignment,
+            static_cast<int64_t>(ta),
+            static_cast<int64_t>(tb),
+            M,
+            N,
+            K,
+            lda,
+            ldb,
+            ldc,
+            accumulate,
+            sizeof(In),
+            sizeof(Out),
+            e.bias != nullptr,
+            e.before_gelu != nullptr,
+            e.through_gelu != nullptr};
+}
+
 #ifdef __CUDACC__
 
 inline void require_blas(cublasStatus_t status, const char* doing) {
@@ -3066,9 +3126,11 @@ using BlasDescription = BlasObject<cublasLtMatmulDesc_t, cublasLtMatmulDescDestr
 using BlasLayout = BlasObject<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using BlasPreference = BlasObject<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
+// With `tf32`, operands in float lose 13 of their 23 bits on the way into the tensor cores; sums stay float.
 class MatrixProducts {
   public:
-    MatrixProducts() {
+    explicit MatrixProducts(bool tf32, std::shared_ptr<ProductChoices> choices = nullptr)
+        : float_(tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F), choices_(std::move(choices)) {
         require_blas(cublasLtCreate(&handle_), "cannot be started");
         workspace_.allocate(int64_t{64} << 20);  // Hopper's fastest products ask for 32 MiB
     }
@@ -3082,7 +3144,8 @@ class MatrixProducts {
                   int64_t ldb, Out* C, int64_t ldc, bool accumulate, const Epilogue<Out>& epilogue,
                   cudaStream_t stream) {
         BlasDescription description;
-        require_blas(cublasLtMatmulDescCreate(&description.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+        const cublasComputeType_t compute = std::is_same_v<In, float> ? float_ : CUBLAS_COMPUTE_32F;
+        require_blas(cublasLtMatmulDescCreate(&description.handle, compute, CUDA_R_32F), "a product");
         const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
             require_blas(cublasLtMatmulDescSetAttribute(description.handle, attribute, &value, sizeof value),
                          "a product's description");
@@ -3102,38 +3165,33 @@ class MatrixProducts {
         for (const void* pointer :
              {static_cast<const void*>(A), static_cast<const void*>(B), static_cast<const void*>(C)})
             while (reinterpret_cast<uintptr_t>(pointer) % alignment != 0) alignment /= 2;
-        const Key key{alignment,
-                      static_cast<int64_t>(ta),
-                      static_cast<int64_t>(tb),
-                      M,
-                      N,
-                      K,
-                      lda,
-                      ldb,
-                      ldc,
-                      accumulate,
-                      sizeof(In),
-                      sizeof(Out),
-                      epilogue.bias != nullptr,
-                      epilogue.before_gelu != nullptr,
-                      epilogue.through_gelu != nullptr};
-        const std::optional<cublasLtMatmulAlgo_t> algorithm =
-            choose(key, alignment, sums_in_float<Out>(), description, a, b, c);
+        const auto run = [&](const cublasLtMatmulAlgo_t& algorithm, Out* out) {
+            const float one = 1, beta = accumulate ? 1 : 0;
+            return cublasLtMatmul(handle_, description.handle, &one, B, a.handle, A, b.handle, &beta, C, c.handle, out,
+                                  c.handle, &algorithm, workspace_.data(), static_cast<size_t>(workspace_.size()),
+                                  stream);
+        };
+        const Product product = product_of<In>(alignment, ta, tb, M, N, K, lda, ldb, ldc, accumulate, epilogue);
+        if (chosen_.count(product) == 0) {
+            const auto guesses = [&](int most) {
+                return heuristics(most, alignment, sums_in_float<Out>(), description, a, b, c);
+            };
+            chosen_[product] = choose<Out>(product, M * ldc, guesses, run);
+        }
+        const std::optional<cublasLtMatmulAlgo_t>& algorithm = chosen_[product];
         if (!algorithm && !has_epilogue(epilogue)) throw RunFailure("cuBLASLt has no kernel for a product");
         if (!algorithm) return false;
-        const float one = 1, beta = accumulate ? 1 : 0;
-        require_blas(
-            cublasLtMatmul(handle_, description.handle, &one, B, a.handle, A, b.handle, &beta, C, c.handle, C, c.handle,
-                           &*algorithm, workspace_.data(), static_cast<size_t>(workspace_.size()), stream),
-            "a product failed");
+        require_blas(run(*algorithm, C), "a product failed");
         return true;
     }
 
   private:
-    using Key = std::array<int64_t, 15>;
+    using Product = ProductChoices::Product;
+    cublasComputeType_t float_;  // how products of float operands compute
+    std::shared_ptr<ProductChoices> choices_;
     cublasLtHandle_t handle_ = nullptr;
     DeviceArray<char> workspace_;
-    std::map<Key, std::optional<cublasLtMatmulAlgo_t>> chosen_;
+    std::map<Product, std::optional<cublasLtMatmulAlgo_t>> chosen_;
 
     template <class Out>
     static bool has_epilogue(const Epilogue<Out>& e) {
@@ -3174,12 +3232,49 @@ class MatrixProducts {
         return std::is_same_v<Out, float> ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     }
 
-    // cuBLASLt's own first choice, remembered, because asking takes longer than launching.
-    std::optional<cublasLtMatmulAlgo_t> choose(const Key& key, uint32_t alignment, uint32_t reductions,
-                                               const BlasDescription& description, const BlasLayout& a,
-                                               const BlasLayout& b, const BlasLayout& c) {
-        const auto known = chosen_.find(key);
-        if (known != chosen_.end()) return known->second;
+    // The kernel for a product whose result takes `size` values: as the file has it; or the fastest of eight, if they are to be
+    // timed; or cuBLASLt's own first guess. Remembered, because asking takes longer than launching.
+    template <class Out, class Guesses, class Run>
+    std::optional<cublasLtMatmulAlgo_t> choose(const Product& product, int64_t size, const Guesses& guesses,
+                                               const Run& run) {
+        if (choices_ != nullptr && choices_->find(product) != nullptr) {
+            cublasLtMatmulAlgo_t algorithm;
+            std::copy_n(choices_->find(product)->begin(), 8, algorithm.data);
+            return algorithm;
+        }
+        const bool timed = choices_ != nullptr && choices_->times_anew;
+        const std::vector<cublasLtMatmulAlgo_t> candidates = guesses(timed ? 8 : 1);
+        if (candidates.empty()) return std::nullopt;
+        if (!timed) return candidates[0];
+        return fastest<Out>(product, size, candidates, run);
+    }
+
+    // Results go elsewhere meanwhile: what a product is added to must stay as it is.
+    template <class Out, class Run>
+    cublasLtMatmulAlgo_t fastest(const Product& product, int64_t size,
+                                 const std::vector<cublasLtMatmulAlgo_t>& candidates, const Run& run) {
+        const DeviceArray<Out> elsewhere(size);
+        DeviceClock clock;
+        const cublasLtMatmulAlgo_t* best = &candidates[0];
+        double least = INFINITY;
+        for (const cublasLtMatmulAlgo_t& candidate : candidates) {
+            if (run(candidate, elsewhere.data()) != CUBLAS_STATUS_SUCCESS) continue;
+            const auto once = [&] { require_blas(run(candidate, elsewhere.data()), "a product failed"); };
+            const double seconds = clock.seconds_of(once, {1, 5, 5});
+            if (seconds >= least) continue;
+            least = seconds;
+            best = &candidate;
+        }
+        ProductChoices::Algorithm words;
+        std::copy_n(best->data, 8, words.begin());
+        choices_->enter(product, words, least * 1e6);
+        return *best;
+    }
+
+    // cuBLASLt's first guesses, `most` at most; none if it has no kernel for this.
+    std::vector<cublasLtMatmulAlgo_t> heuristics(int most, uint32_t alignment, uint32_t reductions,
+                                                 const BlasDescription& description, const BlasLayout& a,
+                                                 const BlasLayout& b, const BlasLayout& c) {
         BlasPreference preference;
         require_blas(cublasLtMatmulPreferenceCreate(&preference.handle), "a preference");
         const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -3192,34 +3287,46 @@ class MatrixProducts {
              {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
             prefer(attribute, alignment);
-        cublasLtMatmulHeuristicResult_t result = {};
+        std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(most));
         int found = 0;
-        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-            handle_, description.handle, a.handle, b.handle, c.handle, c.handle, preference.handle, 1, &result, &found);
-        std::optional<cublasLtMatmulAlgo_t> algorithm;
-        if (status == CUBLAS_STATUS_SUCCESS && found > 0) algorithm = result.algo;
-        return chosen_[key] = algorithm;
+        const cublasStatus_t status =
+            cublasLtMatmulAlgoGetHeuristic(handle_, description.handle, a.handle, b.handle, c.handle, c.handle,
+                                           preference.handle, most, results.data(), &found);
+        std::vector<cublasLtMatmulAlgo_t> algorithms;
+        if (status != CUBLAS_STATUS_SUCCESS) return algorithms;
+        for (int i = 0; i < found; i++) algorithms.push_back(results[static_cast<size_t>(i)].algo);
+        return algorithms;
     }
 };
 
 #else
 
-// In emulation the reference multiplies; epilogues are always left to our kernels, which tests them.
+// In emulation the reference multiplies; epilogues are always left to our kernels, which tests them. A tensor core does not
+// see the 13 lowest bits of a float.
 class MatrixProducts {
   public:
+    explicit MatrixProducts(bool tf32, std::shared_ptr<ProductChoices> choices = nullptr)
+        : tf32_(tf32), choices_(std::move(choices)) {}
+
     template <class In, class Out>
     bool multiply(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda, const In* B,
                   int64_t ldb, Out* C, int64_t ldc, bool accumulate, const Epilogue<Out>& epilogue, cudaStream_t) {
         if (epilogue.bias != nullptr || epilogue.before_gelu != nullptr || epilogue.through_gelu != nullptr)
             return false;
+        const auto product = product_of<In>(16, ta, tb, M, N, K, lda, ldb, ldc, accumulate, epilogue);
+        if (choices_ != nullptr && choices_->times_anew) choices_->enter(product, {}, 0);
+        if (choices_ != nullptr && choices_->find(product) == nullptr) choices_->not_found++;
         emulation::do_or_record([=] { multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate); });
         return true;
     }
 
   private:
+    bool tf32_;
+    std::shared_ptr<ProductChoices> choices_;
+
     template <class In, class Out>
-    static void multiply_now(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda,
-                             const In* B, int64_t ldb, Out* C, int64_t ldc, bool accumulate) {
+    void multiply_now(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const In* A, int64_t lda,
+                      const In* B, int64_t ldb, Out* C, int64_t ldc, bool accumulate) const {
         const std::vector<float> a = floats(A, ta == Transpose::Yes ? K : M, ta == Transpose::Yes ? M : K, lda);
         const std::vector<float> b = floats(B, tb == Transpose::Yes ? N : K, tb == Transpose::Yes ? K : N, ldb);
         std::vector<float> c(static_cast<size_t>(M * N));
@@ -3232,11 +3339,21 @@ class MatrixProducts {
             }
     }
     template <class X>
-    static std::vector<float> floats(const X* x, int64_t rows, int64_t columns, int64_t ld) {
+    std::vector<float> floats(const X* x, int64_t rows, int64_t columns, int64_t ld) const {
         std::vector<float> out(static_cast<size_t>(rows * columns));
         for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = 0; c < columns; c++) out[static_cast<size_t>(r * columns + c)] = to_float(x[r * ld + c]);
+            for (int64_t c = 0; c < columns; c++) {
+                const float value = to_float(x[r * ld + c]);
+                out[static_cast<size_t>(r * columns + c)] = tf32_ ? without_low_bits(value) : value;
+            }
         return out;
+    }
+    static float without_low_bits(float value) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, &value, sizeof bits);
+        bits &= 0xffffe000u;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
     }
 };
 
@@ -3408,6 +3525,7 @@ class DeviceModelOf : public DeviceModel {
     DeviceModelOf(Engine& host, const DeviceOptions& options)
         : host_(host),
           c_(host.config),
+          products_(options.in_tf32, options.choices),
           wished_recompute_(static_cast<int>(options.recompute)),
           attention_(attention_kernels<X>(options.attention)),
           with_graphs_(options.cuda_graphs) {
@@ -3431,6 +3549,7 @@ class DeviceModelOf : public DeviceModel {
                 array->allocate(host_.parameters());
                 array->zero(stream_);
             }
+            gradients_are_zero_ = true;
             d_ = WeightsOf<float>(grads_.data(), host_.tensors, c_);
         }
         if (B * T > 0) reserve(B, T, true);
@@ -3442,6 +3561,7 @@ class DeviceModelOf : public DeviceModel {
         prepare_training(B, T);
         upload_tokens(inputs, targets);
         with_aux_everywhere_ = aux.everywhere;
+        gradients_are_zero_ = false;
         const Teaching teaching = taught_by(teacher, share, inputs);
         const auto pass = [&] { forward_and_backward(aux, grad_accum, teaching); };
         if (with_graphs_)
@@ -3510,7 +3630,8 @@ class DeviceModelOf : public DeviceModel {
 
     void zero_gradients() override {
         prepare_training(0, 0);
-        grads_.zero(stream_);
+        if (!gradients_are_zero_) grads_.zero(stream_);
+        gradients_are_zero_ = true;
     }
 
     // After a micro-batch: the arena must be there.
@@ -3529,6 +3650,7 @@ class DeviceModelOf : public DeviceModel {
         if constexpr (!std::is_same_v<X, float>) copy = copy_.data();
         adamw<X>(master_.data(), grads_.data(), m_.data(), v_.data(), copy, a_.norm, ranges_.data(), ranges_.size(),
                  master_.size(), step, stochastic_key, stream_);
+        gradients_are_zero_ = true;
     }
     // The copies as the update of this key left them.
     void round_weights(uint64_t stochastic_key) override {
@@ -3566,6 +3688,7 @@ class DeviceModelOf : public DeviceModel {
     const GPT2Config& c_;
     MatrixProducts products_;
     DeviceArray<float> master_, grads_, m_, v_;
+    bool gradients_are_zero_ = false;  // AdamW leaves them so
     DeviceArray<X> copy_;
     DeviceArray<TensorRange> ranges_;
     WeightsOf<float> w_, d_;  // norms' parameters are read from the masters
@@ -3996,6 +4119,16 @@ void require_gpu() {
                 "; train_gpt2_lnfree does the same on the CPU");
 }
 
+std::string products_made_for() {
+    cudaDeviceProp properties;
+    require_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+#ifdef __CUDACC__
+    return std::string(properties.name) + ", cuBLASLt " + std::to_string(cublasLtGetVersion());
+#else
+    return properties.name;
+#endif
+}
+
 namespace {
 
 class CudaEngine : public Engine {
@@ -4046,6 +4179,8 @@ class CudaEngine : public Engine {
     void fetch_moments() override {
         if (device_has_moments_) device_->fetch_moments(m.data(), v.data());
     }
+
+    bool has_copies() const override { return device_ != nullptr; }
 
     // ----- passes that train nothing
 
@@ -4104,6 +4239,9 @@ class CudaEngine : public Engine {
         if (device_) return *device_;
         require_gpu();
         const DeviceOptions& o = device_options();
+        if (o.choices != nullptr && o.choices->made_for != products_made_for())
+            throw BadInput("--products " + o.products + ": was made for " + o.choices->made_for + ", not for " +
+                           products_made_for() + "; make another by `bench --products`");
         if (o.in_bf16) {
             device_ = std::make_unique<DeviceModelOf<bf16>>(*this, o);
         } else {
@@ -4167,10 +4305,18 @@ void use_cuda_engine() {
     Backend& b = backend();
     b.training_precision = "bf16";
     b.make = make_engine;
-    b.use_precision = [](const std::string& precision) { device_options().in_bf16 = precision == "bf16"; };
+    b.evaluation_precision = "tf32";
+    b.precisions = {"tf32", "fp32", "bf16"};
+    b.use_precision = [](const std::string& precision) {
+        device_options().in_bf16 = precision == "bf16";
+        device_options().in_tf32 = precision == "tf32";
+    };
     b.use_options = [](const EngineOptions& o) {
         attention_kernels<float>(o.attention);  // refuses what this program has not
         static_cast<EngineOptions&>(device_options()) = o;
+        device_options().choices.reset();
+        if (!o.products.empty())
+            device_options().choices = std::make_shared<ProductChoices>(ProductChoices::read(o.products));
     };
     b.device_bytes = device_bytes;
 }

@@ -367,6 +367,8 @@ class Engine {
     virtual void edit_position0(double factor, const real* added) = 0;
     virtual void fetch_parameters() = 0;
     virtual void fetch_moments() = 0;
+    // Whether training leaves `params`, `m` and `v` alone until they are fetched: then they can be written meanwhile.
+    virtual bool has_copies() const { return false; }
 
     // ----- passes that train nothing
 
@@ -426,6 +428,7 @@ struct EngineOptions {
     bool stochastic_rounding = false;  // of the bf16 copies of the weights
     std::string attention = "flash";   // or plain, cudnn
     bool cuda_graphs = false;          // a micro-batch's kernels in one call
+    std::string products;              // file that says which kernels of cuBLASLt's; "": its own first choices
 };
 
 // A table, and whether all that it says is as it should be.
@@ -442,14 +445,18 @@ void use_reference_precision(const std::string& precision);
 int64_t reference_activation_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training);
 
 struct Backend {
-    const char* training_precision = "fp32";  // unless --precision says otherwise
-    bool trains_together = true;              // several processes can train one model (processes.h)
+    const char* training_precision = "fp32";                 // unless --precision says otherwise
+    const char* evaluation_precision = "fp32";               // of commands that run a finished model
+    std::vector<std::string> precisions = {"fp32", "bf16"};  // of those
+    bool trains_together = true;                             // several processes can train one model (processes.h)
     std::unique_ptr<Engine> (*make)(const GPT2Config&) = make_reference;
     void (*use_precision)(const std::string&) = use_reference_precision;
     void (*use_options)(const EngineOptions&) = nullptr;  // null: the engine has no such choices
     // `check` and `bench` of another engine; they print their tables to `screen`.
     Report (*check)(FILE* screen) = nullptr;
-    Report (*bench)(const GPT2Config& config, int64_t B, int64_t T, double seconds, FILE* screen) = nullptr;
+    // `products`: file for the fastest kernel of each product, which are then found by timing; "": none.
+    Report (*bench)(const GPT2Config& config, int64_t B, int64_t T, double seconds, const std::string& products,
+                    FILE* screen) = nullptr;
     // Bytes on the device for micro-batches of B sequences of T positions.
     int64_t (*device_bytes)(const GPT2Config& config, int64_t B, int64_t T, bool training, bool in_bf16,
                             int recompute) = nullptr;

@@ -23,12 +23,12 @@ int growth_command(const BenchOptions& o, FILE* screen) {
     return 0;
 }
 
-int bench_other_engine(const bench::Options& b, FILE* screen, bool json_output) {
+int bench_other_engine(const bench::Options& b, const std::string& products, FILE* screen, bool json_output) {
     const std::string own = backend().training_precision;
     if (b.precision != own)
         throw BadInput("bench --precision " + b.precision + ": on a GPU it times " + own +
                        " only, which training computes in; leave the flag out");
-    return print_report(backend().bench(b.config, b.batch, b.seq, b.seconds, screen), json_output);
+    return print_report(backend().bench(b.config, b.batch, b.seq, b.seconds, products, screen), json_output);
 }
 
 }  // namespace
@@ -43,7 +43,9 @@ int bench_command(const BenchOptions& o) {
     b.seq = sequence_length(o.seq, b.config, "the model");
     b.seconds = o.seconds;
     b.precision = o.precision;
-    if (backend().bench != nullptr) return bench_other_engine(b, screen, o.json_output);
+    if (backend().bench != nullptr) return bench_other_engine(b, o.products, screen, o.json_output);
+    if (!o.products.empty())
+        throw BadInput("--products: train_gpt2_lnfree_cuda alone has such products to choose from");
     backend().use_precision(b.precision);
     print_json(o.json_output, bench::run(b, screen));
     return 0;

@@ -88,13 +88,14 @@ CLI::App& add_command(CommandLine& line, const char* name, const char* descripti
     return add_command(line, line.app, name, description, json_output, std::move(action));
 }
 
-// For commands that run a finished model, which by themselves choose fp32 on every engine.
+// For commands that run a finished model.
 void add_precision_flag(CLI::App& command, std::string& precision) {
+    precision = backend().evaluation_precision;
     command
         .add_option("--precision", precision,
-                    "of matrix products: fp32, or bf16 where the processor or GPU is fast with it")
+                    "of matrix products: fp32; tf32: on a GPU's tensor cores; bf16 where the machine is fast with it")
         ->capture_default_str()
-        ->check(CLI::IsMember({"fp32", "bf16"}));
+        ->check(CLI::IsMember(backend().precisions));
 }
 
 void add_shape_flags(CLI::App& command, ModelShape& shape, const std::string& default_V) {
@@ -316,7 +317,6 @@ void add_check(CommandLine& line) {
 
 void add_bench(CommandLine& line) {
     const auto o = std::make_shared<BenchOptions>();
-    o->precision = backend().training_precision;
     CLI::App& c =
         add_command(line, "bench", "What this machine makes of the operations, of a training step and of evaluation.",
                     o->json_output, [o] { return bench_command(*o); });
@@ -324,6 +324,9 @@ void add_bench(CommandLine& line) {
     c.add_option("--batch", o->batch, "sequences")->capture_default_str()->check(whole_number(1, 1 << 20));
     c.add_option("--seq", o->seq, "positions per sequence")->capture_default_str()->check(whole_number(1, 1 << 20));
     add_precision_flag(c, o->precision);
+    o->precision = backend().training_precision;
+    c.add_option("--products", o->products,
+                 "file: time cuBLASLt's eight best kernels for every product, and note the fastest (CUDA engine)");
     c.add_option("--seconds", o->seconds, "time for each figure of a whole step; a tenth for each operation")
         ->capture_default_str();
     c.add_option("--growth", o->growth,

@@ -105,7 +105,7 @@ struct BenchOptions {
     ModelShape shape{"small"};
     int64_t batch = 4, seq = 64;
     double seconds = 1;  // for every figure
-    std::string precision;
+    std::string precision, products;
     std::string growth;  // instead: tokens/s over widths and lengths, as this SVG file
     bool json_output = false;
 };

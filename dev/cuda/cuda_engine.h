@@ -3,15 +3,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "../engine.h"
+#include "product_choices.h"
 
 namespace lnfree::cuda {
 
 // How engines that are made from now on compute.
 struct DeviceOptions : EngineOptions {
-    bool in_bf16 = false;  // activations and matrix products; see --precision
+    bool in_bf16 = false;                     // activations and matrix products; see --precision
+    bool in_tf32 = false;                     // else products of float operands on tensor cores
+    std::shared_ptr<ProductChoices> choices;  // what `products` names, or null
 };
 DeviceOptions& device_options();
 
@@ -26,6 +30,9 @@ class OptionsKeeper {
   private:
     DeviceOptions before_;
 };
+
+// What a choice of kernels for products holds for: the GPU and the version of cuBLASLt.
+std::string products_made_for();
 
 // Throws NoGpu (exit 3) where there is none.
 void require_gpu();

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../../data/console.h"
+#include "../../data/files.h"
 #include "../../data/random.h"
 #include "../engine.h"
 #include "cuda_engine.h"
@@ -105,7 +106,7 @@ struct Ceilings {
     static double product_flops(BenchClock& clock) {
         const int64_t n = kEmulated ? 32 : 8192;
         const MadeUp<X> a(n * n), b(n * n), c(n * n);
-        MatrixProducts products;
+        MatrixProducts products(false);
         const double seconds = clock.seconds_of(
             [&] {
                 products.multiply(Transpose::No, Transpose::No, n, n, n, a.data(), n, b.data(), n, c.data(), n, false,
@@ -151,7 +152,7 @@ class OpTimes {
     int64_t B, T, N;
     double L;
     BenchClock& clock_;
-    MatrixProducts products_;
+    MatrixProducts products_{false, device_options().choices};
     int64_t recompute_;
 
     void add(const std::string& name, double calls, double flops, double bytes, const std::function<void()>& run) {
@@ -538,10 +539,16 @@ class BenchReport {
 // Measures everything for B sequences of T positions and prints tables to `screen`; `seconds` is what each stage of a
 // whole step may take, a tenth of it each kernel. Throws NoGpu where there is no GPU, RunFailure if the sizes do not
 // fit.
-inline Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, double seconds, FILE* screen) {
+inline Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, double seconds, const std::string& products,
+                           FILE* screen) {
     require_gpu();
     const OptionsKeeper keeper;
     device_options().in_bf16 = true;
+    if (!products.empty()) {
+        device_options().choices = std::make_shared<ProductChoices>();
+        device_options().choices->made_for = products_made_for();
+        device_options().choices->times_anew = true;
+    }
     cudaDeviceProp properties;
     require_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     const std::string name = properties.name;
@@ -551,6 +558,11 @@ inline Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, double sec
                  kEmulated ? "\nemulated: times mean nothing" : "");
     // Whole steps first: they need the most memory, and should say so at once if there is too little.
     const StageTimes stages(c, B, T, seconds);
+    if (!products.empty()) {
+        write_file_atomically(products, device_options().choices->text());
+        std::fprintf(screen, "%s: the fastest of eight kernels for each of %lld products\n\n", products.c_str(),
+                     static_cast<long long>(device_options().choices->size()));
+    }
     BenchClock clock(seconds / 10);
     BenchReport bench(screen, Ceilings(clock), vendor_peak_tflops(name));
     bench.add("device", "name", name, "");

@@ -407,7 +407,7 @@ template <class X>
 void check_products(Check& check, const CheckSizes& s) {
     const Transpose yes = Transpose::Yes, no = Transpose::No;
     const int64_t N = s.N(), C = s.C;
-    MatrixProducts products;
+    MatrixProducts products(false);
     check_product<X, X>(check, products, "forward", no, no, N, 3 * C, C, 3 * C, 3 * C, false);
     check_product<X, X>(check, products, "queries and keys alone", no, no, N, 2 * C, C, 3 * C, 3 * C, false);
     check_product<X, X>(check, products, "d input", no, yes, N, C, 3 * C, 3 * C, C, false);

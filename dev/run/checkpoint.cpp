@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <future>
 #include <vector>
 
 #include "data/files.h"
@@ -97,8 +98,20 @@ void add_options(Json& resume, const Session& session) {
     resume["keep_checkpoints"] = o.keep_checkpoints;
     resume["stochastic_rounding"] = o.engine.stochastic_rounding;
     resume["attention"] = o.engine.attention;
+    if (!o.engine.products.empty()) resume["products"] = fs::absolute(o.engine.products).string();
     resume["data_fingerprint"] = hex(session.train->fingerprint());
     if (session.teacher) resume["teacher"] = fs::absolute(o.teacher).string();
+}
+
+// Whether every process has a part of the moments alone, in its engine.
+bool is_in_parts(const Engine& model) {
+    return processes().size() > 1 && !model.has_copies();
+}
+
+// Collective: whether the first process will write this checkpoint, or has it already.
+bool will_be_written(const Session& session, int64_t step) {
+    const fs::path path = fs::path(session.options().out) / "checkpoints" / checkpoint_name(step);
+    return processes().of_the_first(processes().leads() && !fs::exists(path));
 }
 
 // One tensor of a flat buffer of which every process holds its part, `mine`: whole, in the first one's `out`. Collective.
@@ -113,13 +126,21 @@ void collect_tensor(real* out, const Tensor& t, const Buffer& mine, int64_t para
 
 void write_buffer(const std::string& path, const Engine& model, const Buffer& buffer) {
     TensorRecipes<real> recipes;
-    for (const Tensor& t : model.tensors)
-        recipes.push_back({t.name, t.shape, [&](real* out) { collect_tensor(out, t, buffer, model.parameters()); }});
+    for (const Tensor& t : model.tensors) {
+        const real* from = buffer.data() + t.offset;
+        if (is_in_parts(model))
+            recipes.push_back(
+                {t.name, t.shape, [&](real* out) { collect_tensor(out, t, buffer, model.parameters()); }});
+        else
+            recipes.push_back({t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
+    }
     write_safetensors<real>(path, recipes, dtype_of<real>());
 }
 
-// What the other processes do while the first one writes.
-void give_moments(const Engine& model) {
+// What the other processes do while the first one writes, if it does.
+void give_moments(const Session& session, int64_t step) {
+    const Engine& model = *session.model;
+    if (!is_in_parts(model) || !will_be_written(session, step)) return;
     for (const Buffer* buffer : {&model.m, &model.v})
         for (const Tensor& t : model.tensors) collect_tensor(nullptr, t, *buffer, model.parameters());
 }
@@ -136,17 +157,28 @@ void write_files(const std::string& folder, const Session& session, const Json& 
 
 }  // namespace
 
+void finish_checkpoint(Session& session) {
+    if (session.writing.valid()) session.writing.get();
+}
+
 void save_checkpoint(Session& session, const RunState& at) {
+    finish_checkpoint(session);  // it reads what is fetched anew now
     session.model->fetch_parameters();
     session.model->fetch_moments();
-    const std::string& out = session.options().out;
-    const auto exists = [&] { return fs::exists(fs::path(out) / "checkpoints" / checkpoint_name(at.step)); };
-    if (processes().of_the_first(processes().leads() && exists())) return;
-    if (!processes().leads()) return give_moments(*session.model);
+    if (!processes().leads()) return give_moments(session, at.step);
+    if (is_in_parts(*session.model) && !will_be_written(session, at.step)) return;
     Json record = model_record(session, at, ModelForm::checkpoint, false);
     add_options(record["resume"], session);
-    write_checkpoint(out, at.step, [&](const std::string& folder) { write_files(folder, session, record); });
-    prune_checkpoints(out, 2);
+    const auto write = [&session, record, step = at.step] {
+        write_checkpoint(session.options().out, step,
+                         [&](const std::string& folder) { write_files(folder, session, record); });
+        prune_checkpoints(session.options().out, 2);
+    };
+    if (session.model->has_copies()) {
+        session.writing = std::async(std::launch::async, write);
+    } else {
+        write();
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -187,6 +219,7 @@ void take_options(RunSettings& o, const Json& resume) {
     if (!o.has("keep_checkpoints")) resume.at("keep_checkpoints").get_to(o.keep_checkpoints);
     resume.at("stochastic_rounding").get_to(o.engine.stochastic_rounding);
     resume.at("attention").get_to(o.engine.attention);
+    if (resume.contains("products")) resume["products"].get_to(o.engine.products);
     if (!o.has("teacher") && resume.contains("teacher")) resume["teacher"].get_to(o.teacher);
 }
 

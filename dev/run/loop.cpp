@@ -164,6 +164,7 @@ void Loop::stop_for_signal(int signal) {
     std::fprintf(session_.screen, "\nstopping: saving the state before step %lld ...\n",
                  static_cast<long long>(before_.step));
     save_checkpoint(session_, before_);
+    finish_checkpoint(session_);
     std::fprintf(stderr, "saved; continue with: train_gpt2_lnfree %s --resume --out %s\n",
                  session_.request.command.c_str(), session_.options().out.c_str());
     throw Interrupted{signal};

@@ -50,6 +50,7 @@ void write_result(Session& session) {
     Engine& model = *session.model;
     const std::string& out = session.options().out;
     GPT2Config config;
+    finish_checkpoint(session);
     model.fetch_parameters();
     if (!processes().leads()) return;
     const bool folded = model.config.form == ModelForm::folded, with_f = session.settings().experiment.keep_f;
@@ -96,6 +97,7 @@ Json run(const RunRequest& request) {
         carry_out(session);
         write_result(session);
     } catch (const RunFailure& e) {
+        if (session.writing.valid()) session.writing.wait();
         throw RunFailure(e.what() + where_to_go_on(session.options().out));
     }
     Json summary = summary_of(session);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <future>
 #include <memory>
 #include <string>
 #include <utility>
@@ -38,6 +39,9 @@ struct Session {
     } first_validation, last_validation;
     int64_t first_step = 0;  // of this process
     double started = 0;      // clock at that step
+    // The last checkpoint on its way to the disk, while an engine with copies of its own goes on. Last, so that it is waited
+    // for before what it reads is gone.
+    std::future<void> writing;
 
     explicit Session(RunRequest r) : request(std::move(r)), screen(request.json_output ? stderr : stdout) {}
 

@@ -365,6 +365,7 @@ TEST_CASE_TEMPLATE("norm_backward is LayerNorm's or FakeLN's, of both branches, 
     const BackwardCase cases[] = {
         {"LayerNorm", &layer_norm, nullptr, false, false, true},
         {"FakeLN", &fake, nullptr, false, false, false},
+        {"FakeLN with the precursor's exceptions, overwriting", &precursor, nullptr, false, true, true},
         {"FakeLN and LayerNorm", &fake, &layer_norm, false, false, true},
         {"two FakeLNs with the precursor's exceptions", &other, &precursor, false, false, true},
         {"half-way and FakeLN", &half_way, &fake, false, false, false},
@@ -377,9 +378,9 @@ TEST_CASE_TEMPLATE("norm_backward is LayerNorm's or FakeLN's, of both branches, 
         if (s.C == 1) continue;  // the gradient is 0 but for rounding
         for (const BackwardCase& k : cases) check_norm_backward<X>(s, k);
     }
-    check_norm_backward<X>({5, 431, 8, 0}, cases[2]);  // several rounds per block, the last one not full
-    check_norm_backward<X>({5, 431, 8, 0}, cases[7]);
-    check_norm_backward<X>({5, 431, 3, 0}, cases[4]);
+    // Several rounds per block, the last one not full.
+    for (const size_t k : {2, 3, 8}) check_norm_backward<X>({5, 431, 8, 0}, cases[k]);
+    check_norm_backward<X>({5, 431, 3, 0}, cases[5]);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

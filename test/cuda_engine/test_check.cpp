@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "data/error.h"
+#include "data/files.h"
 #include "dev/cuda/engine_bench.h"
 #include "dev/cuda/engine_check.h"
+#include "test/file_helpers.h"
 #include "test/test_models.h"
 #include "test/wrapped_engine.h"
 
@@ -148,7 +150,8 @@ TEST_CASE("bench runs in emulation, says so, and reports every kernel and every 
     const GPT2Config c = shape_of(2, 2, 32, 67, 17, 128);
     cuda::device_options().recompute = 1;
     Report report;
-    const std::string text = printed([&](std::FILE* screen) { report = cuda::bench_engine(c, 2, 17, 0.001, screen); });
+    const std::string text =
+        printed([&](std::FILE* screen) { report = cuda::bench_engine(c, 2, 17, 0.001, "", screen); });
     CHECK(cuda::device_options().recompute == 1);
     CHECK_FALSE(cuda::device_options().in_bf16);  // as it was
     cuda::device_options() = {};
@@ -171,6 +174,59 @@ TEST_CASE("bench runs in emulation, says so, and reports every kernel and every 
     CHECK(value_of("vendor", "bf16 peak") == "n/a");
     CHECK(value_of("all removed", "MFU of vendor's") == "n/a");
     for (const std::vector<std::string>& row : report.rows) CHECK(row.size() == report.columns.size());
+}
+
+TEST_CASE("bench --products leaves a file with every product of a removal's steps, which a run reads") {
+    const WithoutChecks fast;
+    const cuda::OptionsKeeper keeper;
+    const TemporaryFolder scratch;
+    const GPT2Config c = shape_of(2, 2, 32, 67, 17, 128);
+    const std::string path = scratch / "products.txt";
+    printed([&](std::FILE* screen) { cuda::bench_engine(c, 2, 17, 0.001, path, screen); });
+    const auto choices = std::make_shared<cuda::ProductChoices>(cuda::ProductChoices::read(path));
+    CHECK(choices->made_for == cuda::products_made_for());
+    cuda::device_options().in_bf16 = true;
+    cuda::device_options().choices = choices;
+    const auto pass = [&](int64_t B, bool split) {
+        const std::unique_ptr<Engine> model = cuda::make_engine(c);
+        Site& site = model->sites.qk(0);
+        site.a = split ? 1 : 0;
+        site.sigma_bar = 1;
+        const std::vector<int32_t> tokens(static_cast<size_t>(B * 17 + 1), 5);
+        model->zero_gradients();
+        model->forward_backward(tokens.data(), tokens.data() + 1, B, 17, {}, 1);
+    };
+    pass(2, false);
+    pass(2, true);
+    CHECK(choices->not_found == 0);
+    pass(3, false);  // another size is none of them
+    CHECK(choices->not_found > 0);
+
+    choices->made_for = "another GPU";
+    CHECK_THROWS_WITH_AS(pass(2, false), doctest::Contains("another GPU"), BadInput);
+}
+
+TEST_CASE("a file of products is read as it was written, or refused with its line") {
+    const TemporaryFolder scratch;
+    const std::string path = scratch / "products.txt";
+    cuda::ProductChoices choices;
+    choices.made_for = "GPU, cuBLASLt 1";
+    const cuda::ProductChoices::Product product = {16, 0, 1, 3, 5, 7};
+    choices.enter(product, {1, 0xffffffffffffffffu, 3}, 12.5);
+    const auto write = [&](const std::string& text) { write_file_atomically(path, text); };
+    write(choices.text());
+    const cuda::ProductChoices again = cuda::ProductChoices::read(path);
+    CHECK(again.made_for == choices.made_for);
+    REQUIRE(again.find(product) != nullptr);
+    CHECK(*again.find(product) == *choices.find(product));
+    CHECK(again.find({16}) == nullptr);
+
+    const std::string text = choices.text();
+    write(text.substr(0, text.size() - 6));
+    CHECK_THROWS_WITH_AS(cuda::ProductChoices::read(path), doctest::Contains("line 3"), BadInput);
+    write("something else\n");
+    CHECK_THROWS_WITH_AS(cuda::ProductChoices::read(path), doctest::Contains("delete it"), BadInput);
+    CHECK_THROWS_WITH_AS(cuda::ProductChoices::read(scratch / "none"), doctest::Contains("cannot be read"), BadInput);
 }
 
 TEST_CASE("FLOPs of a training step are those of the sizes: GPT-2 Small at T = 1024 takes 0.80 GFLOP per token") {

@@ -543,6 +543,24 @@ TEST_CASE("analyses of a model on the GPU see its weights and sites as they are 
     CHECK(gpu->weights().wte[0] == gpu->params.data()[0]);
 }
 
+TEST_CASE("gradients are zero after zero_gradients, whatever came before: a pass or an update") {
+    const WithoutChecks fast;
+    const Settings p = schedule();
+    const std::unique_ptr<Engine> model = prepared(cuda::make_engine, p, kTwoLayers);
+    const std::vector<int32_t> tokens = tokens_of(7, 0, 3 * 11 + 1, kTwoLayers.V);
+    const auto gradients = [&] {
+        model->zero_gradients();
+        model->forward_backward(tokens.data(), tokens.data() + 1, 3, 11, {}, 1);
+        return cuda::gradients_of(*model);
+    };
+    const std::vector<float> first = gradients();
+    CHECK(gradients() == first);
+    AdamWStep nowhere;
+    nowhere.lr = nowhere.weight_decay = 0;
+    model->update(nowhere);
+    CHECK(gradients() == first);
+}
+
 TEST_CASE("a run that goes back on the same engine repeats its losses to the bit") {
     const WithoutChecks fast;
     Settings p = schedule();
