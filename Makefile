@@ -202,6 +202,10 @@ endif
 NVCCFLAGS := -std=c++17 --threads 0 -I. \
              -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas$(if $(filter openmp,$(FOUND)),$(comma)-fopenmp)
 
+# Several GPUs: NCCL, between processes that MPI starts.
+NCCL_FOUND := $(and $(MPI_FOUND),$(filter nccl,$(FOUND)))
+NVCCFLAGS += $(if $(NCCL_FOUND),-DLNFREE_NCCL)
+
 # As $(BUILD)/flags, for nvcc: another GPU rebuilds what is made for it.
 $(BUILD)/cuda_flags: FORCE
 	@mkdir -p $(@D)
@@ -224,7 +228,7 @@ train_gpt2_lnfree_cuda: dev/cuda/main.cu $(ROOMS) $(REFERENCE) $(DATA) $(BUILD)/
 else
 train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o) $(ROOMS) $(REFERENCE) $(DATA)
 	@echo "link     $@"
-	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static \
+	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static $(if $(NCCL_FOUND),-lnccl) \
 	    $(if $(CUDNN),-lcudnn -lnvrtc) -lpthread -lrt -o $@
 endif
 

@@ -449,6 +449,7 @@ struct Backend {
     const char* evaluation_precision = "fp32";               // of commands that run a finished model
     std::vector<std::string> precisions = {"fp32", "bf16"};  // of those
     bool trains_together = true;                             // several processes can train one model (processes.h)
+    void (*use_device)(int number) = nullptr;                // of this machine's, for one of several processes on it
     std::unique_ptr<Engine> (*make)(const GPT2Config&) = make_reference;
     void (*use_precision)(const std::string&) = use_reference_precision;
     void (*use_options)(const EngineOptions&) = nullptr;  // null: the engine has no such choices

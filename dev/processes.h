@@ -47,6 +47,8 @@ class Processes {
     virtual ~Processes() = default;
     virtual int rank() const { return 0; }
     virtual int size() const { return 1; }
+    // Counted on this machine alone.
+    virtual int place_on_machine() const { return 0; }
     // The one that writes, prints, and decides what the clock decides.
     bool leads() const { return rank() == 0; }
     Range share(int64_t items) const { return share_of(items, rank(), size()); }

@@ -6,6 +6,7 @@
 #                                openmp    programs with -fopenmp build
 #                                openblas  the yardstick of dev/cpu/ is there
 #                                cuda      nvcc and cuBLASLt are there
+#                                nccl      NCCL is beside them
 #                                mpi       programs for several processes build
 #                                x86       the compiler builds for x86-64
 #                                avx2, avx512   the processor runs the instruction set
@@ -38,10 +39,18 @@ mpi_flags() { # compile | link
     mpicxx --showme:"$1" 2>/dev/null || mpicxx "-$1_info" 2>/dev/null | cut -d ' ' -f 2-
 }
 
+# The flags are separate words on purpose.
+# shellcheck disable=SC2046
 has_mpi() {
     command -v mpicxx >/dev/null 2>&1 &&
         printf '#include <mpi.h>\nint main() { return MPI_Finalize(); }\n' |
         compile $(mpi_flags compile) -o /dev/null - $(mpi_flags link)
+}
+
+has_nccl() {
+    has_cuda || return
+    toolkit=$(dirname "$(dirname "$(realpath "$(nvcc_path)")")")
+    test -e "$toolkit/include/nccl.h" || test -e /usr/include/nccl.h
 }
 
 words() {
@@ -49,6 +58,7 @@ words() {
     has_mpi && echo mpi
     has_openblas && echo openblas
     has_cuda && echo cuda
+    has_nccl && echo nccl
     # -march=native defines the macros of what the processor offers; elsewhere than on x86 nothing is printed.
     compile -march=native -E -P - <<'END' | grep -v '^#'
 #ifdef __x86_64__
@@ -99,6 +109,7 @@ table() {
     row Boost.Context "$(version_of boost/version.hpp BOOST_LIB_VERSION | tr _ .)" "tests of the CUDA engine need it: make deps"
     row nvcc "$(program_version "$(nvcc_path || echo none)")" "no CUDA engine"
     row cuBLASLt "$(has_cuda && echo yes)" "no CUDA engine"
+    row NCCL "$(has_nccl && echo yes)" "several processes do not train on GPUs"
     row GPU "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)" "the CUDA engine will build and not run"
     row MPI "$(has_mpi && program_version mpirun)" "one process only: make deps-all"
     row OpenBLAS "$(has_openblas && version_of openblas_config.h OPENBLAS_VERSION | grep -Eo '[0-9]+\.[0-9.]+[0-9]')" \

@@ -88,7 +88,7 @@ timeout 600 ip netns exec "$name-1" unshare --uts sh -c 'hostname host1; exec "$
     >"$work/said" 2>&1 || { cat "$work/said" >&2 && exit 1; }
 
 cmp "$work/one/model.safetensors" "$work/several/model.safetensors" || exit 1
-parameters=$("$program" info --model "$work/base" --json | tr ',{' '\n\n' | sed -n 's/^ *"parameters": *//p' | head -n 1)
+parameters=$("$program" info --model "$work/base" --json | tr ',' '\n' | sed -n 's/^ *"parameters": *//p' | head -n 1)
 measured=$(sed -n 's/.*"communication_s":\([0-9.e+-]*\).*/\1/p' "$work/several/log.jsonl" | sort -g |
     awk '{ t[NR] = $1 } END { print t[int((NR + 1) / 2)] }')
 echo "$hosts hosts, links of $rate and $delay, $parameters parameters, 8 micro-batches: the weights of one process;" \

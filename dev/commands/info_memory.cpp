@@ -22,22 +22,25 @@ namespace {
 constexpr int kCards[] = {24, 80, 141};  // GB
 constexpr double kShare = 0.95;          // of a card; the rest is left to others
 
-int64_t training_bytes(const GPT2Config& c, int64_t batch, bool in_bf16, int recompute) {
-    return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute);
+// Of each of so many processes, a GPU each.
+int64_t training_bytes(const GPT2Config& c, int64_t processes, int64_t batch, bool in_bf16, int recompute) {
+    return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute) - moments_elsewhere(c, processes);
 }
 
 // The largest micro-batch, in sequences of n_ctx tokens, that trains within `bytes` of device memory; 0: none does.
-int64_t largest_batch(const GPT2Config& c, bool in_bf16, int recompute, double bytes) {
+int64_t largest_batch(const GPT2Config& c, int64_t processes, bool in_bf16, int recompute, double bytes) {
     int64_t batch = 0;
-    while (batch < 4096 && static_cast<double>(training_bytes(c, batch + 1, in_bf16, recompute)) <= bytes) batch++;
+    while (batch < 4096 && static_cast<double>(training_bytes(c, processes, batch + 1, in_bf16, recompute)) <= bytes)
+        batch++;
     return batch;
 }
 
-Json memory_row(const GPT2Config& c, bool in_bf16, int recompute) {
+Json memory_row(const GPT2Config& c, int64_t processes, bool in_bf16, int recompute) {
     Json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
     for (const int gigabytes : kCards)
-        row["batch_" + std::to_string(gigabytes)] = largest_batch(c, in_bf16, recompute, kShare * 1e9 * gigabytes);
-    row["bytes_of_one"] = training_bytes(c, 1, in_bf16, recompute);
+        row["batch_" + std::to_string(gigabytes)] =
+            largest_batch(c, processes, in_bf16, recompute, kShare * 1e9 * gigabytes);
+    row["bytes_of_one"] = training_bytes(c, processes, 1, in_bf16, recompute);
     return row;
 }
 
@@ -120,13 +123,14 @@ int memory_command(const InfoOptions& o) {
         print_json(o.json_output, j);
         return 0;
     }
-    if (o.processes > 1) throw BadInput("--processes: this engine trains in one process");
+    j["processes"] = o.processes;
     j["rows"] = Json::array();
     for (const bool in_bf16 : {true, false})
-        for (const int recompute : {0, 1, 2}) j["rows"].push_back(memory_row(c, in_bf16, recompute));
+        for (const int recompute : {0, 1, 2}) j["rows"].push_back(memory_row(c, o.processes, in_bf16, recompute));
     if (!o.json_output)
-        std::printf("%s: largest micro-batch, in sequences of %lld tokens, that trains on a card\n\n%s",
+        std::printf("%s: largest micro-batch, in sequences of %lld tokens, that trains on %s\n\n%s",
                     j["model"].get<std::string>().c_str(), static_cast<long long>(c.n_ctx),
+                    o.processes == 1 ? "a card" : ("each of " + std::to_string(o.processes) + " cards").c_str(),
                     memory_table(j["rows"]).text().c_str());
     print_json(o.json_output, j);
     return 0;

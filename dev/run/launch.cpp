@@ -84,6 +84,7 @@ void join_processes() {
     use_processes(*joined);
     if (!joined->leads()) fall_silent();
     share_cores(joined->on_this_machine());
+    if (backend().use_device != nullptr) backend().use_device(joined->place_on_machine());
 }
 
 int leave_processes(int status, const std::string& line) {
@@ -98,6 +99,7 @@ int leave_processes(int status, const std::string& line) {
     if (!line.empty() && silent)
         say("process " + std::to_string(g_launched->rank()) + " on " + g_launched->machine() + ": " + line);
     g_launched->abort(status);
+    return status;
 }
 
 namespace {

@@ -21,6 +21,11 @@ TrainingMemory training_memory(const GPT2Config& c, int64_t B, int64_t T, int64_
     return m;
 }
 
+int64_t moments_elsewhere(const GPT2Config& c, int64_t processes) {
+    const int64_t parameters = parameter_count(tensor_table(c));
+    return 2 * (parameters - part_of(parameters, 0, processes).size()) * static_cast<int64_t>(sizeof(real));
+}
+
 int64_t traffic_per_step(const GPT2Config& c, int64_t grad_accum, int64_t processes) {
     const int64_t bytes = sizeof(real), parameters = parameter_count(tensor_table(c));
     int64_t most = 0;

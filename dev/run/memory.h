@@ -21,6 +21,9 @@ struct TrainingMemory {
 // A step is grad_accum micro-batches of B sequences of T positions, shared by so many processes.
 TrainingMemory training_memory(const GPT2Config& c, int64_t B, int64_t T, int64_t grad_accum, int64_t processes);
 
+// Bytes of moments that each of several processes, at least, does not hold because the others do.
+int64_t moments_elsewhere(const GPT2Config& c, int64_t processes);
+
 // Bytes that a process sends in a step, the one that sends most: sums of gradients to who owns each part, and its part of the
 // new parameters to all. It receives about as many.
 int64_t traffic_per_step(const GPT2Config& c, int64_t grad_accum, int64_t processes);

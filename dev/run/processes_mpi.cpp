@@ -68,12 +68,14 @@ class MpiProcesses final : public LaunchedProcesses {
         MPI_Comm machine;
         MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &machine);
         MPI_Comm_size(machine, &on_this_machine_);
+        MPI_Comm_rank(machine, &place_on_machine_);
         MPI_Comm_free(&machine);
     }
     int rank() const override { return rank_; }
     int size() const override { return size_; }
     double seconds() const override { return seconds_; }
     int on_this_machine() const override { return on_this_machine_; }
+    int place_on_machine() const override { return place_on_machine_; }
 
     void all_gather(void* all, int64_t bytes, const std::vector<int64_t>& counts) override {
         const Stopwatch watch(seconds_);
@@ -137,10 +139,7 @@ class MpiProcesses final : public LaunchedProcesses {
         return done != 0;
     }
     void finalize() override { MPI_Finalize(); }
-    [[noreturn]] void abort(int status) override {
-        MPI_Abort(MPI_COMM_WORLD, status);
-        std::_Exit(status);
-    }
+    void abort(int status) override { MPI_Abort(MPI_COMM_WORLD, status); }
 
   private:
     class Stopwatch {
@@ -155,7 +154,7 @@ class MpiProcesses final : public LaunchedProcesses {
         double begin_;
     };
 
-    int rank_ = 0, size_ = 1, on_this_machine_ = 1;
+    int rank_ = 0, size_ = 1, on_this_machine_ = 1, place_on_machine_ = 0;
     MPI_Comm run_ = MPI_COMM_NULL, end_ = MPI_COMM_NULL;
     double seconds_ = 0;
 };

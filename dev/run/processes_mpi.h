@@ -19,7 +19,7 @@ class LaunchedProcesses : public Processes {
     // Whether all processes have come here to end, waited for at most so many seconds (negative: as long as it takes).
     virtual bool all_end(double seconds) = 0;
     virtual void finalize() = 0;
-    [[noreturn]] virtual void abort(int status) = 0;
+    virtual void abort(int status) = 0;
 };
 
 bool built_with_mpi();

@@ -326,7 +326,7 @@ int64_t training_bytes(const Session& session) {
     if (backend().device_bytes != nullptr)
         return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
                                       static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute))) +
-               teacher_bytes(session);
+               teacher_bytes(session) - moments_elsewhere(c, processes_of(session));
     return training_memory(c, s.batch, s.seq, s.grad_accum, processes_of(session)).all() + teacher_bytes(session);
 }
 
