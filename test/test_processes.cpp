@@ -244,6 +244,38 @@ TEST_CASE("a removal with a teacher gives the same weights, checkpoints and log 
     }
 }
 
+TEST_CASE("gradients that are exchanged in several pieces give the same weights") {
+    if (!several_processes()) return;
+    const Workbench& w = workbench();
+    TemporaryFolder runs;
+    const Words training = {"pretrain",
+                            "--data",
+                            w.folder / "s_train_*.bin",
+                            "--val",
+                            w.folder / "s_val_*.bin",
+                            "--n-layer",
+                            "4",
+                            "--n-head",
+                            "2",
+                            "--n-embd",
+                            "256",
+                            "--n-ctx",
+                            "16",
+                            "--steps",
+                            "3",
+                            "--batch",
+                            "1",
+                            "--grad-accum",
+                            "3",
+                            "--val-tokens",
+                            "16"};  // 3.2M parameters
+    succeed(joined(training, {"--out", runs / "one"}));
+    for (const int n : {2, 3}) {
+        succeed(joined(training, {"--out", runs / "several", "--force"}), on(n));
+        check_same(result_of(runs / "several"), result_of(runs / "one"));
+    }
+}
+
 TEST_CASE(
     "experiments and the paper's schedule, with statistics before step 0, are the same for any number of processes") {
     if (!several_processes()) return;

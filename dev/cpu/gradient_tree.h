@@ -1,10 +1,10 @@
 // The sum of a step's gradients, in one order whatever the number of processes: a binary tree over the micro-batches.
 //
-//        0 1 2 3 4 5 6          Each micro-batch's gradient starts from zero. Neighbours are added, then neighbouring pairs, then
-//        \/  \/  \/  |          fours, ...: sums a + b that depend on the number of micro-batches alone. A process adds up what
-//         \  /    \  |          lies within its own run of them; what joins two processes' runs is added by whoever owns that
-//          \/      \/           part of the flat buffer (processes.h).
-//            \    /
+//     0 1 2 3 4 5 6    Each micro-batch's gradient starts from zero. Neighbours are added, then neighbouring pairs, then fours,
+//     \/  \/  \/  |    ...: sums that depend on the number of micro-batches alone. A process adds up what lies within its own
+//      \  /    \  |    run of them; what joins the runs of two processes is added by whoever owns that part of the flat buffer
+//       \/      \/    (processes.h).
+//         \    /
 //
 // A process waits for the right-hand neighbours of at most log2(micro-batches) sums: so many buffers beside the gradients
 // themselves; none where it has one micro-batch.
@@ -82,7 +82,7 @@ class GradientTree {
         const int64_t i = run.first + taken_++;
         push(op, gradients, {i, i + 1});
         if (i + 1 < run.last || processes().size() > 1) return;
-        std::copy(sums_[0].numbers.data(), sums_[0].numbers.data() + gradients.size(), gradients.data());
+        copy(gradients.data(), sums_[0].numbers.data(), gradients.size());
         clear();
     }
 
@@ -114,7 +114,7 @@ class GradientTree {
                          nodes, round);
             const Range mine = pieces[static_cast<size_t>(processes().rank())];
             join_received(op, nodes, mine.size());
-            std::copy(received_.data(), received_.data() + mine.size(), gradients.data() + mine.first);
+            copy(gradients.data() + mine.first, received_.data(), mine.size());
         }
         clear();
     }
@@ -130,6 +130,11 @@ class GradientTree {
     Buffer received_;  // a chunk of every process's sums, in the order of the micro-batches
     int64_t taken_ = 0, leaves_ = 1;
 
+    static void copy(real* to, const real* from, int64_t n) {
+#pragma omp parallel for schedule(static)
+        for (int64_t i = 0; i < n; i++) to[i] = from[i];
+    }
+
     void push(const Operations& op, const Buffer& gradients, Range of) {
         const int64_t n = gradients.size();
         if (!sums_.empty() && are_halves(sums_.back().of, of, leaves_)) {
@@ -138,7 +143,7 @@ class GradientTree {
             sums_.back().of.last = of.last;
         } else {
             if (spare_.empty()) spare_.emplace_back(n);
-            std::copy(gradients.data(), gradients.data() + n, spare_.back().data());
+            copy(spare_.back().data(), gradients.data(), n);
             sums_.push_back({of, std::move(spare_.back())});
             spare_.pop_back();
         }

@@ -18,9 +18,9 @@ void join_processes();
 // alone while others go on, because something failed that is its own, ends them all within seconds.
 int leave_processes(int status, const std::string& line);
 
-// What must be the same in every process, each named as in "other --data"; the program itself is always among it. Not asked for
-// where there is one process. Collective; BadInput, for all, that says which process on which machine differs from the
-// first, and in what.
+// What must be the same in every process, each named as in "other --data"; the program itself is always among it. Not asked
+// for where there is one process. Collective; BadInput, for all, that says which process on which machine differs from
+// the first, and in what.
 struct Common {
     std::string what;
     uint64_t value;

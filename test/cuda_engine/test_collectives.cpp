@@ -1,6 +1,6 @@
-// Several processes with the CUDA engine, in emulation (NCCL as well: dev/cuda_on_cpu/nccl.h): what the collective layer does, and
-// a removal with a teacher beside the reference's, which shares the same steps over MPI by a way of its own. The first two
-// cases are carried out by processes that the third starts.
+// Several processes with the CUDA engine, in emulation (NCCL as well: dev/cuda_on_cpu/nccl.h): what the collective layer does,
+// and a removal with a teacher beside the reference's, which shares the same steps over MPI by a way of its own. The first
+// two cases are carried out by processes that the third starts.
 #include <doctest/doctest.h>
 #include <unistd.h>
 
