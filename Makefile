@@ -166,7 +166,7 @@ REFERENCE := $(BUILD)/reference.a
 ROOMS := $(BUILD)/rooms.a
 $(DATA): $(call objects_of,data)
 $(REFERENCE): $(BUILD)/method.o $(OPERATIONS)
-$(ROOMS): $(filter-out $(NOT_LINKED:%.cpp=$(BUILD)/%.o),$(call objects_of,dev/run dev/analysis dev/commands dev/cpu))
+$(ROOMS): $(filter-out $(NOT_LINKED:%.cpp=$(BUILD)/%.o),$(call objects_of,dev/run dev/analysis dev/commands dev/cpu dev/cuda))
 $(DATA) $(REFERENCE) $(ROOMS):
 	@rm -f $@
 	$(Q)ar rcs $@ $^

@@ -31,6 +31,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -603,6 +604,11 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarp) residual_norm_kernel(Res
             p.sigma[n] = moments.sigma;
         }
     }
+    if (p.normed_a == nullptr) {
+        if (p.sum == nullptr) return;
+        row.for_each([&](int64_t c, const Vec<X, width>& x) { store_vec(p.sum + n * C + c, x); });
+        return;
+    }
     const float scale_a = norm_scale(p.a, moments.sigma, n);
     const float scale_b = p.normed_b == nullptr ? 0.0f : norm_scale(p.b, moments.sigma, n);
     row.for_each([&](int64_t c, const Vec<X, width>& x) {
@@ -629,7 +635,8 @@ void launch_residual_norm(const ResidualNorm<X>& p, cudaStream_t stream) {
 
 // sum, normed_a, normed_b, x, y (N,C); mean, sigma (N); gamma, beta (C). y null: nothing is added. sum null: the sum is not
 // kept; it may be x or y itself. normed_b, the same norm with divisor b, may be null: it is wanted only while a layer's qk
-// and v divide by different numbers.
+// and v divide by different numbers. normed_a may be null as well: a folded model has no norm, and nothing but the sum and
+// its moments is wanted.
 template <class X>
 void residual_norm_forward(X* sum, X* normed_a, X* normed_b, float* mean, float* sigma, const X* x, const X* y,
                            const float* gamma, const float* beta, const Divisor& a, const Divisor& b, float eps,
@@ -1081,6 +1088,28 @@ inline void aux_loss(AuxTerm* out, const float* sigma, const int32_t* tokens, in
                      static_cast<unsigned>(T));
 }
 
+// What the auxiliary loss adds to the stream's gradient where no norm_backward does it, in a folded model:
+//     dresidual += factor * (sigma - target) / (C * sigma) * (x - mean)
+template <class X>
+__global__ void aux_loss_backward_kernel(X* dresidual, const X* x, const float* mean, const float* sigma,
+                                         const AuxTerm* aux, int64_t N, int64_t C) {
+    begin_kernel();
+    const int64_t n = row_of_warp();
+    if (n >= N || aux->active == 0) return;
+    const float target = n % aux->T == 0 ? aux->target_at_0 : aux->sigma_hat;
+    const float slope = aux->factor * (sigma[n] - target) / (static_cast<float>(C) * sigma[n]);
+    for (int64_t i = n * C + lane_index(); i < (n + 1) * C; i += kWarp)
+        dresidual[i] = from_float<X>(to_float(dresidual[i]) + slope * (to_float(x[i]) - mean[n]));
+}
+
+// dresidual, x (N,C), mean, sigma (N)
+template <class X>
+void aux_loss_backward(X* dresidual, const X* x, const float* mean, const float* sigma, const AuxTerm* aux, int64_t N,
+                       int64_t C, cudaStream_t stream) {
+    launch_dependent(aux_loss_backward_kernel<X>, blocks(ceil_div(N, kRowsPerBlock)), dim3(kRowsPerBlock * kWarp), 0,
+                     stream, dresidual, x, mean, sigma, aux, N, C);
+}
+
 // sum += values (n) in double precision and a fixed order: the losses of a micro-batch.
 template <int threads>
 __global__ void __launch_bounds__(threads) add_sum_kernel(double* sum, const float* values, int64_t n) {
@@ -1349,17 +1378,10 @@ constexpr int kClassifierThreads = 512;
 constexpr int64_t kClassifierHeldBytes =
     113 * 1024 - 1024;  // half of an H200's 228 KiB, less what each block needs besides
 
-// Rows of logits lie so far apart, and so many of them are made at a time: chunks of about 2^29 bytes at most, all of one
-// size but the last, in whole tiles of a product's 128 rows, so that no product is too small to fill the GPU.
-inline int64_t padded_vocabulary(int64_t V) {
-    return ceil_div(V, 64) * 64;
-}
+// So many rows of logits are made at a time (cuda_engine.h).
 template <class X>
 int64_t logits_rows(int64_t N, int64_t V) {
-    constexpr int64_t tile = 128;
-    const int64_t most = (int64_t{1} << 29) / (padded_vocabulary(V) * static_cast<int64_t>(sizeof(X)));
-    const int64_t chunks = ceil_div(N, std::max(most, tile));
-    return std::min(N, ceil_div(ceil_div(N, chunks), tile) * tile);
+    return logits_rows(N, V, static_cast<int64_t>(sizeof(X)));
 }
 
 // exp(z - largest), without what __expf does for results that are denormal: three instructions instead of seven.
@@ -1713,6 +1735,41 @@ void same_likeliest(uint8_t* same, const X* a, const X* b, int64_t rows, int64_t
     constexpr int warps = 8;
     launch_dependent(same_likeliest_kernel<X>, blocks(ceil_div(rows, warps)), dim3(warps * kWarp), 0, stream, same, a,
                      b, rows, static_cast<int>(V), Vp);
+}
+
+template <class X>
+__global__ void is_likeliest_kernel(uint8_t* is, const X* logits, const int32_t* targets, int64_t rows, int V,
+                                    int64_t Vp) {
+    begin_kernel();
+    const int64_t row = row_of_warp();
+    if (row >= rows) return;
+    const int token = likeliest_of(logits + row * Vp, V);
+    if (lane_index() == 0) is[row] = token == targets[row] ? 1 : 0;
+}
+
+// Whether each row's target is its likeliest token: is, targets (rows), logits (rows,Vp).
+template <class X>
+void is_likeliest(uint8_t* is, const X* logits, const int32_t* targets, int64_t rows, int64_t V, int64_t Vp,
+                  cudaStream_t stream) {
+    constexpr int warps = 8;
+    launch_dependent(is_likeliest_kernel<X>, blocks(ceil_div(rows, warps)), dim3(warps * kWarp), 0, stream, is, logits,
+                     targets, rows, static_cast<int>(V), Vp);
+}
+
+template <class X>
+__global__ void gather_rows_kernel(X* out, const X* from, const int32_t* rows, int64_t n, int64_t C) {
+    begin_kernel();
+    const int64_t i = row_of_warp();
+    if (i >= n) return;
+    const X* row = from + static_cast<int64_t>(rows[i]) * C;
+    for (int64_t c = lane_index(); c < C; c += kWarp) out[i * C + c] = row[c];
+}
+
+// out (n,C): row rows[i] of from, which has rows of C values.
+template <class X>
+void gather_rows(X* out, const X* from, const int32_t* rows, int64_t n, int64_t C, cudaStream_t stream) {
+    launch_dependent(gather_rows_kernel<X>, blocks(ceil_div(n, kRowsPerBlock)), dim3(kRowsPerBlock * kWarp), 0, stream,
+                     out, from, rows, n, C);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -3318,7 +3375,10 @@ class MatrixProducts {
         const auto product = product_of<In>(16, ta, tb, M, N, K, lda, ldb, ldc, accumulate, epilogue);
         if (choices_ != nullptr && choices_->times_anew) choices_->enter(product, {}, 0);
         if (choices_ != nullptr && choices_->find(product) == nullptr) choices_->not_found++;
-        emulation::do_or_record([=] { multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate); });
+        emulation::do_or_record([=] {
+            emulation::note_done("product");
+            multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate);
+        });
         return true;
     }
 
@@ -3392,7 +3452,7 @@ struct DeviceActivations {
     };
     std::vector<Layer> layers;
     float *mean, *sigma;                        // (2L+1,N): ln_1 and ln_2 of every layer, then ln_f
-    X *final_residual, *normedf;                // (B,T,C)
+    X *final_residual, *normedf;                // (B,T,C); a folded model's are one, as are all its normed and streams
     X* normed_v;                                // (B,T,C) the values' input, while a layer's qk and v differ
     X* branch;                                  // (B,T,C)
     X* logits;                                  // (rows_per_chunk,Vp)
@@ -3416,6 +3476,7 @@ struct DeviceActivations {
             used += padded_bytes<T_>(n);
         };
         const int64_t N = B * T, NC = N * c.C, NH = N * c.n_inner, sites = 2 * c.L + 1;
+        const bool norms = c.form != ModelForm::folded;  // without them the products read the stream itself
         layers.resize(static_cast<size_t>(c.L));
         for (int64_t l = 0; l < c.L; l++) {
             Layer &y = layers[static_cast<size_t>(l)], &first = layers[0];
@@ -3429,20 +3490,21 @@ struct DeviceActivations {
             take(y.att, NC);
             take(y.fc, NH);
             take(y.lse, N * c.NH);
-            const bool keeps_norms = recompute < 2 || l == 0, keeps_hidden = recompute < 1 || l == 0;
+            const bool keeps_norms = norms && (recompute < 2 || l == 0), keeps_hidden = recompute < 1 || l == 0;
             if (keeps_norms) take(y.normed1, NC);
             if (keeps_norms) take(y.normed2, NC);
             if (keeps_hidden) take(y.hidden, NH);
-            if (!keeps_norms) y.normed1 = first.normed1;
-            if (!keeps_norms) y.normed2 = first.normed2;
+            if (!keeps_norms) y.normed1 = norms ? first.normed1 : y.residual;
+            if (!keeps_norms) y.normed2 = norms ? first.normed2 : y.residual_mid;
             if (!keeps_hidden) y.hidden = first.hidden;
         }
         stride = ceil_div(N, 64) * 64;
         take(mean, sites * stride);
         take(sigma, sites * stride);
         take(final_residual, NC);
-        take(normedf, NC);
-        take(normed_v, NC);
+        normedf = final_residual;
+        if (norms) take(normedf, NC);
+        if (norms) take(normed_v, NC);
         take(branch, NC);
         Vp = padded_vocabulary(c.V);
         rows_per_chunk = logits_rows<X>(N, c.V);
@@ -3458,14 +3520,19 @@ struct DeviceActivations {
         if (!training) return used;
         take(sorted, sorted_positions_size(N));
         take(dresidual, NC);
-        take(dnormed, NC);
-        take(dnormed_v, NC);
+        dnormed = dresidual;
+        if (norms) take(dnormed, NC);
+        if (norms) take(dnormed_v, NC);
         take(datt, NC);
         take(dqkv, 3 * NC);
         take(dhidden, NH);
         take(delta, N * c.NH);
-        take(scratch, std::max({encoder_backward_scratch(N, c.C), norm_backward_scratch(N, c.C),
-                                column_sums_scratch(N, std::max(3 * c.C, c.n_inner)), 2 * global_norm_scratch()}));
+        int64_t floats = std::max({encoder_backward_scratch(N, c.C), norm_backward_scratch(N, c.C),
+                                   column_sums_scratch(N, std::max(3 * c.C, c.n_inner)), 2 * global_norm_scratch()});
+        if (!norms)  // of the unembedding's bias; the last chunk of logits has fewer rows
+            floats = std::max({floats, column_sums_scratch(rows_per_chunk, c.V),
+                               column_sums_scratch((N - 1) % rows_per_chunk + 1, c.V)});
+        take(scratch, floats);
         return used;
     }
 };
@@ -3492,6 +3559,16 @@ inline cudaStream_t the_stream() {
     return stream;
 }
 
+// out (rows,width) of the host, from rows in another type that lie `stride` apart.
+template <class Out, class In>
+void convert_on_host(Out* out, const In* in, int64_t rows, int64_t width, int64_t stride) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < width; i++) out[r * width + i] = from_float<Out>(to_float(in[r * stride + i]));
+}
+
+using SeeGradient = std::function<void(int64_t layer, const float* gradient)>;
+
 // A model's state and passes, whatever X is.
 class DeviceModel {
   public:
@@ -3508,6 +3585,19 @@ class DeviceModel {
     virtual void logits(float* out, const int32_t* inputs, int64_t B, int64_t T, int64_t from) = 0;
     virtual void start_decoding(int64_t B) = 0;
     virtual void decode(float* out, const int32_t* tokens, int64_t B, int64_t T) = 0;
+    // For analyses, as in dev/engine.h.
+    virtual void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) = 0;
+    virtual void trace_from(int64_t layer, const float* residual, const int32_t* inputs, int64_t B, int64_t T) = 0;
+    virtual void final_logits(float* out, int64_t first, int64_t count) = 0;
+    virtual void score(float* losses, uint8_t* likeliest, const int32_t* inputs, int64_t B, int64_t T,
+                       const std::vector<int64_t>& rows, const int32_t* targets) = 0;
+    virtual const float* final_residual() = 0;
+    virtual const float* final_normed() = 0;
+    virtual const float* final_means() = 0;
+    virtual const float* final_divisors(const int32_t* inputs) = 0;
+    virtual const float* sigmas_at(const Site& site) = 0;
+    virtual void stream_gradients(const float* dnormed, const int32_t* inputs, const SeeGradient& see) = 0;
+    virtual void unembed_residual(float* out, const float* residual, int64_t n) = 0;
     virtual void zero_gradients() = 0;
     virtual double gradient_norm() = 0;
     virtual void update(const AdamWConstants& step, double gradient_scale, std::optional<uint64_t> stochastic_key) = 0;
@@ -3549,13 +3639,12 @@ class DeviceModelOf : public DeviceModel {
         upload(host.params.data());
     }
     void prepare_training(int64_t B, int64_t T) override {
-        if (grads_.size() == 0) {
-            grads_.allocate(host_.parameters());
-            for (DeviceArray<float>* array : {&m_, &v_}) array->allocate(part_.size());
-            for (DeviceArray<float>* array : {&grads_, &m_, &v_}) array->zero(stream_);
-            gradients_are_zero_ = true;
-            d_ = WeightsOf<float>(grads_.data(), host_.tensors, c_);
-        }
+        prepare_gradients();
+        if (m_.size() == 0)
+            for (DeviceArray<float>* array : {&m_, &v_}) {
+                array->allocate(part_.size());
+                array->zero(stream_);
+            }
         if (B * T > 0) reserve(B, T, true);
     }
 
@@ -3630,6 +3719,68 @@ class DeviceModelOf : public DeviceModel {
         decoded_ += T;
         if (T == 1) return fetch_logits(out, 0, B);
         for (int64_t b = 0; b < B; b++) fetch_logits(out + b * c_.V, (b + 1) * T - 1, 1);
+    }
+
+    // ----- for analyses: what a probe asks for is copied, layer by layer, and nothing else
+
+    void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) override {
+        reserve(B, T, keep);
+        upload_tokens(inputs, nullptr);
+        run_blocks(probe);
+    }
+    void trace_from(int64_t layer, const float* residual, const int32_t* inputs, int64_t B, int64_t T) override {
+        reserve(B, T, false);
+        upload_tokens(inputs, nullptr);
+        put(stream_at(layer), residual, N(), c_.C);
+        run_blocks_from(layer);
+    }
+    void final_logits(float* out, int64_t first, int64_t count) override { fetch_logits(out, first, count); }
+    void score(float* losses, uint8_t* likeliest, const int32_t* inputs, int64_t B, int64_t T,
+               const std::vector<int64_t>& rows, const int32_t* targets) override {
+        reserve(B, T, false);
+        upload_tokens(inputs, nullptr);
+        run_blocks();
+        const std::vector<int32_t> all(rows.begin(), rows.end());
+        const int64_t n = static_cast<int64_t>(all.size());
+        for (int64_t first = 0; first < n; first += a_.rows_per_chunk) {
+            const int64_t count = std::min(a_.rows_per_chunk, n - first);
+            copy_to_device(a_.tokens, all.data() + first, count);  // the blocks are done with the tokens
+            copy_to_device(a_.targets, targets + first, count);
+            gather_rows(a_.branch, a_.normedf, a_.tokens, count, c_.C, stream_);
+            unembed(a_.branch, count);
+            is_likeliest(a_.agreements, a_.logits, a_.targets, count, c_.V, a_.Vp, stream_);
+            classifier(a_.logits, a_.losses, a_.targets, 0.0f, false, count, c_.V, a_.Vp, stream_);
+            copy_from_device(losses + first, a_.losses, count);
+            copy_from_device(likeliest + first, a_.agreements, count);
+        }
+    }
+    const float* final_residual() override { return seen(last_.residual, a_.final_residual); }
+    const float* final_normed() override { return seen(last_.normed, a_.normedf); }
+    const float* final_means() override { return seen_moments(last_.means, a_.mean) + 2 * c_.L * a_.stride; }
+    const float* final_divisors(const int32_t* inputs) override {
+        const Site& f = host_.sites.f();
+        if (f.has_layer_norm()) return sigmas_at(f);
+        last_.divisors.assign(static_cast<size_t>(N()), 1);
+        if (!f.folded)
+            operations().norm_divisors(last_.divisors.data(), f, sigmas_at(f), inputs, c_.end_of_text, B_, T_);
+        return last_.divisors.data();
+    }
+    const float* sigmas_at(const Site& site) override {
+        return seen_moments(last_.sigmas, a_.sigma) + norm_index(site) * a_.stride;
+    }
+    void stream_gradients(const float* dnormed, const int32_t*, const SeeGradient& see) override {
+        if (!training_) throw RunFailure("an analysis asks for gradients of a pass that was not kept");
+        prepare_gradients();
+        gradients_are_zero_ = false;
+        const size_t bytes = static_cast<size_t>(2 * c_.L + 1) * sizeof(AuxTerm);
+        require_cuda(cudaMemsetAsync(a_.aux, 0, bytes, stream_), "clearing memory");  // there is no auxiliary loss
+        put(a_.dnormed, dnormed, N(), c_.C);
+        backward(see);
+    }
+    void unembed_residual(float* out, const float* residual, int64_t n) override {
+        const std::vector<int32_t> no_tokens(static_cast<size_t>(n), -1);
+        trace_from(c_.L, residual, no_tokens.data(), n, 1);
+        fetch_logits(out, 0, n);
     }
 
     void zero_gradients() override {
@@ -3725,10 +3876,21 @@ class DeviceModelOf : public DeviceModel {
     DeviceArray<X> cache_;  // (L,B,n_ctx,2C) keys and values of the positions that were decoded
     int64_t decoded_ = 0;   // so many of each sequence
     bool decoding_ = false;
+    PinnedArray<X> staging_;                   // what is on its way to or from the host
+    std::array<std::vector<float>, 3> shown_;  // to a probe
+    struct {
+        std::vector<float> residual, normed, means, divisors, sigmas;
+    } last_;                     // what was asked about the last pass, in the host's memory; empty: not yet
+    bool stream_alone_ = false;  // backward leaves gradients of weights out
 
     int64_t N() const { return B_ * T_; }
+    bool has_norms() const { return c_.form != ModelForm::folded; }
     float* mean(int64_t site) const { return a_.mean + site * a_.stride; }
     float* sigma(int64_t site) const { return a_.sigma + site * a_.stride; }
+    // Where a site's moments lie among those of all norms.
+    int64_t norm_index(const Site& site) const {
+        return site.kind == SiteKind::f ? 2 * c_.L : 2 * site.layer + (site.kind == SiteKind::mlp ? 1 : 0);
+    }
     // What the auxiliary loss adds at a norm's input, null where it does not act.
     const AuxTerm* aux_at(int64_t site) const {
         return with_aux_everywhere_ || site == 2 * c_.L ? a_.aux + site : nullptr;
@@ -3745,6 +3907,14 @@ class DeviceModelOf : public DeviceModel {
 
     // ----- memory
 
+    void prepare_gradients() {
+        if (grads_.size() > 0) return;
+        grads_.allocate(host_.parameters());
+        grads_.zero(stream_);
+        gradients_are_zero_ = true;
+        d_ = WeightsOf<float>(grads_.data(), host_.tensors, c_);
+    }
+
     void upload(const float* parameters) {
         master_.upload(parameters, master_.size(), stream_);
         if constexpr (!std::is_same_v<X, float>) convert(copy_.data(), master_.data(), master_.size(), stream_);
@@ -3759,6 +3929,10 @@ class DeviceModelOf : public DeviceModel {
         recorded_.forget();
         if (needed > arena_.size()) arena_.allocate(needed);
         a_.lay_out(arena_.data(), c_, B, T, training, recompute_);
+        // So that the emulation sees what is read before it is written, whatever lay there with other sizes.
+        if (kEmulated)
+            require_cuda(cudaMemsetAsync(arena_.data(), 0xff, static_cast<size_t>(arena_.size()), stream_),
+                         "marking memory");
         // Products leave the columns behind the vocabulary as they are, and vectors of logits reach into them.
         const size_t logits_bytes = static_cast<size_t>(a_.rows_per_chunk * a_.Vp) * sizeof(X);
         require_cuda(cudaMemsetAsync(a_.logits, 0, logits_bytes, stream_), "clearing memory");
@@ -3791,7 +3965,51 @@ class DeviceModelOf : public DeviceModel {
         require_cuda(cudaStreamSynchronize(stream_), "a pass over a micro-batch");
     }
 
+    // Rows of X (rows,width), so far apart on the device, as floats of the host (rows,width); and the other way.
+    void fetch(float* to, const X* from, int64_t rows, int64_t width, int64_t stride) {
+        X* staged = staging_.reserve(rows * stride);
+        copy_from_device(staged, from, rows * stride);
+        convert_on_host(to, staged, rows, width, stride);
+    }
+    void put(X* to, const float* from, int64_t rows, int64_t width) {
+        X* staged = staging_.reserve(rows * width);
+        convert_on_host(staged, from, rows, width, width);
+        copy_to_device(to, staged, rows * width);
+        require_cuda(cudaStreamSynchronize(stream_), "copying to the GPU");
+    }
+    // For a probe (B,T,width), which may have up to two of X and one of float.
+    float* show(size_t which, const X* from, int64_t width) {
+        std::vector<float>& to = shown_[which];
+        to.resize(static_cast<size_t>(N() * width));
+        fetch(to.data(), from, N(), width, width);
+        return to.data();
+    }
+    float* show_float(size_t which, const float* from, int64_t width) {
+        std::vector<float>& to = shown_[which];
+        to.resize(static_cast<size_t>(N() * width));
+        copy_from_device(to.data(), from, N() * width);
+        return to.data();
+    }
+    // Of the last pass, kept until the next.
+    const float* seen(std::vector<float>& kept, const X* from) {
+        if (kept.empty()) {
+            kept.resize(static_cast<size_t>(N() * c_.C));
+            fetch(kept.data(), from, N(), c_.C, c_.C);
+        }
+        return kept.data();
+    }
+    // (2L+1,stride), as they lie on the device.
+    const float* seen_moments(std::vector<float>& kept, const float* from) {
+        if (kept.empty()) {
+            kept.resize(static_cast<size_t>((2 * c_.L + 1) * a_.stride));
+            copy_from_device(kept.data(), from, (2 * c_.L + 1) * a_.stride);
+        }
+        return kept.data();
+    }
+
+    // Every pass begins with it.
     void upload_tokens(const int32_t* inputs, const int32_t* targets) {
+        for (auto* kept : {&last_.residual, &last_.normed, &last_.means, &last_.divisors, &last_.sigmas}) kept->clear();
         int32_t* pinned = pinned_tokens_.reserve(2 * N());  // every pass ends with a wait for its results
         std::copy(inputs, inputs + N(), pinned);
         copy_to_device(a_.tokens, pinned, N());
@@ -3807,14 +4025,20 @@ class DeviceModelOf : public DeviceModel {
 
     // out (N,M) = inp (N,K) weight (K,M) + bias, rows of weight and out `stride` apart.
     void linear(X* out, const X* inp, const X* weight, const X* bias, int64_t K, int64_t M, int64_t stride) {
+        product_and_bias(Transpose::No, N(), M, K, inp, weight, stride, bias, out, stride);
+    }
+
+    // out (rows,M) = inp (rows,K) op(weight) + bias (null: none), rows of `weight` and `out` so far apart.
+    void product_and_bias(Transpose op, int64_t rows, int64_t M, int64_t K, const X* inp, const X* weight,
+                          int64_t weight_stride, const X* bias, X* out, int64_t out_stride) {
         Epilogue<X> epilogue;
         epilogue.bias = bias;
-        if (products_.multiply(Transpose::No, Transpose::No, N(), M, K, inp, K, weight, stride, out, stride, false,
+        if (products_.multiply(Transpose::No, op, rows, M, K, inp, K, weight, weight_stride, out, out_stride, false,
                                epilogue, stream_))
             return;
-        products_.multiply(Transpose::No, Transpose::No, N(), M, K, inp, K, weight, stride, out, stride, false,
+        products_.multiply(Transpose::No, op, rows, M, K, inp, K, weight, weight_stride, out, out_stride, false,
                            Epilogue<X>(), stream_);
-        add_bias(out, bias, N(), M, stride, stream_);
+        add_bias(out, bias, rows, M, out_stride, stream_);
     }
 
     // fc (N,M) = inp (N,K) weight (K,M) + bias; hidden = gelu(fc)
@@ -3838,6 +4062,7 @@ class DeviceModelOf : public DeviceModel {
 
     // dweight (K,M) += inp^T dout
     void linear_dweight(float* dweight, const X* inp, const X* dout, int64_t K, int64_t M, int64_t stride) {
+        if (stream_alone_) return;
         products_.multiply(Transpose::Yes, Transpose::No, K, M, N(), inp, K, dout, stride, dweight, stride, true,
                            Epilogue<float>(), stream_);
     }
@@ -3884,7 +4109,7 @@ class DeviceModelOf : public DeviceModel {
                                       teaching.share,
                                       static_cast<double>(teachers_layouts)};
         for (const Site& site : host_.sites.all) {
-            const bool is_fake = !site.has_layer_norm();
+            const bool is_fake = !site.has_layer_norm() && !site.folded;
             const double position0 = site.own_position0 ? 1 : 0, end_of_text = site.own_end_of_text ? 1 : 0;
             const double tapers = site.tapers ? 1 : 0;
             frozen.insert(frozen.end(), {is_fake ? site.sigma_bar : 0, site.a, tapers, position0, end_of_text});
@@ -3895,39 +4120,61 @@ class DeviceModelOf : public DeviceModel {
 
     // ----- forward
 
-    // residual, the sum of x and y (null: nothing), and the norms that read it: site `index` of mean and sigma.
+    // residual, the sum of x and y (null: nothing), and the norms that read it, or none: site `index` of mean and sigma.
     void add_and_norm(X* residual, X* normed_a, X* normed_b, const X* x, const X* y, const float* gamma,
                       const float* beta, const Site& a, const Site& b, int64_t index) {
-        residual_norm_forward(residual, normed_a, normed_b, mean(index), sigma(index), x, y, gamma, beta, divisor(a),
-                              divisor(b), static_cast<float>(c_.epsilon), N(), c_.C, stream_);
+        residual_norm_forward(residual, has_norms() ? normed_a : nullptr, normed_b, mean(index), sigma(index), x, y,
+                              gamma, beta, divisor(a), divisor(b), static_cast<float>(c_.epsilon), N(), c_.C, stream_);
     }
 
-    void run_blocks() {
-        encoder_forward(a_.layers[0].residual, a_.tokens, x_.wte, x_.wpe + first_position() * c_.C, B_, T_, c_.C,
-                        stream_);
-        for (int64_t l = 0; l < c_.L; l++) {
-            attention_block_forward(l);
-            mlp_forward(l);
+    void run_blocks(const Probe& probe = {}) {
+        encoder_forward(stream_at(0), a_.tokens, x_.wte, x_.wpe + first_position() * c_.C, B_, T_, c_.C, stream_);
+        run_blocks_from(0, probe);
+    }
+    // From the stream in front of block `first`, or of ln_f (first = L).
+    void run_blocks_from(int64_t first, const Probe& probe = {}) {
+        for (int64_t l = first; l < c_.L; l++) {
+            enter(l, l == first, probe);
+            attention_block_forward(l, probe);
+            mlp_forward(l, probe);
         }
-        const Layer& last = a_.layers[static_cast<size_t>(c_.L - 1)];
-        add_and_norm(a_.final_residual, a_.normedf, nullptr, last.residual_mid, a_.branch, w_.lnf_gamma, w_.lnf_beta,
-                     host_.sites.f(), host_.sites.f(), 2 * c_.L);
+        enter(c_.L, c_.L == first, probe);
     }
 
-    void attention_block_forward(int64_t l) {
+    // The stream in front of block 0..L-1, or in front of ln_f.
+    X* stream_at(int64_t l) const { return l < c_.L ? a_.layers[static_cast<size_t>(l)].residual : a_.final_residual; }
+
+    // Makes the stream in front of block l (L: of ln_f), unless it is there already, and its norms; anew if a probe has had
+    // it in its hands.
+    void enter(int64_t l, bool is_there, const Probe& probe) {
+        X* stream = stream_at(l);
+        if (is_there)
+            norm_stream(l, nullptr, stream, nullptr);
+        else
+            norm_stream(l, stream, a_.layers[static_cast<size_t>(l - 1)].residual_mid, a_.branch);
+        if (!probe.residual) return;
+        float* shown = show(0, stream, c_.C);
+        probe.residual(l, shown);
+        put(stream, shown, N(), c_.C);
+        norm_stream(l, nullptr, stream, nullptr);
+    }
+    void norm_stream(int64_t l, X* sum, const X* x, const X* y) {
+        if (l == c_.L) {
+            const Site& f = host_.sites.f();
+            add_and_norm(sum, a_.normedf, nullptr, x, y, w_.lnf_gamma, w_.lnf_beta, f, f, 2 * l);
+            return;
+        }
+        const auto& w = w_.layers[static_cast<size_t>(l)];
+        X* normed_v = divide_alike(qk(l), v(l)) ? nullptr : a_.normed_v;
+        add_and_norm(sum, a_.layers[static_cast<size_t>(l)].normed1, normed_v, x, y, w.ln1_gamma, w.ln1_beta, qk(l),
+                     v(l), 2 * l);
+    }
+
+    void attention_block_forward(int64_t l, const Probe& probe) {
         const int64_t C = c_.C;
         const Layer& a = a_.layers[static_cast<size_t>(l)];
-        const auto& w = w_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
-        const bool agree = divide_alike(qk(l), v(l));  // then one product makes queries, keys and values
-        X* normed_v = agree ? nullptr : a_.normed_v;
-        if (l == 0) {
-            add_and_norm(nullptr, a.normed1, normed_v, a.residual, nullptr, w.ln1_gamma, w.ln1_beta, qk(l), v(l), 0);
-        } else {
-            add_and_norm(a.residual, a.normed1, normed_v, a_.layers[static_cast<size_t>(l - 1)].residual_mid, a_.branch,
-                         w.ln1_gamma, w.ln1_beta, qk(l), v(l), 2 * l);
-        }
-        if (agree) {
+        if (divide_alike(qk(l), v(l))) {  // then one product makes queries, keys and values
             linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 3 * C, 3 * C);
         } else {
             linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 2 * C, 3 * C);
@@ -3938,36 +4185,33 @@ class DeviceModelOf : public DeviceModel {
                              c_.NH, stream_);
         else
             attention_.forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
+        if (probe.attention) probe.attention(l, show(0, a.att, C), show(1, a.qkv, 3 * C), show_float(2, a.lse, c_.NH));
         linear(a_.branch, a.att, x.proj, x.proj_bias, C, C, C);
     }
 
-    void mlp_forward(int64_t l) {
+    void mlp_forward(int64_t l, const Probe& probe) {
+        const int64_t C = c_.C, H = c_.n_inner;
         const Layer& a = a_.layers[static_cast<size_t>(l)];
         const auto& w = w_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
         add_and_norm(a.residual_mid, a.normed2, nullptr, a.residual, a_.branch, w.ln2_gamma, w.ln2_beta, mlp(l), mlp(l),
                      2 * l + 1);
-        linear_gelu(a.hidden, a.fc, a.normed2, x.fc, x.fc_bias, c_.C, c_.n_inner);
-        linear(a_.branch, a.hidden, x.fcproj, x.fcproj_bias, c_.n_inner, c_.C, c_.C);
+        linear_gelu(a.hidden, a.fc, a.normed2, x.fc, x.fc_bias, C, H);
+        linear(a_.branch, a.hidden, x.fcproj, x.fcproj_bias, H, C, C);
+        if (probe.mlp) probe.mlp(l, show(0, a.hidden, H), show(1, a_.branch, C));
     }
 
-    // logits (rows,Vp) of the positions from n on
-    void unembed(int64_t n, int64_t rows) {
-        products_.multiply(Transpose::No, Transpose::Yes, rows, c_.V, c_.C, a_.normedf + n * c_.C, c_.C, x_.wte, c_.C,
-                           a_.logits, a_.Vp, false, Epilogue<X>(), stream_);
+    // logits (rows,Vp) of normed (rows,C)
+    void unembed(const X* normed, int64_t rows) {
+        product_and_bias(Transpose::Yes, rows, c_.V, c_.C, normed, x_.head, c_.C, x_.head_bias, a_.logits, a_.Vp);
     }
 
     // out (rows,V): what a pass makes of the positions from n on
     void fetch_logits(float* out, int64_t n, int64_t rows) {
-        std::vector<X> chunk;
         for (int64_t r0 = 0; r0 < rows; r0 += a_.rows_per_chunk) {
             const int64_t count = std::min(a_.rows_per_chunk, rows - r0);
-            unembed(n + r0, count);
-            chunk.resize(static_cast<size_t>(count * a_.Vp));
-            copy_from_device(chunk.data(), a_.logits, static_cast<int64_t>(chunk.size()));
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t v = 0; v < c_.V; v++)
-                    out[(r0 + r) * c_.V + v] = to_float(chunk[static_cast<size_t>(r * a_.Vp + v)]);
+            unembed(a_.normedf + (n + r0) * c_.C, count);
+            fetch(out + r0 * c_.V, a_.logits, count, c_.V, a_.Vp);
         }
     }
 
@@ -3978,17 +4222,18 @@ class DeviceModelOf : public DeviceModel {
         const bool with_gradient = gradient_scale != 0;
         for (int64_t n = 0; n < N(); n += a_.rows_per_chunk) {
             const int64_t rows = std::min(a_.rows_per_chunk, N() - n);
-            unembed(n, rows);
+            unembed(a_.normedf + n * C, rows);
             if (teaching.teacher == nullptr)
                 classifier(a_.logits, a_.losses + n, a_.targets + n, static_cast<float>(gradient_scale), with_gradient,
                            rows, V, Vp, stream_);
             else
                 distil(n, rows, gradient_scale, teaching);
             if (!with_gradient) continue;
-            products_.multiply(Transpose::No, Transpose::No, rows, C, V, a_.logits, Vp, x_.wte, C, a_.dnormed + n * C,
+            products_.multiply(Transpose::No, Transpose::No, rows, C, V, a_.logits, Vp, x_.head, C, a_.dnormed + n * C,
                                C, false, Epilogue<X>(), stream_);
-            products_.multiply(Transpose::Yes, Transpose::No, V, C, rows, a_.logits, Vp, a_.normedf + n * C, C, d_.wte,
+            products_.multiply(Transpose::Yes, Transpose::No, V, C, rows, a_.logits, Vp, a_.normedf + n * C, C, d_.head,
                                C, true, Epilogue<float>(), stream_);
+            if (d_.head_bias != nullptr) column_sums(d_.head_bias, a_.scratch, a_.logits, rows, V, Vp, stream_);
         }
         add_sum(a_.statistics + 4 * c_.L + 2, a_.losses, N(), stream_);
         if (teaching.teacher != nullptr) add_sum(a_.statistics + 4 * c_.L + 3, a_.kls, N(), stream_);
@@ -3996,7 +4241,7 @@ class DeviceModelOf : public DeviceModel {
 
     // Some rows' losses and gradients from their logits and the teacher's.
     void distil(int64_t n, int64_t rows, double gradient_scale, const Teaching& teaching) {
-        teaching.teacher->unembed(n, rows);
+        teaching.teacher->unembed(teaching.teacher->a_.normedf + n * c_.C, rows);
         const X* original = teaching.teacher->a_.logits;
         if (gradient_scale == 0) same_likeliest(a_.agreements + n, a_.logits, original, rows, c_.V, a_.Vp, stream_);
         distillation(a_.logits, a_.losses + n, a_.kls + n, original, a_.targets + n, static_cast<float>(teaching.share),
@@ -4005,15 +4250,35 @@ class DeviceModelOf : public DeviceModel {
 
     // ----- backward
 
-    void backward() {
+    // From dnormed to the stream in front of block 0. `see`, if given, gets the stream's gradient in front of every block.
+    void backward(const SeeGradient& see = {}) {
+        const int64_t L = c_.L;
         const Divisor f = divisor(host_.sites.f());
-        norm_backward(a_.dresidual, true, d_.lnf_gamma, d_.lnf_beta, bias_of_mlp(c_.L - 1), a_.scratch, a_.dnormed,
-                      static_cast<X*>(nullptr), a_.final_residual, w_.lnf_gamma, mean(2 * c_.L), sigma(2 * c_.L), f, f,
-                      aux_at(2 * c_.L), N(), c_.C, stream_);
-        for (int64_t l = c_.L - 1; l >= 0; l--) {
+        stream_alone_ = static_cast<bool>(see);
+        if (has_norms())
+            norm_backward(a_.dresidual, true, d_.lnf_gamma, d_.lnf_beta, bias_of_mlp(L - 1), a_.scratch, a_.dnormed,
+                          static_cast<X*>(nullptr), a_.final_residual, w_.lnf_gamma, mean(2 * L), sigma(2 * L), f, f,
+                          aux_at(2 * L), N(), c_.C, stream_);
+        else
+            finish_dresidual(bias_of_mlp(L - 1), a_.final_residual, 2 * L);
+        for (int64_t l = L - 1; l >= 0; l--) {
             mlp_backward(l);
             attention_block_backward(l);
+            if (see) see(l, show(0, a_.dresidual, c_.C));
         }
+    }
+
+    // What norm_backward does in a folded model, where a branch (its gradient dout (N,M), its weight (C,M)) reads the stream
+    // x itself.
+    void stream_backward(float* dbias, const X* dout, const X* weight, int64_t M, const X* x, int64_t site) {
+        products_.multiply(Transpose::No, Transpose::Yes, N(), c_.C, M, dout, M, weight, M, a_.dresidual, c_.C, true,
+                           Epilogue<X>(), stream_);
+        finish_dresidual(dbias, x, site);
+    }
+    void finish_dresidual(float* dbias, const X* x, int64_t site) {
+        if (const AuxTerm* aux = aux_at(site))
+            aux_loss_backward(a_.dresidual, x, mean(site), sigma(site), aux, N(), c_.C, stream_);
+        if (dbias != nullptr) column_sums(dbias, a_.scratch, a_.dresidual, N(), c_.C, c_.C, stream_);
     }
 
     // The gradient of the bias of what layer l's MLP adds to the stream: the next norm's backward pass sums it up.
@@ -4026,13 +4291,15 @@ class DeviceModelOf : public DeviceModel {
         const auto& x = x_.layers[static_cast<size_t>(l)];
         const auto& d = d_.layers[static_cast<size_t>(l)];
         const Divisor s = divisor(mlp(l));
+        const bool norms = has_norms();
         if (recompute_ >= 1) gelu_forward(a.hidden, a.fc, N() * H, stream_);
         linear_dweight(d.fcproj, a.hidden, a_.dresidual, H, C, C);
         dhidden(a, x, d);
-        if (recompute_ >= 2)
+        if (norms && recompute_ >= 2)
             norm_forward(a.normed2, static_cast<X*>(nullptr), a.residual_mid, mean(site), sigma(site), w.ln2_gamma,
                          w.ln2_beta, s, s, N(), C, stream_);
         linear_dweight(d.fc, a.normed2, a_.dhidden, C, H, H);
+        if (!norms) return stream_backward(d.proj_bias, a_.dhidden, x.fc, H, a.residual_mid, site);
         linear_dinput(a_.dnormed, a_.dhidden, x.fc, C, H, H);
         norm_backward(a_.dresidual, false, d.ln2_gamma, d.ln2_beta, d.proj_bias, a_.scratch, a_.dnormed,
                       static_cast<X*>(nullptr), a.residual_mid, w.ln2_gamma, mean(site), sigma(site), s, s,
@@ -4065,11 +4332,13 @@ class DeviceModelOf : public DeviceModel {
         linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);
         attention_.backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
         column_sums(d.qkv_bias, a_.scratch, a_.dqkv, N(), 3 * C, 3 * C, stream_);
-        if (recompute_ >= 2 || !agree)
+        if (has_norms() && (recompute_ >= 2 || !agree))
             norm_forward(a.normed1, agree ? nullptr : a_.normed_v, a.residual, mean(site), sigma(site), w.ln1_gamma,
                          w.ln1_beta, s_qk, s_v, N(), C, stream_);
+        float* const dbias = l > 0 ? bias_of_mlp(l - 1) : nullptr;
         if (agree) {
             linear_dweight(d.qkv, a.normed1, a_.dqkv, C, 3 * C, 3 * C);
+            if (!has_norms()) return stream_backward(dbias, a_.dqkv, x.qkv, 3 * C, a.residual, site);
             linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, 3 * C, 3 * C);
         } else {
             linear_dweight(d.qkv, a.normed1, a_.dqkv, C, 2 * C, 3 * C);
@@ -4077,9 +4346,9 @@ class DeviceModelOf : public DeviceModel {
             linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, 2 * C, 3 * C);
             linear_dinput(a_.dnormed_v, a_.dqkv + 2 * C, x.qkv + 2 * C, C, C, 3 * C);
         }
-        norm_backward(a_.dresidual, false, d.ln1_gamma, d.ln1_beta, l > 0 ? bias_of_mlp(l - 1) : nullptr, a_.scratch,
-                      a_.dnormed, agree ? nullptr : a_.dnormed_v, a.residual, w.ln1_gamma, mean(site), sigma(site),
-                      s_qk, s_v, aux_at(site), N(), C, stream_);
+        norm_backward(a_.dresidual, false, d.ln1_gamma, d.ln1_beta, dbias, a_.scratch, a_.dnormed,
+                      agree ? nullptr : a_.dnormed_v, a.residual, w.ln1_gamma, mean(site), sigma(site), s_qk, s_v,
+                      aux_at(site), N(), C, stream_);
     }
 
     // ----- what the host learns
@@ -4102,9 +4371,7 @@ class DeviceModelOf : public DeviceModel {
         copy_from_device(sums.data(), a_.statistics, static_cast<int64_t>(sums.size()));
         for (size_t i = 0; i < host_.sites.all.size(); i++) {
             const Site& site = host_.sites.all[i];
-            const size_t index = site.kind == SiteKind::f     ? static_cast<size_t>(2 * c_.L)
-                                 : site.kind == SiteKind::mlp ? static_cast<size_t>(2 * site.layer + 1)
-                                                              : static_cast<size_t>(2 * site.layer);
+            const size_t index = static_cast<size_t>(norm_index(site));
             SigmaSum& sum = host_.sigma_sums[i];
             sum.at_0 += sums[2 * index];
             sum.elsewhere += sums[2 * index + 1];
@@ -4180,19 +4447,15 @@ class CudaEngine : public Engine {
     void resume(uint64_t seed) override {
         if (device_) device_->upload_parameters(params.data());
         device_has_moments_ = false;
-        twin_is_current_ = false;
         if (device_options().stochastic_rounding) device().round_weights(stochastic_key(seed, updates));
     }
     void edit_position0(double factor, const real* added) override {
         if (device_) return device_->edit_position0(factor, added);
         for (int64_t c = 0; c < config.C; c++)
             weights_.wpe[c] = static_cast<real>(factor) * weights_.wpe[c] + (added == nullptr ? real(0) : added[c]);
-        twin_is_current_ = false;
     }
     void fetch_parameters() override {
-        if (!device_) return;
-        device_->fetch_parameters(params.data());
-        twin_is_current_ = false;
+        if (device_) device_->fetch_parameters(params.data());
     }
     void fetch_moments() override {
         if (device_has_moments_) device_->fetch_moments(m.data(), v.data());
@@ -4209,9 +4472,6 @@ class CudaEngine : public Engine {
         return losses_.data();
     }
     Comparison compare(Engine& original, const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T) override {
-        if (dynamic_cast<CudaEngine*>(&original) == nullptr) {  // a folded one, which runs on the processor
-            return reference().compare(original, inputs, targets, B, T);
-        }
         for (std::vector<real>* each : {&losses_, &kls_}) each->resize(static_cast<size_t>(B * T));
         agreements_.resize(losses_.size());
         device().compare(losses_.data(), kls_.data(), agreements_.data(), device_of(original), inputs, targets, B, T);
@@ -4226,31 +4486,30 @@ class CudaEngine : public Engine {
     void start_decoding(int64_t B) override { device().start_decoding(B); }
     void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) override { device().decode(out, tokens, B, T); }
 
-    // ----- for analyses: the reference's work
+    // ----- for analyses
 
     const Weights& weights() const override { return weights_; }
     void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) override {
-        reference().trace(inputs, B, T, probe, keep);
+        device().trace(inputs, B, T, probe, keep);
     }
     void trace_from(int64_t layer, const real* residual, const int32_t* inputs, int64_t B, int64_t T) override {
-        reference().trace_from(layer, residual, inputs, B, T);
+        device().trace_from(layer, residual, inputs, B, T);
     }
-    void final_logits(real* out, int64_t first, int64_t count) override { reference().final_logits(out, first, count); }
+    void final_logits(real* out, int64_t first, int64_t count) override { last_pass().final_logits(out, first, count); }
     void score(real* losses, uint8_t* likeliest, const int32_t* inputs, int64_t B, int64_t T,
                const std::vector<int64_t>& rows, const int32_t* targets) override {
-        reference().score(losses, likeliest, inputs, B, T, rows, targets);
+        device().score(losses, likeliest, inputs, B, T, rows, targets);
     }
     const real* final_residual() const override { return last_pass().final_residual(); }
     const real* final_normed() const override { return last_pass().final_normed(); }
     const real* final_means() const override { return last_pass().final_means(); }
-    const real* final_divisors(const int32_t* inputs) override { return reference().final_divisors(inputs); }
+    const real* final_divisors(const int32_t* inputs) override { return last_pass().final_divisors(inputs); }
     const real* sigmas_at(const Site& site) const override { return last_pass().sigmas_at(site); }
-    void stream_gradients(const real* dnormed, const int32_t* inputs,
-                          const std::function<void(int64_t layer, const real* gradient)>& see) override {
-        reference().stream_gradients(dnormed, inputs, see);
+    void stream_gradients(const real* dnormed, const int32_t* inputs, const SeeGradient& see) override {
+        last_pass().stream_gradients(dnormed, inputs, see);
     }
     void unembed_residual(real* out, const real* residual, int64_t n) override {
-        reference().unembed_residual(out, residual, n);
+        device().unembed_residual(out, residual, n);
     }
 
     DeviceModel& device() {
@@ -4272,41 +4531,22 @@ class CudaEngine : public Engine {
     Weights weights_;
     std::unique_ptr<DeviceModel> device_;
     bool device_has_moments_ = false;  // else m and v are what counts
-    std::unique_ptr<Engine> twin_;
-    bool twin_is_current_ = false;
     std::vector<real> losses_, kls_;
     std::vector<uint8_t> agreements_;
 
-    static DeviceModel& device_of(Engine& other) {
-        if (auto* gpu = dynamic_cast<CudaEngine*>(&other)) return gpu->device();
-        throw BadInput(
-            "--teacher: a folded model runs on the processor and cannot teach on the GPU; name the folder that it "
-            "was folded from, or use train_gpt2_lnfree");
-    }
+    // Both are made by make_engine.
+    static DeviceModel& device_of(Engine& other) { return dynamic_cast<CudaEngine&>(other).device(); }
 
-    // The same model on the processor. Like the device's copy it takes the parameters as they are when it is first needed,
-    // and again after they have been fetched or read anew; the sites at every call.
-    Engine& reference() {
-        if (!twin_) twin_ = make_reference(config);
-        if (!twin_is_current_) std::copy(params.data(), params.data() + parameters(), twin_->params.data());
-        twin_is_current_ = true;
-        twin_->sites = sites;
-        return *twin_;
-    }
-    const Engine& last_pass() const {
-        if (!twin_) throw RunFailure("an analysis asks for a pass that was never made");
-        return *twin_;
+    DeviceModel& last_pass() const {
+        if (!device_) throw RunFailure("an analysis asks for a pass that was never made");
+        return *device_;
     }
 };
 
 }  // namespace
 
 std::unique_ptr<Engine> make_engine(const GPT2Config& c) {
-    if (c.form != ModelForm::folded) return std::make_unique<CudaEngine>(c);
-    // It has no norms, which all of the above is about.
-    if (device_options().in_bf16)
-        throw BadInput("--precision bf16: a folded model runs on the processor, in fp32; leave the flag out");
-    return make_reference(c);
+    return std::make_unique<CudaEngine>(c);
 }
 
 std::vector<float> gradients_of(Engine& model) {

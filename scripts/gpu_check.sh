@@ -8,16 +8,19 @@
 # The steps, in this order:
 #   bench small          a training step of GPT-2 Small at T = 1024, kernel by kernel and as a whole
 #   check                every operation and whole steps against the CPU's functions
+#   bench small, chosen  the same beside cuBLASLt's first guesses: the fastest of eight kernels for every product
 #   bench xl             the same for GPT-2 XL
 #   bench small, cuDNN   attention by cuDNN beside ours, in packs that have it
 #   removal, both        the paper's schedule on data/stories_gpt2, in fp32 on GPU and CPU: the losses of every step
 #   removal, CUDA graphs the same on the GPU with CUDA graphs: the same bits
+#   eval                 what that left, in fp32, TF32 and bf16
 #   small, teacher       GPT-2 Small's shape, random weights, ten steps of removal with a teacher, in bf16
+#   small, report        every analysis of that shape that needs no question sets
 #   kernels              every program of the laboratory, every version of every kernel
 #   memcheck, initcheck  compute-sanitizer on a tiny removal, where it is installed
 #
 # RESULTS (default dev/results/GPU-DATE) is made, or an earlier one is replaced: results.md, the table; output.txt, all that the
-# programs said; bench_*.json. --emulated lets programs run whose GPU is this processor (EMULATE=1 scripts/gpu_pack.sh), at
+# programs said; bench_*.json; products.txt, for --products. --emulated lets programs run whose GPU is this processor (EMULATE=1 scripts/gpu_pack.sh), at
 # tiny sizes, and says so in every row; without it they are refused. SECONDS_IN_ALL=300: later steps are left out.
 # Exit status: 0 all passed, 1 something failed, 2 bad use, 3 no GPU.
 set -u
@@ -62,7 +65,7 @@ fi
 mkdir -p "$out" || exit 1
 pack=$(realpath "$pack")
 out=$(realpath "$out")
-rm -f "$out/results.md" "$out/output.txt" "$out"/bench_*.json
+rm -f "$out/results.md" "$out/output.txt" "$out/products.txt" "$out"/bench_*.json
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$pack" || exit 1
@@ -168,6 +171,7 @@ bench() { # NAME SIZE BATCH FLAG...
 
 bench small small "$small_batch"
 step check 60 "$engine" check
+bench "small, chosen" small "$small_batch" --products "$out/products.txt"
 bench xl xl "$xl_batch"
 if grep -aq libcudnn "$engine"; then bench "small, cuDNN" small "$small_batch" --attention cudnn; fi
 
@@ -204,6 +208,13 @@ train "removal on the CPU" 60 "$reference" cpu $removal && train "removal on the
     compare_losses "removal, both" 0.001 cpu gpu && train "removal with CUDA graphs" 60 "$engine" graphs $removal --precision fp32 --cuda-graphs &&
     compare_losses "with CUDA graphs and without" 0 gpu graphs
 
+eval_tokens=65536
+[ -z "$emulated" ] || eval_tokens=1024
+for precision in fp32 tf32 bf16; do
+    step "eval, $precision" 60 "$engine" eval --model "$work/gpu" --data 'data/text_val_*.bin' --seq 128 --val-tokens $eval_tokens \
+        --precision $precision
+done
+
 # ---- a removal with a teacher, at a size that fills the device
 
 shape="--size small --vocab-size 50257 --seq 1024 --batch 8"
@@ -212,6 +223,10 @@ steps="--grad-accum 1 --data data/text_train_*.bin --val data/text_val_*.bin --v
 # shellcheck disable=SC2086
 step "small, random weights" 60 "$engine" pretrain $shape --steps 1 $steps --out "$work/small" &&
     step "small, teacher" 60 "$engine" remove --model "$work/small" ${shape#--size * } --steps 10 $steps --distill 1 --out "$work/taught"
+sample="--seq 512 --sequences 100"
+[ -z "$emulated" ] || sample="--seq 16 --sequences 2"
+# shellcheck disable=SC2086
+step "small, report" 60 "$engine" analyze report --model "$work/small" --data 'data/text_val_*.bin' $sample --parts loss dla norms sinks confidence --out "$work/report"
 
 # ---- kernels, and compute-sanitizer
 

@@ -8,7 +8,7 @@
 #                                   scripts/faithful_removal.csv  scripts; a summary -> README.md
 #                                   runs/findings/story/       findings.md, findings_paper.md -> dev/analysis
 #                                   runs/findings/bpe/         findings.md -> dev/analysis
-#                                   ./train_gpt2_lnfree        its table of settings -> dev/README.md
+#                                   ./train_gpt2_lnfree        its table of settings -> dev/README.md; a step's launches -> dev/cuda/STEP.md
 #
 # The other tables are written by the programs that measure them: dev/cpu/README.md's ladder by `dev/cpu/matmul --readme`,
 # dev/README.md's build times by scripts/build_times.sh, test/README.md's mutants by scripts/mutants.sh. Exit status: 0,
@@ -48,5 +48,8 @@ if [ -x ./train_gpt2_lnfree ] && ./train_gpt2_lnfree info --settings --markdown 
     insert "settings" "$new" dev/README.md
 else
     echo "scripts/update_readme.sh: ./train_gpt2_lnfree is not built or prints no settings, its table in dev/README.md stays as it is"
+fi
+if [ -x ./train_gpt2_lnfree ] && ./train_gpt2_lnfree bench --floors --batch 16 --seq 1024 --markdown >"$new" 2>/dev/null; then
+    insert "floors" "$new" dev/cuda/STEP.md
 fi
 if [ -r demo/loss.svg ]; then cp demo/loss.svg scripts/demo_loss.svg; fi

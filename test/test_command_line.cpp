@@ -1371,6 +1371,34 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     CHECK(bench["step"]["gflop"].get<double>() * 1e9 > 6.0 * 2 * 9 * (12 * 16 * 16 + 257 * 16));
     CHECK(bench["ops"].size() > 20);
 
+    // What a GPU must do in a step needs no GPU.
+    const Words floors = {"bench", "--floors", "--size", "small", "--batch", "16", "--seq", "1024"};
+    const auto and_also = [](Words words, const Words& more) {
+        words.insert(words.end(), more.begin(), more.end());
+        return words;
+    };
+    const json step = json_of(floors, {"version", "model", "batch", "seq", "precision", "phase", "distill", "gpus",
+                                       "recompute", "measured", "ops", "steps"});
+    CHECK(step["measured"] == false);
+    check_keys(step["ops"][0], {"part", "op", "launches", "calls", "shape", "bytes", "flops", "floors"},
+               "JSON outputs");
+    check_keys(step["ops"][0]["floors"][0], {"seconds", "bound_by"}, "JSON outputs");
+    check_keys(step["gpus"][0], {"gpu", "tbytes_per_s", "tflops"}, "JSON outputs");
+    check_keys(step["steps"][0], {"phase", "launches", "bytes", "flops", "seconds"}, "JSON outputs");
+    double seconds = 0;
+    for (const json& op : step["ops"]) seconds += op["calls"].get<double>() * op["floors"][1]["seconds"].get<double>();
+    CHECK(step["steps"][0]["seconds"][1].get<double>() == doctest::Approx(seconds));
+    CHECK(step["steps"][0]["flops"].get<double>() / 16384 == doctest::Approx(0.80e9).epsilon(0.01));
+    const std::string taught = succeed(and_also(floors, {"--distill", "--phase", "removed", "--recompute", "2"})).out;
+    for (const char* word : {"not measured", "distillation_kernel", "FakeLN, remade", "H200 SXM 4.8 TB/s"})
+        CHECK(contains(taught, word));
+    const std::string markdown = succeed(and_also(floors, {"--markdown"})).out;
+    CHECK(contains(markdown, "| classifier_kernel "));
+    CHECK_MESSAGE(contains(read_bytes("dev/cuda/STEP.md"), markdown), "scripts/update_readme.sh has not been run");
+    check_refused(and_also(floors, {"--phase", "later"}), {"--phase later", "layernorm, apart or removed"});
+    check_refused(and_also(floors, {"--precision", "fp32"}), {"--floors", "--precision"});
+    check_refused({"bench", "--recompute", "1"}, {"--recompute", "--floors"});
+
     const json stories =
         json_of({"stories", "--count", "3", "--out", out / "3.jsonl"}, {"version", "out", "stories", "bytes", "seed"});
     CHECK(stories["bytes"] == read_bytes(out / "3.jsonl").size());

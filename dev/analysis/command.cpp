@@ -63,8 +63,9 @@ double flops_of(const Subjects& s) {
 // Of prepared subjects.
 Json run_measurement(const Measurement& m, const Options& o, Subjects& s) {
     if (m.on == TakenOn::questions) prepare_tasks(s);
-    std::fprintf(stderr, "%s: %s%s; about %s\n", m.name, m.what, is_as_paper(m, o) ? ", as the paper's code" : "",
-                 format_duration(estimated_seconds(m, s, flops_of(s))).c_str());
+    const bool here = backend().make == make_reference;  // what is estimated is this processor's time
+    std::fprintf(stderr, "%s: %s%s%s\n", m.name, m.what, is_as_paper(m, o) ? ", as the paper's code" : "",
+                 here ? ("; about " + format_duration(estimated_seconds(m, s, flops_of(s)))).c_str() : "");
     s.procedure.label = m.name;
     Json measured = m.measure(s), j;
     j["version"] = kFormatVersion;

@@ -35,6 +35,7 @@ int bench_other_engine(const bench::Options& b, const std::string& products, FIL
 
 int bench_command(const BenchOptions& o) {
     FILE* const screen = o.json_output ? stderr : stdout;
+    if (o.floors) return floors_command(o);
     if (!o.growth.empty()) return growth_command(o, screen);
     bench::Options b;
     b.name = o.shape.size;

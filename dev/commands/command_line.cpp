@@ -329,8 +329,25 @@ void add_bench(CommandLine& line) {
                  "file: time cuBLASLt's eight best kernels for every product, and note the fastest (CUDA engine)");
     c.add_option("--seconds", o->seconds, "time for each figure of a whole step; a tenth for each operation")
         ->capture_default_str();
-    c.add_option("--growth", o->growth,
-                 "instead: tokens/s over widths and lengths beside the roofline, as this SVG file");
+    CLI::Option* growth = c.add_option(
+        "--growth", o->growth, "instead: tokens/s over widths and lengths beside the roofline, as this SVG file");
+    CLI::Option* floors =
+        c.add_flag("--floors", o->floors,
+                   "instead, computed without a GPU: a step of the CUDA engine launch by launch, in bf16, with bytes, "
+                   "flops and the least time on an H100 and an H200")
+            ->excludes(growth)
+            ->excludes(c.get_option("--precision"))
+            ->excludes(c.get_option("--seconds"));
+    c.add_option("--phase", o->phase,
+                 "of a removal, for --floors: layernorm, apart (mlp and qk are removed) or removed")
+        ->capture_default_str()
+        ->needs(floors);
+    c.add_option("--recompute", o->recompute, "for --floors: what backward remakes, 1: GELU, 2: the norms too")
+        ->capture_default_str()
+        ->check(whole_number(0, 2))
+        ->needs(floors);
+    c.add_flag("--distill", o->distill, "for --floors: beside a teacher")->needs(floors);
+    c.add_flag("--markdown", o->markdown, "print the tables of --floors as Markdown")->needs(floors);
 }
 
 void add_explain(CommandLine& line, CLI::App& analyze) {

@@ -106,10 +106,15 @@ struct BenchOptions {
     int64_t batch = 4, seq = 64;
     double seconds = 1;  // for every figure
     std::string precision, products;
-    std::string growth;  // instead: tokens/s over widths and lengths, as this SVG file
+    std::string growth;               // instead: tokens/s over widths and lengths, as this SVG file
+    bool floors = false;              // instead: how long each launch of the CUDA engine must take at the least
+    std::string phase = "layernorm";  // of `floors`, as the next ones
+    int64_t recompute = 0;
+    bool distill = false, markdown = false;
     bool json_output = false;
 };
 int bench_command(const BenchOptions& o);
+int floors_command(const BenchOptions& o);  // --floors, bench_floors.cpp
 
 // analyze: the paper's measurements (dev/analysis), `what` by name, or "report". For --help, one line on each.
 int analyze_and_print(const std::string& what, const analysis::Options& o);

@@ -40,18 +40,12 @@ __global__ void classifier_v2_kernel(X* logits, float* losses, const int32_t* ta
                                      int64_t V, int64_t Vp) {
     SharedMemory shared;
     const Shared<float> partial = shared.take<float>(kWarp);
-    const int warps = static_cast<int>(blockDim.x) / kWarp;
     X* z = logits + static_cast<int64_t>(blockIdx.x) * Vp;
     const int32_t target = targets[blockIdx.x];
     const float target_logit = to_float(z[target]);
     float largest = -INFINITY;
     for (int64_t v = threadIdx.x; v < V; v += blockDim.x) largest = fmaxf(largest, to_float(z[v]));
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, offset));
-    if (lane_index() == 0) partial[warp_index()] = largest;
-    __syncthreads();
-    for (int w = 0; w < warps; w++) largest = fmaxf(largest, partial[w]);
-    __syncthreads();
+    largest = block_max(largest, partial);
     float sum = 0;
     for (int64_t v = threadIdx.x; v < V; v += blockDim.x) sum += __expf(to_float(z[v]) - largest);
     sum = block_sum(sum, partial);

@@ -1,6 +1,7 @@
 // What train_gpt2_lnfree.cu, the CUDA engine, offers to the rest of the program: no kernel, nothing of CUDA.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -37,8 +38,8 @@ std::string products_made_for();
 // Throws NoGpu (exit 3) where there is none.
 void require_gpu();
 
-// A model on the GPU; a folded one runs on the processor, by the reference. It needs no GPU until something is computed, so
-// that commands that only read and write files work anywhere.
+// A model of any form on the GPU. It needs none until something is computed, so that commands that only read and write files
+// work anywhere.
 std::unique_ptr<Engine> make_engine(const GPT2Config& c);
 
 // Puts this engine in the reference's place: backend().
@@ -46,6 +47,18 @@ void use_cuda_engine();
 
 // Bytes on the device for micro-batches of B sequences of T positions.
 int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute);
+
+// Rows of logits lie so far apart, and so many of them are made at a time: chunks of about 2^29 bytes at most, all of one
+// size but the last, in whole tiles of a product's 128 rows, so that no product is too small to fill the GPU.
+inline int64_t padded_vocabulary(int64_t V) {
+    return (V + 63) / 64 * 64;
+}
+inline int64_t logits_rows(int64_t N, int64_t V, int64_t bytes_per_logit) {
+    constexpr int64_t tile = 128;
+    const int64_t most = (int64_t{1} << 29) / (padded_vocabulary(V) * bytes_per_logit), allowed = std::max(most, tile);
+    const int64_t chunks = (N + allowed - 1) / allowed, rows = (N + chunks - 1) / chunks;
+    return std::min(N, (rows + tile - 1) / tile * tile);
+}
 
 // The gradient, wherever the engine keeps it.
 std::vector<float> gradients_of(Engine& model);

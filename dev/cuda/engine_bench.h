@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@
 #include "kernels.h"
 #include "operands.h"
 #include "removal_steps.h"
+#include "step.h"
 #include "timing.h"
 
 namespace lnfree {
@@ -35,8 +37,9 @@ struct VendorPeak {
     const char* in_name;
     double tflops;
 };
-constexpr VendorPeak kVendorPeaks[] = {{" H200 NVL", 0}, {" H200", 989.5}, {"H100 NVL", 835.5}, {"H100 PCIe", 756.5},
-                                       {"H100", 989.5},  {"A100", 312},    {"RTX 4090", 165.2}};
+constexpr VendorPeak kVendorPeaks[] = {{" H200 NVL", 0},     {" H200", kDataSheets[1].tflops}, {"H100 NVL", 835.5},
+                                       {"H100 PCIe", 756.5}, {"H100", kDataSheets[0].tflops},  {"A100", 312},
+                                       {"RTX 4090", 165.2}};
 
 // 0: not known. The first entry that the name contains counts; laptops and variants of the 4090 are other chips.
 inline double vendor_peak_tflops(const std::string& name) {
@@ -117,12 +120,11 @@ struct Ceilings {
     }
 };
 
-// An operation of a training step.
+// An operation of a training step: what it must do is step.h's, of one call and without the copies to and from the device.
 struct TimedOp {
     std::string name;
-    double calls;         // in a training step
-    double flops, bytes;  // of one call; bytes: what it can not do without reading and writing
-    double seconds;       // of one call
+    double calls;  // in a training step
+    double flops, bytes, seconds;
 };
 
 // Times every operation of a training step at the sizes of B sequences of T positions, while all of a layer's sites
@@ -133,12 +135,25 @@ class OpTimes {
     std::vector<TimedOp> ops;
 
     OpTimes(const GPT2Config& config, int64_t batch, int64_t seq, BenchClock& clock)
-        : c(config), B(batch), T(seq), N(batch * seq), L(static_cast<double>(config.L)), clock_(clock) {
-        recompute_ = std::max<int64_t>(0, device_options().recompute);
+        : c(config), B(batch), T(seq), N(batch * seq), clock_(clock), host_tokens_(tokens(N)) {
+        StepOptions o;
+        o.config = c;
+        o.batch = B;
+        o.seq = T;
+        o.recompute = std::max<int64_t>(0, device_options().recompute);
+        o.distinct_tokens = static_cast<int64_t>(std::set<int32_t>(host_tokens_.begin(), host_tokens_.end()).size());
+        step_ = training_step(o);
+        // What other steps have: at the end of a removal, beside a teacher, remaking everything.
+        o.recompute = 2;
+        other_steps_ = training_step(o);
+        o.phase = StepPhase::removed;
+        o.distill = true;
+        const std::vector<StepOperation> removed = training_step(o);
+        other_steps_.insert(other_steps_.end(), removed.begin(), removed.end());
         add_encoder();
         add_norms();
         add_linear("qkv", c.C, 3 * c.C);
-        add_qkv_bias();
+        add_dbias("qkv", 3 * c.C);
         add_attention();
         add_linear("attention projection", c.C, c.C);
         add_mlp();
@@ -150,34 +165,48 @@ class OpTimes {
   private:
     GPT2Config c;
     int64_t B, T, N;
-    double L;
     BenchClock& clock_;
     MatrixProducts products_{false, device_options().choices};
-    int64_t recompute_;
+    std::vector<int32_t> host_tokens_;
+    std::vector<StepOperation> step_, other_steps_;
 
-    void add(const std::string& name, double calls, double flops, double bytes, const std::function<void()>& run) {
-        ops.push_back({name, calls, flops, bytes, clock_.seconds_of(run)});
+    // The operation of this name, which one call of `run` does, or so large a part of it.
+    void add(const std::string& name, const std::function<void()>& run, double part = 1) {
+        TimedOp timed = {name, 0, 0, 0, 0};
+        double of_first_call = 0;
+        const auto has_name = [&](const StepOperation& op) { return op.name == name; };
+        for (const StepOperation& op : step_) {
+            if (!has_name(op)) continue;
+            const double size = op.flops > 0 ? op.flops : op.bytes;  // the last chunk of logits can be smaller
+            if (of_first_call == 0) of_first_call = size;
+            timed.calls += static_cast<double>(op.calls) * size / of_first_call / part;
+        }
+        const std::vector<StepOperation>& from = timed.calls > 0 ? step_ : other_steps_;
+        const auto found = std::find_if(from.begin(), from.end(), has_name);
+        if (found == from.end()) throw RunFailure("bench: no step has \"" + name + "\"");
+        timed.flops = part * found->flops;
+        timed.bytes = part * found->bytes;
+        timed.seconds = clock_.seconds_of(run);
+        ops.push_back(timed);
     }
-    // Bytes of n values.
-    template <class T_>
-    static double bytes_of(double n) {
-        return n * static_cast<double>(sizeof(T_));
+    // Beside an operation of a step another way to do it, with no calls of its own.
+    void add_alternative(const std::string& name, const std::string& instead_of, const std::function<void()>& run) {
+        add(instead_of, run);
+        ops.back().name = name;
+        ops.back().calls = 0;
     }
     // Some far more often than others, as in text.
     std::vector<int32_t> tokens(int64_t n) const { return made_up_tokens(n, c.V, 3); }
 
     void add_encoder() {
-        const std::vector<int32_t> host_tokens = tokens(N);
         std::vector<int32_t> sorted(static_cast<size_t>(sorted_positions_size(N)));
-        sort_positions(sorted.data(), host_tokens.data(), N, c.V);
-        const double different = static_cast<double>(std::min<int64_t>(N, sorted[0]));  // rows of wte, at most
-        const DeviceArray<int32_t> device_tokens(host_tokens), device_sorted(sorted);
+        sort_positions(sorted.data(), host_tokens_.data(), N, c.V);
+        const DeviceArray<int32_t> device_tokens(host_tokens_), device_sorted(sorted);
         const MadeUp<X> wte(c.V * c.C), wpe(c.n_ctx * c.C), stream(N * c.C);
         const MadeUp<float> dwte(c.V * c.C), dwpe(c.n_ctx * c.C), scratch(encoder_backward_scratch(N, c.C));
-        const double NC = static_cast<double>(N * c.C), rows = different + static_cast<double>(T);
-        add("encoder, forward", 1, 0, bytes_of<X>(NC + rows * static_cast<double>(c.C)),
+        add("encoder, forward",
             [&] { encoder_forward(stream.data(), device_tokens.data(), wte.data(), wpe.data(), B, T, c.C, nullptr); });
-        add("encoder, backward", 1, 0, bytes_of<X>(NC) + bytes_of<float>(2 * rows * static_cast<double>(c.C)), [&] {
+        add("encoder, backward", [&] {
             encoder_backward(dwte.data(), dwpe.data(), scratch.data(), stream.data(), device_sorted.data(), B, T, c.C,
                              nullptr);
         });
@@ -187,61 +216,51 @@ class OpTimes {
         const MadeUp<X> x(N * c.C), y(N * c.C), sum(N * c.C), normed(N * c.C);
         const MadeUp<float> mean(N), sigma(N, 1), gamma(c.C, 1), beta(c.C), dgamma(c.C), dbeta(c.C), dbias(c.C),
             scratch(norm_backward_scratch(N, c.C));
-        const double NC = static_cast<double>(N * c.C);
         Divisor layer_norm, fake;
         fake.own_share = 0;
-        const auto forward = [&](const Divisor& d) {
-            residual_norm_forward(sum.data(), normed.data(), static_cast<X*>(nullptr), mean.data(), sigma.data(),
-                                  x.data(), y.data(), gamma.data(), beta.data(), d, d, 1e-5f, N, c.C, nullptr);
+        const auto forward = [&](const Divisor& d, bool is_first) {
+            residual_norm_forward(is_first ? nullptr : sum.data(), normed.data(), static_cast<X*>(nullptr), mean.data(),
+                                  sigma.data(), x.data(), is_first ? nullptr : y.data(), gamma.data(), beta.data(), d,
+                                  d, 1e-5f, N, c.C, nullptr);
         };
-        const auto backward = [&](const Divisor& d) {
-            norm_backward(sum.data(), false, dgamma.data(), dbeta.data(), dbias.data(), scratch.data(), normed.data(),
-                          static_cast<X*>(nullptr), x.data(), gamma.data(), mean.data(), sigma.data(), d, d,
-                          static_cast<AuxTerm*>(nullptr), N, c.C, nullptr);
+        const auto backward = [&](const Divisor& d, bool is_final) {
+            norm_backward(sum.data(), is_final, dgamma.data(), dbeta.data(), dbias.data(), scratch.data(),
+                          normed.data(), static_cast<X*>(nullptr), x.data(), gamma.data(), mean.data(), sigma.data(), d,
+                          d, static_cast<AuxTerm*>(nullptr), N, c.C, nullptr);
         };
         // FakeLN beside it, with no calls of its own: these become those as sites are removed.
-        add("residual + LayerNorm, forward", 2 * L + 1, 0, bytes_of<X>(4 * NC), [&] { forward(layer_norm); });
-        add("residual + FakeLN, forward", 0, 0, bytes_of<X>(4 * NC), [&] { forward(fake); });
-        add("LayerNorm, backward", 2 * L + 1, 0, bytes_of<X>(4 * NC), [&] { backward(layer_norm); });
-        add("FakeLN, backward", 0, 0, bytes_of<X>(4 * NC), [&] { backward(fake); });
-        const double remade = recompute_ >= 2 ? 2 * L : 0;
-        add("LayerNorm, remade", remade, 0, bytes_of<X>(2 * NC), [&] {
+        add("first LayerNorm, forward", [&] { forward(layer_norm, true); });
+        add("residual + LayerNorm, forward", [&] { forward(layer_norm, false); });
+        add("residual + FakeLN, forward", [&] { forward(fake, false); });
+        add("final LayerNorm, backward", [&] { backward(layer_norm, true); });
+        add("LayerNorm, backward", [&] { backward(layer_norm, false); });
+        add("FakeLN, backward", [&] { backward(fake, false); });
+        add("LayerNorm, remade", [&] {
             norm_forward(normed.data(), static_cast<X*>(nullptr), x.data(), mean.data(), sigma.data(), gamma.data(),
                          beta.data(), layer_norm, layer_norm, N, c.C, nullptr);
         });
     }
 
-    void product(const std::string& name, double calls, Transpose ta, Transpose tb, int64_t M, int64_t O, int64_t K,
-                 const X* A, const X* W, X* out) {
+    // out (M,O) from A and W, as the model asks for it.
+    void product(const std::string& name, Transpose ta, Transpose tb, int64_t M, int64_t O, int64_t K, const X* A,
+                 const X* W, X* out) {
         const int64_t lda = ta == Transpose::Yes ? M : K, ldw = tb == Transpose::Yes ? K : O;
-        add(name, calls, product_flops(M, O, K), bytes_of<X>(product_values(M, O, K)),
-            [&] { products_.multiply(ta, tb, M, O, K, A, lda, W, ldw, out, O, false, Epilogue<X>(), nullptr); });
-    }
-    static double product_flops(int64_t M, int64_t O, int64_t K) {
-        return 2.0 * static_cast<double>(M) * static_cast<double>(O) * static_cast<double>(K);
-    }
-    static double product_values(int64_t M, int64_t O, int64_t K) {
-        return static_cast<double>(M * K) + static_cast<double>(K * O) + static_cast<double>(M * O);
+        add(name, [&] { products_.multiply(ta, tb, M, O, K, A, lda, W, ldw, out, O, false, Epilogue<X>(), nullptr); });
     }
 
     // dweight (K,M) += inp^T dout
-    void dweight(const std::string& name, double calls, int64_t rows, int64_t K, int64_t M, const X* inp, const X* dout,
-                 float* out) {
-        const double values = static_cast<double>(rows * K) + static_cast<double>(rows * M);
-        add(name, calls, product_flops(K, M, rows),
-            bytes_of<X>(values) + bytes_of<float>(2 * static_cast<double>(K * M)), [&] {
-                products_.multiply(Transpose::Yes, Transpose::No, K, M, rows, inp, K, dout, M, out, M, true,
-                                   Epilogue<float>(), nullptr);
-            });
+    void dweight(const std::string& name, int64_t rows, int64_t K, int64_t M, const X* inp, const X* dout, float* out) {
+        add(name, [&] {
+            products_.multiply(Transpose::Yes, Transpose::No, K, M, rows, inp, K, dout, M, out, M, true,
+                               Epilogue<float>(), nullptr);
+        });
     }
 
     // Those of what is added to the stream come with the norm's backward pass.
-    void add_qkv_bias() {
-        const int64_t M = 3 * c.C;
+    void add_dbias(const std::string& name, int64_t M) {
         const MadeUp<X> dout(N * M);
         const MadeUp<float> sums(M), scratch(column_sums_scratch(N, M));
-        add("qkv, d bias", L, 0, bytes_of<X>(static_cast<double>(N * M)),
-            [&] { column_sums(sums.data(), scratch.data(), dout.data(), N, M, M, nullptr); });
+        add(name + ", d bias", [&] { column_sums(sums.data(), scratch.data(), dout.data(), N, M, M, nullptr); });
     }
 
     // out (N,M) = inp (N,K) weight (K,M) + bias, as the model asks for it.
@@ -253,7 +272,7 @@ class OpTimes {
             return products_.multiply(Transpose::No, Transpose::No, N, M, K, inp, K, weight, M, out, M, false, e,
                                       nullptr);
         };
-        add(name, L, product_flops(N, M, K), bytes_of<X>(product_values(N, M, K)), [&] {
+        add(name, [&] {
             if (multiply(epilogue)) return;
             multiply(Epilogue<X>());
             add_bias(out, bias.data(), N, M, M, nullptr);
@@ -264,21 +283,21 @@ class OpTimes {
         const MadeUp<X> inp(N * K), weight(K * M), out(N * M);
         const MadeUp<float> gradient(K * M);
         linear_forward(name + ", forward", K, M, inp.data(), weight.data(), out.data());
-        product(name + ", d input", L, Transpose::No, Transpose::Yes, N, K, M, out.data(), weight.data(), inp.data());
-        dweight(name + ", d weight", L, N, K, M, inp.data(), out.data(), gradient.data());
+        product(name + ", d input", Transpose::No, Transpose::Yes, N, K, M, out.data(), weight.data(), inp.data());
+        dweight(name + ", d weight", N, K, M, inp.data(), out.data(), gradient.data());
     }
 
-    // GELU rides on the product in front of it, and in backward on the one behind.
+    // GELU rides on the product in front of it, and in backward on the one behind; where the library has no such
+    // product, on the sums of the columns.
     void add_mlp() {
         const int64_t C = c.C, H = c.n_inner;
-        const double NH = static_cast<double>(N * H);
         const MadeUp<X> inp(N * C), up(C * H), down(H * C), bias(H), fc(N * H), hidden(N * H);
         const MadeUp<float> gradient(C * H), sums(H), scratch(column_sums_scratch(N, H));
         Epilogue<X> forward, backward;
         forward.bias = bias.data();
         forward.before_gelu = fc.data();
         backward.through_gelu = fc.data();
-        add("MLP up + GELU, forward", L, product_flops(N, H, C), bytes_of<X>(product_values(N, H, C) + NH), [&] {
+        add("MLP up + GELU, forward", [&] {
             const auto multiply = [&](X* out, const Epilogue<X>& e) {
                 return products_.multiply(Transpose::No, Transpose::No, N, H, C, inp.data(), C, up.data(), H, out, H,
                                           false, e, nullptr);
@@ -288,72 +307,67 @@ class OpTimes {
             bias_gelu_forward(hidden.data(), fc.data(), bias.data(), N, H, nullptr);
         });
         linear_forward("MLP down, forward", H, C, hidden.data(), down.data(), inp.data());
-        add("MLP down, d input + GELU, d bias", L, product_flops(N, H, C),
-            bytes_of<X>(product_values(N, H, C) + 2 * NH), [&] {
-                const auto multiply = [&](const Epilogue<X>& e) {
-                    return products_.multiply(Transpose::No, Transpose::Yes, N, H, C, inp.data(), C, down.data(), C,
-                                              hidden.data(), H, false, e, nullptr);
-                };
-                if (multiply(backward))
-                    return column_sums(sums.data(), scratch.data(), hidden.data(), N, H, H, nullptr);
-                multiply(Epilogue<X>());
-                gelu_backward_bias(hidden.data(), sums.data(), scratch.data(), hidden.data(), fc.data(), N, H, nullptr);
-            });
-        dweight("MLP down, d weight", L, N, H, C, hidden.data(), inp.data(), gradient.data());
-        product("MLP up, d input", L, Transpose::No, Transpose::Yes, N, C, H, hidden.data(), up.data(), inp.data());
-        dweight("MLP up, d weight", L, N, C, H, inp.data(), hidden.data(), gradient.data());
-        add("GELU, remade", recompute_ >= 1 ? L : 0, 0, bytes_of<X>(2 * NH),
-            [&] { gelu_forward(hidden.data(), fc.data(), N * H, nullptr); });
+        const auto multiply_back = [&](const Epilogue<X>& e) {
+            return products_.multiply(Transpose::No, Transpose::Yes, N, H, C, inp.data(), C, down.data(), C,
+                                      hidden.data(), H, false, e, nullptr);
+        };
+        const bool fused = multiply_back(backward);
+        add("MLP down, d input + GELU", [&] { multiply_back(fused ? backward : Epilogue<X>()); });
+        add("MLP up, d bias", [&] {
+            if (fused) return column_sums(sums.data(), scratch.data(), hidden.data(), N, H, H, nullptr);
+            gelu_backward_bias(hidden.data(), sums.data(), scratch.data(), hidden.data(), fc.data(), N, H, nullptr);
+        });
+        dweight("MLP down, d weight", N, H, C, hidden.data(), inp.data(), gradient.data());
+        product("MLP up, d input", Transpose::No, Transpose::Yes, N, C, H, hidden.data(), up.data(), inp.data());
+        dweight("MLP up, d weight", N, C, H, inp.data(), hidden.data(), gradient.data());
+        add("GELU, remade", [&] { gelu_forward(hidden.data(), fc.data(), N * H, nullptr); });
     }
 
     void add_attention() {
         const int64_t C = c.C;
         const MadeUp<X> qkv(3 * N * C), out(N * C), dqkv(3 * N * C);
         const MadeUp<float> lse(N * c.NH), delta(N * c.NH);
-        // One product of the causal half of a T x T square with C channels.
-        const double product = static_cast<double>(B * C) * static_cast<double>(T) * static_cast<double>(T + 1);
-        const double NC = static_cast<double>(N * C);
-        const auto add_both = [&](const std::string& name, double calls, const AttentionKernels<X>& kernels) {
-            add(name + ", forward", calls, 2 * product, bytes_of<X>(4 * NC),
-                [&] { kernels.forward(out.data(), lse.data(), qkv.data(), B, T, C, c.NH, nullptr); });
-            // dq, dk, dv, dp; remaking the scores is not counted
-            add(name + ", backward", calls, 4 * product, bytes_of<X>(8 * NC), [&] {
-                kernels.backward(dqkv.data(), delta.data(), out.data(), qkv.data(), out.data(), lse.data(), B, T, C,
-                                 c.NH, nullptr);
-            });
+        const auto forward = [&](const AttentionKernels<X>& kernels) {
+            kernels.forward(out.data(), lse.data(), qkv.data(), B, T, C, c.NH, nullptr);
         };
-        add_both("attention", L, attention_kernels<X>("flash"));
-        if (kHasCudnn) add_both("attention by cuDNN", 0, attention_kernels<X>("cudnn"));
+        const auto backward = [&](const AttentionKernels<X>& kernels) {
+            kernels.backward(dqkv.data(), delta.data(), out.data(), qkv.data(), out.data(), lse.data(), B, T, C, c.NH,
+                             nullptr);
+        };
+        const AttentionKernels<X> ours = attention_kernels<X>("flash");
+        add("attention, forward", [&] { forward(ours); });
+        add("attention, backward", [&] { backward(ours); });
+        if (!kHasCudnn) return;
+        const AttentionKernels<X> theirs = attention_kernels<X>("cudnn");
+        add_alternative("attention by cuDNN, forward", "attention, forward", [&] { forward(theirs); });
+        add_alternative("attention by cuDNN, backward", "attention, backward", [&] { backward(theirs); });
     }
 
     // In chunks of rows, as the model takes them.
     void add_classifier() {
         const int64_t rows = logits_rows<X>(N, c.V), Vp = padded_vocabulary(c.V);
-        const double chunks = static_cast<double>(N) / static_cast<double>(rows);
         const std::vector<int32_t> host_targets = tokens(rows);
         const DeviceArray<int32_t> targets(host_targets);
         const MadeUp<X> normed(rows * c.C), wte(c.V * c.C), logits(rows * Vp), dnormed(rows * c.C);
         const MadeUp<float> losses(rows), dwte(c.V * c.C);
-        const double flops = product_flops(rows, c.V, c.C), bytes = bytes_of<X>(product_values(rows, c.V, c.C));
-        add("unembedding, forward", chunks, flops, bytes, [&] {
+        add("unembedding, forward", [&] {
             products_.multiply(Transpose::No, Transpose::Yes, rows, c.V, c.C, normed.data(), c.C, wte.data(), c.C,
                                logits.data(), Vp, false, Epilogue<X>(), nullptr);
         });
-        add("softmax, cross-entropy", chunks, 0, bytes_of<X>(2 * static_cast<double>(rows * c.V)),
+        add("softmax, cross-entropy",
             [&] { classifier(logits.data(), losses.data(), targets.data(), 1e-3f, true, rows, c.V, Vp, nullptr); });
         // Not in a step without a teacher; with one it stands in for the row above, after another forward pass.
         const MadeUp<X> original(rows * Vp);
         const MadeUp<float> kls(rows);
-        add("softmax, distillation", 0, 0, bytes_of<X>(3 * static_cast<double>(rows * c.V)), [&] {
+        add("softmax, distillation", [&] {
             distillation(logits.data(), losses.data(), kls.data(), original.data(), targets.data(), 1.0f, 1e-3f, true,
                          rows, c.V, Vp, nullptr);
         });
-        add("unembedding, d input", chunks, flops, bytes, [&] {
+        add("unembedding, d input", [&] {
             products_.multiply(Transpose::No, Transpose::No, rows, c.C, c.V, logits.data(), Vp, wte.data(), c.C,
                                dnormed.data(), c.C, false, Epilogue<X>(), nullptr);
         });
-        const double VC = static_cast<double>(c.V * c.C);
-        add("unembedding, d weight", chunks, flops, bytes + bytes_of<float>(2 * VC) - bytes_of<X>(VC), [&] {
+        add("unembedding, d weight", [&] {
             products_.multiply(Transpose::Yes, Transpose::No, c.V, c.C, rows, logits.data(), Vp, normed.data(), c.C,
                                dwte.data(), c.C, true, Epilogue<float>(), nullptr);
         });
@@ -363,46 +377,48 @@ class OpTimes {
         const int64_t S = 2 * c.L + 1;
         const MadeUp<float> sigma(S * N, 1), losses(N);
         const DeviceArray<double> sums(std::vector<double>(static_cast<size_t>(2 * S + 1), 0.0));
-        const DeviceArray<int32_t> device_tokens(tokens(N));
+        const DeviceArray<int32_t> device_tokens(host_tokens_);
         const DeviceArray<AuxTerm> term(1);
-        const double n = static_cast<double>(N);
-        add("sigma statistics", 1, 0, bytes_of<float>(static_cast<double>(S) * n),
-            [&] { sigma_statistics(sums.data(), sigma.data(), N, S, B, T, nullptr); });
-        add("auxiliary loss", 1, 0, bytes_of<float>(2 * n),
+        add("sigma statistics", [&] { sigma_statistics(sums.data(), sigma.data(), N, S, B, T, nullptr); });
+        add("auxiliary loss",
             [&] { aux_loss(term.data(), sigma.data(), device_tokens.data(), -1, {0.1}, 1, B, T, nullptr); });
-        add("sum of losses", 1, 0, bytes_of<float>(n), [&] { add_sum(sums.data(), losses.data(), N, nullptr); });
+        add("sum of losses", [&] { add_sum(sums.data(), losses.data(), N, nullptr); });
     }
 
     // On 2^27 parameters at most, about GPT-2 Small's; the calls say how many times that the model has.
     void add_optimiser() {
         const int64_t all = parameter_count(tensor_table(c)), n = std::min(all, int64_t{1} << 27);
-        const double calls = static_cast<double>(all) / static_cast<double>(n);
+        const double part = static_cast<double>(n) / static_cast<double>(all);
         const MadeUp<float> master(n), grads(n), m(n), v(n, 1);
         const MadeUp<X> copy(n);
         const DeviceArray<TensorRange> ranges(std::vector<TensorRange>{{0, n, true}});
         const DeviceArray<GradientNorm> norm(1);
         const DeviceArray<double> scratch(global_norm_scratch());
-        const double values = static_cast<double>(n);
-        add("gradient norm", calls, 0, bytes_of<float>(values),
-            [&] { global_norm(norm.data(), scratch.data(), grads.data(), n, 1, nullptr); });
+        add(
+            "gradient norm", [&] { global_norm(norm.data(), scratch.data(), grads.data(), n, 1, nullptr); }, part);
         AdamWStep of_the_run;
         of_the_run.lr = 1e-4;
         const AdamWConstants step = adamw_constants(of_the_run, 1);
-        // Read: weights, gradients, moments; written: the same, the gradients as zeros, and the copy.
-        add("AdamW", calls, 0, bytes_of<float>(8 * values) + bytes_of<X>(values), [&] {
-            adamw<X>(master.data(), grads.data(), m.data(), v.data(), copy.data(), norm.data(), ranges.data(), 1, n,
-                     step, std::nullopt, nullptr);
-        });
+        add(
+            "AdamW",
+            [&] {
+                adamw<X>(master.data(), grads.data(), m.data(), v.data(), copy.data(), norm.data(), ranges.data(), 1, n,
+                         step, std::nullopt, nullptr);
+            },
+            part);
     }
 };
 
 // Floating-point operations of a training step: three times those of the forward products, attention's causal half.
 // What is remade in backward is not counted: it is our choice, not the model's need.
 inline double training_flops(const GPT2Config& c, int64_t B, int64_t T) {
-    const double N = static_cast<double>(B * T), C = static_cast<double>(c.C), H = static_cast<double>(c.n_inner);
-    const double weights = static_cast<double>(c.L) * (4 * C * C + 2 * C * H) + static_cast<double>(c.V) * C;
-    const double attention = static_cast<double>(c.L) * 2 * N * C * static_cast<double>(T + 1);
-    return 3 * (2 * N * weights + attention);
+    StepOptions o;
+    o.config = c;
+    o.batch = B;
+    o.seq = T;
+    double flops = 0;
+    for (const StepOperation& op : training_step(o)) flops += static_cast<double>(op.calls) * op.flops;
+    return flops;
 }
 
 // Seconds of a training step in three stages of a removal, and the memory that it takes.

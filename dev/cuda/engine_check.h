@@ -1,8 +1,8 @@
 // `train_gpt2_lnfree_cuda check`: the engine beside the reference, on the GPU at hand.
 //
-// What `check` does: every operation on random operands, then whole training steps through every stage of a removal,
-// here and by the reference, which this program carries. The reference gets the very values that the device gets,
-// rounded to X.
+// What `check` does: every operation on random operands, what analyses ask for, then whole training steps through every
+// stage of a removal, here and by the reference, which this program carries. The reference gets the very values that the
+// device gets, rounded to X.
 //
 // An error is what largest_error (compare.h) makes of two results. What it may be follows from the arithmetic:
 //
@@ -13,7 +13,8 @@
 // Whole steps: fp32 1e-5 for the loss (float rounding does not grow in a few steps), 1e-4 of its norm for the gradient
 // and the weights of each tensor, since Adam makes as much of a small gradient as of a large one. bf16 rounds some
 // dozen times between tokens and gradient, by 1/512 on average, and gradients are sums of larger terms that cancel: 1 %
-// for loss and weights, 10 % for the tensor whose gradient cancels most. A wrong formula misses these by far.
+// for loss and weights, 10 % for the tensor whose gradient cancels most. Single values that analyses see are allowed what
+// that is. A wrong formula misses these by far.
 #pragma once
 
 #include <algorithm>
@@ -726,12 +727,71 @@ void check_whole_steps(
     }
 }
 
+// What analyses ask for, of `model`, which is freshly made: half-way through a removal, or folded.
+inline void check_analyses(Check& check, const std::string& name, Engine& model, double allowed) {
+    const GPT2Config& c = model.config;
+    const int64_t B = 3, T = c.n_ctx, N = B * T;
+    const std::unique_ptr<Engine> reference = make_reference(c);
+    const std::vector<int32_t> tokens = check_tokens(N, c.V, 7);
+    const Floats dnormed = normal_values(N * c.C, 8);
+    struct Seen {
+        Floats streams, heads, neurons, logits, gradients;
+    };
+    const auto seen_by = [&](Engine& engine) {
+        set_random_parameters(engine);
+        for (Site& site : engine.sites.all) {
+            if (site.kind == SiteKind::v || site.folded) continue;  // qk and v apart
+            site.a = 1;
+            site.sigma_bar = 0.8;
+        }
+        Seen seen;
+        const auto note = [](Floats& all, const real* x, int64_t n) { all.insert(all.end(), x, x + n); };
+        Probe probe;
+        probe.residual = [&](int64_t, const real* x) { note(seen.streams, x, N * c.C); };
+        probe.attention = [&](int64_t, const real* x, const real*, const real*) { note(seen.heads, x, N * c.C); };
+        probe.mlp = [&](int64_t, const real* x, const real*) { note(seen.neurons, x, N * c.n_inner); };
+        engine.trace(tokens.data(), B, T, probe, true);
+        seen.logits.resize(static_cast<size_t>(N * c.V));
+        engine.final_logits(seen.logits.data(), 0, N);
+        engine.stream_gradients(dnormed.data(), tokens.data(),
+                                [&](int64_t, const real* x) { note(seen.gradients, x, N * c.C); });
+        return seen;
+    };
+    const Seen ours = seen_by(model), theirs = seen_by(*reference);
+    const auto compare = [&](const char* what, Floats Seen::*values, int64_t of_a_layer) {
+        check.add(name + ": " + what, largest_error(ours.*values, theirs.*values, static_cast<size_t>(of_a_layer)),
+                  allowed);
+    };
+    compare("streams", &Seen::streams, N * c.C);
+    compare("heads", &Seen::heads, N * c.C);
+    compare("neurons", &Seen::neurons, N * c.n_inner);
+    compare("logits", &Seen::logits, N * c.V);
+    compare("gradients", &Seen::gradients, N * c.C);
+}
+
+template <class X>
+void check_all_analyses(Check& check) {
+    check.set_type(sizeof(X) == 2 ? "bf16" : "float");
+    const OptionsKeeper keeper;
+    device_options().in_bf16 = sizeof(X) == 2;
+    for (const bool folded : {false, true}) {
+        const std::string name = folded ? "analysis, folded" : "analysis";
+        check.part(name, [&] {
+            GPT2Config c = small_removal_config();
+            if (folded) c.form = ModelForm::folded;
+            check_analyses(check, name, *make_engine(c), step_tolerances<X>().gradient);
+        });
+    }
+}
+
 // Holds everything against the reference and prints the table to `screen`. Throws NoGpu where there is no GPU.
 inline Report check_engine(FILE* screen) {
     require_gpu();
     Check check;
     check_operations<float>(check, check_sizes());
     check_operations<bf16>(check, check_sizes());
+    check_all_analyses<float>(check);
+    check_all_analyses<bf16>(check);
     check_whole_steps<float>(check);
     check_whole_steps<bf16>(check);
     check_whole_steps<bf16>(check, " with CUDA graphs", [](DeviceOptions& o) { o.cuda_graphs = true; });

@@ -40,6 +40,10 @@ namespace lnfree::cuda {
     LNFREE_KERNEL void distillation(X*, float*, float*, const X*, const int32_t*, float, float, bool, int64_t,       \
                                     int64_t, int64_t, cudaStream_t);                                                 \
     LNFREE_KERNEL void same_likeliest(uint8_t*, const X*, const X*, int64_t, int64_t, int64_t, cudaStream_t);        \
+    LNFREE_KERNEL void is_likeliest(uint8_t*, const X*, const int32_t*, int64_t, int64_t, int64_t, cudaStream_t);    \
+    LNFREE_KERNEL void gather_rows(X*, const X*, const int32_t*, int64_t, int64_t, cudaStream_t);                    \
+    LNFREE_KERNEL void aux_loss_backward(X*, const X*, const float*, const float*, const AuxTerm*, int64_t, int64_t, \
+                                         cudaStream_t);                                                              \
     LNFREE_KERNEL void adamw(float*, float*, float*, float*, X*, const GradientNorm*, const TensorRange*, int64_t,   \
                              int64_t, const AdamWConstants&, std::optional<uint64_t>, cudaStream_t);                 \
     LNFREE_KERNEL void round_stochastically(X*, const float*, int64_t, uint64_t, cudaStream_t);                      \

@@ -37,6 +37,19 @@ std::string label(Sizes... sizes) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// In kernels, besides block_sum and the engine's other helpers
+
+// The largest of a block's values, in every thread. `partial` holds a value per warp.
+__device__ __forceinline__ float block_max(float x, const Shared<float>& partial) {
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, offset));
+    if (lane_index() == 0) partial[warp_index()] = x;
+    __syncthreads();
+    for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; w++) x = fmaxf(x, partial[w]);
+    __syncthreads();
+    return x;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Time
 
 // Median seconds of 20 times, with empty caches; the first ones pay for loading the kernel.

@@ -33,9 +33,30 @@ struct SigmaStatisticsProblem {
     }
 };
 
+struct AddSumProblem {
+    static auto versions() { return add_sum_versions(); }
+    static std::vector<int64_t> small() { return {1, 33, 5003}; }
+    static int64_t large() { return 32 * 1024; }
+
+    int64_t n;
+    DeviceArray<float> values;
+    DeviceArray<double> sum;
+
+    explicit AddSumProblem(int64_t count) : n(count), values(normal_values(n, 1, 1, 3)), sum(1) {}
+    std::string name() const { return "losses " + label<float>(n); }
+    double bytes() const { return 4.0 * static_cast<double>(n); }
+    void prepare() const { sum.set({5}); }
+    void run(AddSum f) const { f(sum.data(), values.data(), n, nullptr); }
+    double worst() const {
+        long double expected = 5;
+        for (const float value : values.host()) expected += static_cast<long double>(value);
+        return worst_error(sum.host(), std::vector<double>{static_cast<double>(expected)}, 1e-12);
+    }
+};
+
 }  // namespace lnfree::cuda::lab
 
 int main(int argc, char** argv) {
-    return lnfree::cuda::lab::laboratory_main<lnfree::cuda::lab::SigmaStatisticsProblem>(argc, argv,
-                                                                                         "sigma_statistics");
+    using namespace lnfree::cuda;
+    return lab::laboratory_main<lab::SigmaStatisticsProblem, lab::AddSumProblem>(argc, argv, "sigma_statistics");
 }

@@ -1,5 +1,5 @@
-// Sums of sigma over a micro-batch, for each of S arrays (B,T), position 0 apart. sums (S,2), added to; arrays lie `stride`
-// floats from one to the next.
+// Sums over a micro-batch in double precision and in a fixed order: of sigma, for each of S arrays (B,T), position 0 apart
+// (sums (S,2), added to; arrays lie `stride` floats from one to the next), and of the losses (n), added to one sum.
 #pragma once
 
 #include "lab.h"
@@ -42,6 +42,24 @@ inline std::vector<Version<SigmaStatistics>> sigma_statistics_versions() {
     return {{1, "plain", "a thread per array", sigma_statistics_v1},
             {2, "warp", "a warp per array, neighbouring lanes read neighbouring elements", sigma_statistics_v2},
             {3, "engine", "a block of 1024 threads per array, eight elements on their way in each", sigma_statistics}};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The losses
+
+using AddSum = void (*)(double* sum, const float* values, int64_t n, cudaStream_t stream);
+
+// v1: one thread.
+static __global__ void add_sum_v1_kernel(double* sum, const float* values, int64_t n) {
+    for (int64_t i = 0; i < n; i++) *sum += static_cast<double>(values[i]);
+}
+inline void add_sum_v1(double* sum, const float* values, int64_t n, cudaStream_t stream) {
+    launch(add_sum_v1_kernel, blocks(1), dim3(1), 0, stream, sum, values, n);
+}
+
+inline std::vector<Version<AddSum>> add_sum_versions() {
+    return {{1, "plain", "one thread", add_sum_v1},
+            {3, "engine", "a block of 1024 threads, eight elements on their way in each", add_sum}};
 }
 
 }  // namespace lnfree::cuda::lab

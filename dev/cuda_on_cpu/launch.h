@@ -19,6 +19,7 @@
 #include "block.h"
 #include "capture.h"
 #include "kernel_name.h"
+#include "launch_log.h"
 #include "runtime.h"
 
 namespace lnfree::cuda {
@@ -137,6 +138,7 @@ void launch_with(bool is_dependent, void (*kernel)(P...), dim3 grid, dim3 block,
         std::apply(function, arguments);
     };
     do_or_record([=] {
+        note_done(reinterpret_cast<const void*>(kernel));
         run_grid({grid, block, shared_bytes, run_thread, &call, is_dependent}, reinterpret_cast<const void*>(kernel));
     });
 }

@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "capture.h"
+#include "launch_log.h"
 #include "types.h"
 
 enum cudaError_t {
@@ -156,10 +157,16 @@ inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemc
     std::memmove(to, from, bytes);
     return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t = nullptr) {
     if (bytes == 0) return cudaSuccess;
     if (to == nullptr || from == nullptr) return lnfree::cuda::emulation::result(cudaErrorInvalidValue);
-    lnfree::cuda::emulation::do_or_record([=] { std::memmove(to, from, bytes); });
+    lnfree::cuda::emulation::do_or_record([=] {
+        lnfree::cuda::emulation::note_done(kind == cudaMemcpyHostToDevice   ? "copy to device"
+                                           : kind == cudaMemcpyDeviceToHost ? "copy from device"
+                                                                            : "copy");
+        std::memmove(to, from, bytes);
+    });
     return cudaSuccess;
 }
 inline cudaError_t cudaMemset(void* p, int value, size_t bytes) {
@@ -172,7 +179,10 @@ inline cudaError_t cudaMemset(void* p, int value, size_t bytes) {
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = nullptr) {
     if (bytes == 0) return cudaSuccess;
     if (p == nullptr) return lnfree::cuda::emulation::result(cudaErrorInvalidValue);
-    lnfree::cuda::emulation::do_or_record([=] { std::memset(p, value, bytes); });
+    lnfree::cuda::emulation::do_or_record([=] {
+        lnfree::cuda::emulation::note_done("memset");
+        std::memset(p, value, bytes);
+    });
     return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {

@@ -287,6 +287,28 @@ TEST_CASE_TEMPLATE("residual_norm_forward may put the sum in the place of an add
     }
 }
 
+TEST_CASE_TEMPLATE("residual_norm_forward without a norm adds and measures, to the same bits", X, float, bf16) {
+    for (const RowShape& s : kRowShapes) {
+        CAPTURE(s.C);
+        CAPTURE(s.offset);
+        const NormProblem<X> p(s);
+        const auto run = [&](bool with_norm, const X* y) {
+            return in_any_order([&] {
+                const DeviceArray<X> sum(rounded<X>(Floats(static_cast<size_t>(p.N * p.C), 3.0f)), s.offset),
+                    normed(p.N * p.C, s.offset);
+                const DeviceArray<float> mean(p.N), sigma(p.N);
+                cuda::residual_norm_forward(y == nullptr ? nullptr : sum.data(), with_norm ? normed.data() : nullptr,
+                                            static_cast<X*>(nullptr), mean.data(), sigma.data(), p.x.data(), y,
+                                            with_norm ? p.gamma.data() : nullptr, with_norm ? p.beta.data() : nullptr,
+                                            p.divisor(Site()), p.divisor(Site()), 1e-5f, p.N, p.C, nullptr);
+                return Outputs{floats(sum.host()), mean.host(), sigma.host()};
+            });
+        };
+        CHECK(run(false, p.y.data()) == run(true, p.y.data()));
+        CHECK(run(false, nullptr) == run(true, nullptr));
+    }
+}
+
 // What norm_backward is tried with: the site of each branch (null: no second one), the auxiliary loss, overwriting.
 struct BackwardCase {
     const char* name;
@@ -439,6 +461,39 @@ TEST_CASE("aux_loss gives the CPU's loss, and none where nothing counts") {
             if (expected.active) CHECK(got.target_at_0 == doctest::Approx(expected.target_at_0).epsilon(1e-7));
             return Outputs{{got.sigma_hat, got.target_at_0, got.factor, static_cast<float>(got.loss)}};
         });
+    }
+}
+
+TEST_CASE_TEMPLATE("aux_loss_backward is the CPU's, and nothing where there is no such loss", X, float, bf16) {
+    for (const RowShape& s : kRowShapes) {
+        if (s.C == 1) continue;  // sigma is sqrt(eps), and the gradient rounding alone
+        CAPTURE(s.C);
+        const NormProblem<X> p(s);
+        const Operand<X> before = random_operand<X>(p.N * p.C, 13, s.offset);
+        Floats mean, sigma;
+        p.normed(p.x.reference, Site(), mean, sigma);
+        const DeviceArray<float> device_mean(mean), device_sigma(sigma);
+        for (const double weight : {0.7, 0.0}) {
+            const AuxSettings settings = {weight, false, false, 3};
+            Floats expected = before.reference;
+            operations().aux_loss_backward(
+                expected.data(),
+                operations().aux_loss_forward(sigma.data(), p.tokens.data(), kEndOfText, settings, p.B, p.T),
+                p.x.reference.data(), mean.data(), sigma.data(), 0.25, p.B, p.T, p.C);
+            std::vector<X> got;
+            in_any_order([&] {
+                const DeviceArray<X> dx(rounded<X>(before.reference), s.offset);
+                const DeviceArray<cuda::AuxTerm> aux(1);
+                cuda::aux_loss(aux.data(), device_sigma.data(), p.device_tokens.data(), kEndOfText, settings, 0.25, p.B,
+                               p.T, nullptr);
+                cuda::aux_loss_backward(dx.data(), p.x.data(), device_mean.data(), device_sigma.data(), aux.data(), p.N,
+                                        p.C, nullptr);
+                got = dx.host();
+                return Outputs{floats(got)};
+            });
+            CHECK(worst_rounded_error(got, expected, kFloatError) <= 1);
+            CHECK((floats(got) == before.reference) == (weight == 0));
+        }
     }
 }
 
@@ -747,6 +802,42 @@ TEST_CASE_TEMPLATE("the likeliest token of two models is the same where the firs
     const DeviceArray<uint8_t> same(rows);
     cuda::same_likeliest(same.data(), ours.data(), theirs.data(), rows, V, Vp, nullptr);
     CHECK(same.host() == expected);
+}
+
+TEST_CASE_TEMPLATE("is_likeliest is the CPU's where logits are equal, and sees no padding", X, float, bf16) {
+    for (const int64_t V : {1, 31, 77, 200}) {
+        const int64_t rows = 21, Vp = V + 3;
+        Floats padded, z;
+        std::vector<int32_t> targets;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t first = 3 * r % V, second = (first + 32) % V;
+            for (int64_t v = 0; v < V; v++) z.push_back(v == first || v == second ? 5.0f : -1.0f);
+            padded.insert(padded.end(), z.end() - V, z.end());
+            padded.insert(padded.end(), 3, 9.0f);
+            targets.push_back(static_cast<int32_t>(r % 3 == 0 ? first : r % 3 == 1 ? second : (first + 1) % V));
+        }
+        std::vector<uint8_t> expected(static_cast<size_t>(rows));
+        operations().is_likeliest(expected.data(), z.data(), targets.data(), rows, V);
+        const Operand<X> logits(padded);
+        const DeviceArray<int32_t> device_targets(targets);
+        const DeviceArray<uint8_t> is(rows);
+        cuda::is_likeliest(is.data(), logits.data(), device_targets.data(), rows, V, Vp, nullptr);
+        CHECK(is.host() == expected);
+    }
+}
+
+TEST_CASE_TEMPLATE("gather_rows takes any rows, as often as asked", X, float, bf16) {
+    const std::vector<int32_t> rows = {4, 0, 4, 1, 4, 3, 0};
+    const DeviceArray<int32_t> device_rows(rows);
+    for (const int64_t C : {1, 33, 64}) {
+        const Operand<X> from = random_operand<X>(5 * C, 1);
+        const DeviceArray<X> out(static_cast<int64_t>(rows.size()) * C);
+        cuda::gather_rows(out.data(), from.data(), device_rows.data(), static_cast<int64_t>(rows.size()), C, nullptr);
+        Floats expected;
+        for (const int32_t row : rows)
+            expected.insert(expected.end(), from.reference.begin() + row * C, from.reference.begin() + (row + 1) * C);
+        CHECK(floats(out.host()) == expected);
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

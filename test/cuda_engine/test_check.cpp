@@ -62,6 +62,28 @@ class NoAuxiliaryLoss : public WrappedEngine {
     }
 };
 
+// One whose probe sees the stream of the layer after.
+class LateProbe : public WrappedEngine {
+  public:
+    using WrappedEngine::WrappedEngine;
+    void trace(const int32_t* inputs, int64_t B, int64_t T, const Probe& probe, bool keep) override {
+        Probe late = probe;
+        late.residual = [&](int64_t l, real* x) {
+            if (l > 0) probe.residual(l - 1, x);
+            if (l == config.L) probe.residual(l, x);
+        };
+        WrappedEngine::trace(inputs, B, T, late, keep);
+    }
+};
+
+template <class Model>
+Report analysed() {
+    Model model(cuda::small_removal_config());
+    cuda::Check check;
+    cuda::check_analyses(check, "analysis", model, cuda::step_tolerances<cuda::bf16>().gradient);
+    return check.report();
+}
+
 template <class Model>
 Report checked() {
     Model model(cuda::small_removal_config());
@@ -143,6 +165,13 @@ TEST_CASE("whole steps: the reference agrees with itself; a wrong gradient or a 
     CHECK(checked<WrappedEngine>().passed);
     CHECK_FALSE(checked<WrongGradient>().passed);
     CHECK_FALSE(checked<NoAuxiliaryLoss>().passed);
+}
+
+TEST_CASE("analyses: the reference agrees with itself; a probe that sees another layer does not pass") {
+    CHECK(analysed<WrappedEngine>().passed);
+    const Report late = analysed<LateProbe>();
+    for (const std::vector<std::string>& row : late.rows)
+        CHECK((row.back() == "ok") == (row[0] != "analysis: streams"));
 }
 
 TEST_CASE("bench runs in emulation, says so, and reports every kernel and every stage") {

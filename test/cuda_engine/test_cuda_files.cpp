@@ -14,14 +14,20 @@
 
 #include "data/error.h"
 #include "data/json.h"
+#include "data/model_folder.h"
+#include "data/safetensors.h"
+#include "data/tokenizer.h"
 #include "dev/commands/commands.h"
 #include "dev/cuda/cuda_engine.h"
 #include "dev/engine.h"
+#include "dev/method.h"
 #include "dev/run/models.h"
+#include "dev/run/records.h"
 #include "dev/run/run.h"
 #include "dev/run/settings.h"
 #include "test/file_helpers.h"
 #include "test/in_memory.h"
+#include "test/quiet.h"
 #include "test/test_models.h"
 #include "test/tiny_task.h"
 
@@ -255,13 +261,117 @@ TEST_CASE("eval and generate compute in the precision that is asked for, in TF32
     CHECK(generated("fp32").status == 0);
     CHECK_FALSE(cuda::device_options().in_bf16);
 }
+namespace {
 
-TEST_CASE("a folded model, which runs on the processor, is refused in bf16 on the CUDA engine") {
-    const WithCuda with_cuda;
-    GPT2Config folded = kOneLayer;
-    folded.form = ModelForm::folded;
-    CHECK(backend().make(folded) != nullptr);
-    backend().use_precision("bf16");
-    CHECK_THROWS_WITH_AS(backend().make(folded), doctest::Contains("folded"), BadInput);
-    CHECK(backend().make(kOneLayer) != nullptr);
+// Numbers that differ by more than rounding, and anything else that differs. Effects are in shares of differences between
+// logits, which divide the rounding of both by as little as a tenth.
+void check_alike(const Json& a, const Json& b) {
+    if (a.is_number() && b.is_number()) {
+        CHECK(a.get<double>() == doctest::Approx(b.get<double>()).epsilon(1e-4).scale(1));
+        return;
+    }
+    if (!a.is_array() && !a.is_object()) {
+        CHECK(a == b);
+        return;
+    }
+    REQUIRE(a.size() == b.size());
+    if (a.is_array())
+        for (size_t i = 0; i < a.size(); i++) check_alike(a[i], b[i]);
+    else
+        for (const auto& [key, value] : a.items()) {
+            const std::string name = key;  // a binding cannot be captured
+            CAPTURE(name);
+            check_alike(value, b.at(key));
+        }
+}
+
+std::vector<real> activations_in(const std::string& path) {
+    const SafetensorsFile file(path);
+    std::vector<real> all;
+    for (const TensorView& tensor : file.tensors()) {
+        if (tensor.name == "tokens") continue;
+        uint64_t size = 1;
+        for (const uint64_t extent : tensor.shape) size *= extent;
+        all.resize(all.size() + size);
+        copy_tensor(tensor, all.data() + all.size() - size);
+    }
+    return all;
+}
+
+// Folders of a model with LayerNorms, the same without, and that one folded.
+std::vector<std::string> write_three_forms(const TemporaryFolder& scratch) {
+    const std::unique_ptr<Engine> model = random_model(shape_of(2, 2, 24, 257, 17, 56), 3);
+    GPT2Config c = model->config;
+    c.form = ModelForm::hugging_face;
+    const auto write = [&](const char* name, const std::vector<TensorRecipe>& recipes) {
+        write_model(scratch / name, c, recipes, WeightType::f32,
+                    {{"version", kFormatVersion}, {"sites", sites_json(model->sites)}}, load_tokenizer("byte").get(),
+                    "");
+        return scratch / name;
+    };
+    std::vector<std::string> folders = {write("norms", plain_recipes(*model, "transformer."))};
+    double sigma = 0.6;
+    for (Site& site : model->sites.all) freeze(site, sigma += 0.17);
+    const std::vector<TensorRecipe> recipes = hugging_face_recipes(*model, c);
+    folders.push_back(write("free", recipes));
+    const std::vector<TensorRecipe> of_folded = folded_recipes(*model, c);
+    for (Site& site : model->sites.all) site.folded = true;
+    folders.push_back(write("folded", of_folded));
+    return folders;
+}
+
+}  // namespace
+
+TEST_CASE("analyze on the CUDA engine finds what the reference finds, in every measurement, explain and cache") {
+    Task task;
+    const std::vector<std::string> models = write_three_forms(task.scratch);
+    write_bytes(task.scratch / "prompts.json",
+                R"({"a": {"prompts": ["Ann met Bea. A", "Bea met Ann. A", "Ann saw Bea. B", "Bea saw Ann. B"],
+                          "answers": [["n", "e"], ["e", "n"], ["x", "y"], ["y", "x"]]}})");
+    const std::string shard = task.request.settings.val[0];
+    const auto said = [&](std::vector<std::string> words) {
+        words.push_back("--json");
+        const Quiet quiet(2);
+        const Outcome outcome = command_line(words, task.scratch / "said");
+        REQUIRE(outcome.status == 0);
+        return parse_json(outcome.out, "test");
+    };
+    for (const bool paper : {false, true}) {
+        const auto report = [&](const char* out) {
+            std::vector<std::string> words = {
+                "analyze",     "report",    "--data",
+                shard,         "--prompts", task.scratch / "prompts.json",
+                "--sequences", "5",         "--batch",
+                "3",           "--out",     task.scratch / (out + std::string(paper ? "_paper" : "")),
+                "--model"};
+            if (paper) words.insert(words.begin() + 2, "--paper");
+            words.insert(words.end(), models.begin(), models.end());
+            return said(words);
+        };
+        const Json expected = report("cpu");
+        CHECK(expected["patching"]["models"][0]["sets"][0]["counts"] == true);
+        CHECK(expected["confidence"]["models"].size() == 3);
+        const WithCuda with_cuda;
+        check_alike(report("gpu"), expected);
+    }
+    for (const std::string& model : models) {
+        CAPTURE(model);
+        const bool is_linear = model != models[0];
+        std::vector<std::string> explain = {"analyze",  "explain", "--model",   model,
+                                            "--prompt", "Ann met", "--neurons", "--sources"};
+        if (is_linear) explain.push_back("--paths");
+        const auto cache = [&](const char* out) {
+            const std::string file = task.scratch / out;
+            said({"analyze", "cache", "--model", model, "--data", shard, "--tokens", "34", "--force", "--out", file,
+                  "--hooks",
+                  "hook_embed,blocks.*.hook_resid_pre,blocks.*.hook_resid_mid,blocks.*.attn.hook_z,"
+                  "blocks.*.attn.hook_q,blocks.*.mlp.hook_post,blocks.*.hook_mlp_out,blocks.*.hook_resid_post"});
+            return activations_in(file);
+        };
+        const Json explained = said(explain);
+        const std::vector<real> cached = cache("cpu.safetensors");
+        const WithCuda with_cuda;
+        check_alike(said(explain), explained);
+        CHECK(largest_difference(cache("gpu.safetensors"), cached) < 1e-4);
+    }
 }
