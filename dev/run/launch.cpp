@@ -35,7 +35,7 @@ constexpr Launcher kLaunchers[] = {{"mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM
 
 int number_in(const char* variable) {
     const char* const text = std::getenv(variable);
-    return text != nullptr ? std::atoi(text) : 0;
+    return text != nullptr ? static_cast<int>(std::strtol(text, nullptr, 10)) : 0;
 }
 
 // Null: nobody started more than this one.

@@ -98,14 +98,14 @@ class MpiProcesses final : public LaunchedProcesses {
             counts.push_back(senders[r] ? count_of(mine) : 0);
             places.push_back(count_of(received[r] - received[0]));
         }
-        const MPI_Datatype type = type_of(sizeof(real));
+        MPI_Datatype type = type_of(sizeof(real));
         require(MPI_Alltoallv(flat, send_counts.data(), send_places.data(), type, received[0], counts.data(),
                               places.data(), type, run_),
                 "summing gradients");
     }
     void collect(real* all, const real* mine, const std::vector<int64_t>& counts) override {
         const Stopwatch watch(seconds_);
-        const MPI_Datatype type = type_of(sizeof(real));
+        MPI_Datatype type = type_of(sizeof(real));
         require(MPI_Gatherv(mine, count_of(counts[static_cast<size_t>(rank_)]), type, all, counts_of(counts).data(),
                             one_after_another(counts).data(), type, 0, run_),
                 "collecting a checkpoint");
