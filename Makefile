@@ -6,7 +6,7 @@
 #: make quick            in seconds, after an edit: gradients, oracle, instruction set, command line, for this processor's best set
 #: make fuzz             throw made-up files at every reader, FUZZ_SECONDS=30 each; needs clang++
 #: make test-interop     against transformers, TransformerLens and other clients, in virtual environments; needs Python and the network
-#: make test-long        what takes hours: ten minutes of fuzzing per reader, 50 kills, 240 removals, 10 GB of text, the GPU's check emulated
+#: make test-long        what takes hours: ten minutes of fuzzing per reader, 50 kills twice, several hosts, 240 removals, 10 GB of text, the GPU's check emulated
 #: make deps             install the packages that are needed and missing (scripts/packages.txt); deps-all: also the optional ones
 #: make dev/cpu/NAME     a program of the kernel laboratory, for this processor only
 #: make dev/cuda/NAME    one for the GPU; without nvcc, or with EMULATE=1, in emulation (so is train_gpt2_lnfree_cuda with
@@ -18,6 +18,7 @@
 #: CXX=clang++           another compiler                  ISA=native|portable|avx2|avx512  one instruction set only, builds faster
 #: SAN=1                 with Address- and UndefinedBehaviorSanitizer    WERROR=1  warnings are errors    V=1  show the commands
 #: CXXFLAGS=...          instead of -O2                    make -j1          one job at a time (default: one per core)
+#: MPI=0                 one process only, though MPI is there
 #: CUDA=0                leave the CUDA engine out          CUDA_ARCHS=...    nvcc's -gencode flags (scripts/cuda_archs.sh)
 #: USE_CUDNN=1           with cuDNN's attention as well     CUDNN_FRONTEND=DIR  where cudnn_frontend.h is, if not in a usual place
 #:
@@ -84,7 +85,10 @@ endif
 # Never -ffast-math: a NaN must stay a NaN, and sums are taken in the order that the source writes.
 LANGUAGE := -std=c++17 -fno-math-errno -fno-trapping-math -Wall -Wextra $(if $(WERROR),-Werror) -I. \
             $(if $(filter openmp,$(FOUND)),-fopenmp,-Wno-unknown-pragmas) $(if $(findstring clang,$(CXX)),-Wno-pass-failed)
-LIBS := -lpcre2-8 -lz -ldl
+# Several processes: with MPI's own flags (MPI=0: without it). Its leaks are not the sanitizers' business.
+MPI_FOUND := $(if $(filter 0,$(MPI))$(SAN),,$(filter mpi,$(FOUND)))
+MPI_FLAGS := $(if $(MPI_FOUND),-DLNFREE_MPI $(shell scripts/detect.sh --mpi compile))
+LIBS := -lpcre2-8 -lz -ldl $(if $(MPI_FOUND),$(shell scripts/detect.sh --mpi link))
 ifdef SAN
     LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
     CXXFLAGS ?= -O1
@@ -109,7 +113,7 @@ CUDA_PROGRAM := $(if $(filter 0,$(CUDA))$(SAN)$(ISA)$(findstring clang,$(CXX)),,
 .PHONY: all help clean detect ready FORCE
 # What takes longest begins first, so that the other cores do not wait for it at the end.
 all: detect $(CUDA_PROGRAM) $(PROGRAM)
-	@echo "Built ./$(PROGRAM) ($(VARIANTS))$(if $(filter openmp,$(FOUND)),, without OpenMP: it will use one thread)"
+	@echo "Built ./$(PROGRAM) ($(VARIANTS))$(if $(filter openmp,$(FOUND)),, without OpenMP: it will use one thread)$(if $(MPI_FOUND),$(comma) also for several processes over MPI)"
 	@$(if $(CUDA_PROGRAM),echo "Built ./$(CUDA_PROGRAM) ($(foreach code,$(filter code=%,$(subst $(comma), ,$(CUDA_ARCHS))),$(code:code=%=%)))",:)
 
 help:
@@ -125,8 +129,8 @@ ready: | detect
 # Rewritten only when it changes: other flags rebuild everything.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS)' | cmp -s - $@ || \
-	    echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS)' > $@
+	@echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS) $(MPI_FLAGS)' | cmp -s - $@ || \
+	    echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS) $(MPI_FLAGS)' > $@
 
 # Every room is compiled once, file by file, into an archive; a program takes what it needs.
 objects_of = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard $(1:%=%/*.cpp)))
@@ -135,6 +139,7 @@ $(BUILD)/%.o: %.cpp $(BUILD)/flags | ready
 	@mkdir -p $(@D)
 	@echo "compile  $<"
 	$(Q)$(CXX) $(LANGUAGE) $(if $(filter data/%,$<),$(CXXFLAGS),$(COLDFLAGS)) $(EXTRA) -MMD -MP -c $< -o $@
+$(BUILD)/dev/run/processes_mpi.o: EXTRA = $(MPI_FLAGS)
 $(BUILD)/dev/commands/command_line.o: EXTRA = -O0  # CLI11's templates: -O1 takes half as long again
 
 # The operations, once per instruction set. No function of theirs may be one that the linker shares with other units: it
@@ -197,6 +202,10 @@ endif
 NVCCFLAGS := -std=c++17 --threads 0 -I. \
              -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas$(if $(filter openmp,$(FOUND)),$(comma)-fopenmp)
 
+# Several GPUs: NCCL, between processes that MPI starts.
+NCCL_FOUND := $(and $(MPI_FOUND),$(filter nccl,$(FOUND)))
+NVCCFLAGS += $(if $(NCCL_FOUND),-DLNFREE_NCCL)
+
 # As $(BUILD)/flags, for nvcc: another GPU rebuilds what is made for it.
 $(BUILD)/cuda_flags: FORCE
 	@mkdir -p $(@D)
@@ -219,7 +228,7 @@ train_gpt2_lnfree_cuda: dev/cuda/main.cu $(ROOMS) $(REFERENCE) $(DATA) $(BUILD)/
 else
 train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o) $(ROOMS) $(REFERENCE) $(DATA)
 	@echo "link     $@"
-	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static \
+	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static $(if $(NCCL_FOUND),-lnccl) \
 	    $(if $(CUDNN),-lcudnn -lnvrtc) -lpthread -lrt -o $@
 endif
 
@@ -319,7 +328,7 @@ SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(T
 TESTS := $(filter-out $(if $(SAN),$(SLOW_SANITISED)),$(TESTS_data) $(TESTS_engine) $(TESTS_double) $(TESTS_isa) $(TESTS_cuda))
 
 # What a choice of tests needs: their programs, and the program under test where some of them run it.
-RUN_THE_PROGRAM := %/test_command_line %/test_memory
+RUN_THE_PROGRAM := %/test_command_line %/test_memory %/test_processes
 programs_of = $(sort $(foreach test,$(1),$(firstword $(subst @, ,$(test))))) $(if $(filter $(RUN_THE_PROGRAM),$(1)),$(PROGRAM))
 
 .PHONY: test run-test
@@ -363,11 +372,12 @@ fuzz: $(FUZZERS)
 test-interop: all
 	@test/interop/run.sh
 
-# The kills are those of test_command_line, the treatments those of test_engine, more of them.
+# The kills are those of test_command_line and test_processes, the treatments those of test_engine, more of them.
 TESTS_long := $(call tests_in,long)
-test-long: all $(BUILD)/test/test_command_line $(BUILD)/test/engine/test_engine $(TESTS_long)
+test-long: all $(BUILD)/test/test_command_line $(BUILD)/test/test_processes $(BUILD)/test/engine/test_engine $(TESTS_long)
 	@LNFREE_PROGRAM=./$(PROGRAM) LNFREE_KILLS=50 LNFREE_TREATMENTS=20 TEST_TIMEOUT=7200 \
-	    test/run.sh $(BUILD)/test/test_command_line $(BUILD)/test/engine/test_engine $(TESTS_long)
+	    test/run.sh $(BUILD)/test/test_command_line $(BUILD)/test/test_processes $(BUILD)/test/engine/test_engine $(TESTS_long)
+	@test/hosts.sh ./$(PROGRAM)
 	@$(MAKE) fuzz FUZZ_SECONDS=600
 	@EMULATE=1 scripts/gpu_pack.sh build/gpu_pack_emulated
 	@scripts/gpu_check.sh --emulated --pack build/gpu_pack_emulated --out build/gpu_check_emulated

@@ -37,9 +37,11 @@
 
 #include "data/error.h"
 #include "data/gpt2_config.h"
+#include "dev/cpu/gradient_tree.h"
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
 #include "dev/method.h"
+#include "dev/processes.h"
 
 // The operations alone are compiled once per instruction set, which LNFREE_OPERATIONS names (Makefile); the rest of this
 // file once. LNFREE_DISPATCH: operations() is dev/cpu/dispatch.cpp's. With neither, this file is all there is.
@@ -1023,17 +1025,22 @@ class GPT2 : public Engine {
         d = Weights(grads.data(), tensors, config);
         if (B * T > 0) act.reserve(B, T, true, config);
     }
-    void zero_gradients() override { op.zero(grads.data(), grads.size()); }
+    void zero_gradients() override {
+        op.zero(grads.data(), grads.size());
+        tree.clear();
+    }
 
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux_settings, int64_t grad_accum,
                                const Distillation& distillation) override {
+        if (tree.holds_some()) op.zero(grads.data(), grads.size());
         act.reserve(B, T, true, config);
         forward(inputs);
         collect_sigmas();
         BatchLoss result = classify(inputs, targets, 1.0 / static_cast<double>(B * T * grad_accum), distillation);
         result.aux = auxiliary_losses(inputs, aux_settings);
         backward(inputs, 1.0 / static_cast<double>(grad_accum));
+        tree.take(op, grads, grad_accum);
         return result;
     }
 
@@ -1160,7 +1167,8 @@ class GPT2 : public Engine {
 
   private:
     const Operations& op = operations();
-    Weights w, d;  // parameters and their gradients
+    Weights w, d;       // parameters and their gradients
+    GradientTree tree;  // of the step in progress
     Activations act;
     std::vector<AuxLoss> aux;         // of the pass in progress, one per site; empty: there is none
     Buffer teacher_logits;            // (rows_per_chunk,V)
@@ -1283,17 +1291,24 @@ double clip_scale(double norm, double clip) {
     return norm > clip ? clip / norm : 1.0;
 }
 
+// Several processes share the optimiser out (ZeRO-1, arXiv 1910.02054): each has the whole model, and of the summed gradient
+// and of the moments one part of the flat buffer, which it updates; then all get all parameters. Alone, the part is the whole.
+
 double GPT2::gradient_norm() {
+    tree.reduce(op, grads);
+    const Range part = processes().part(grads.size());
     std::vector<double> partial((grads.size() + kNormBlock - 1) / kNormBlock);
-    op.sum_squares(partial.data(), grads.data(), grads.size());
+    op.sum_squares(partial.data() + part.first / kNormBlock, grads.data() + part.first, part.size());
+    processes().all_gather(partial.data(), sizeof partial[0], processes().shares(partial.size()));
     double total = 0;
     for (const double sum : partial) total += sum;
     return std::sqrt(total);
 }
 
 void GPT2::prepare_optimiser() {
-    m.allocate(params.size());
-    v.allocate(params.size());
+    const int64_t part = processes().part(params.size()).size();
+    m.allocate(part);
+    v.allocate(part);
     updates = 0;
 }
 
@@ -1309,11 +1324,14 @@ void GPT2::update(const AdamWStep& s) {
     a.step = static_cast<real>(s.lr / (1 - std::pow(s.beta1, t)));
     a.root2 = static_cast<real>(1 / std::sqrt(1 - std::pow(s.beta2, t)));
     a.scale = static_cast<real>(s.gradient_scale);
+    const Range part = processes().part(params.size());
     for (const Tensor& tensor : tensors) {
-        const int64_t at = tensor.offset;
+        const Range mine = common(part, {tensor.offset, tensor.offset + tensor.size});
+        const int64_t at = mine.first, in_part = at - part.first;
         a.keep = static_cast<real>(tensor.decay ? 1 - s.lr * s.weight_decay : 1);
-        op.adamw(params.data() + at, m.data() + at, v.data() + at, grads.data() + at, a, tensor.size);
+        op.adamw(params.data() + at, m.data() + in_part, v.data() + in_part, grads.data() + at, a, mine.size());
     }
+    processes().complete(params.data(), params.size());
 }
 
 // =====================================================================================================================
@@ -1323,11 +1341,62 @@ void GPT2::update(const AdamWStep& s) {
 // Written once, for every engine. dev/run watches it through its seams (dev/method.h): there it is logged, saved and
 // stopped, there experiments bend it. Nothing of that is needed to understand what happens to the model.
 
+// The micro-batches of a step. Several processes take a run of them each (dev/processes.h), and what is averaged over all,
+// losses and sigmas, is added up in the order of the micro-batches whoever took them. (Gradients are summed in the engine:
+// dev/cpu/gradient_tree.h.)
+class MicroBatches {
+  public:
+    const Range mine;
+
+    MicroBatches(Engine& model, int64_t count)
+        : mine(processes().share(count)), model_(model), width_(3 + 4 * model.sites.size()), count_(count) {
+        noted_.resize(count * width_);
+        model.clear_sigma_sums();
+    }
+
+    // Notes what the pass over micro-batch `a` came to.
+    void add(int64_t a, const BatchLoss& loss) {
+        double* next = noted_.data() + a * width_;
+        for (const double x : {loss.loss, loss.aux, loss.kl}) *next++ = x;
+        for (const SigmaSum& sum : model_.sigma_sums)
+            for (const double x : {sum.at_0, sum.elsewhere, double(sum.n_at_0), double(sum.n_elsewhere)}) *next++ = x;
+        model_.clear_sigma_sums();
+    }
+
+    // The mean losses over all micro-batches; the model's sigma_sums become those of all.
+    BatchLoss sum() {
+        std::vector<int64_t> counts = processes().shares(count_);
+        for (int64_t& count : counts) count *= width_;
+        processes().all_gather(noted_.data(), sizeof noted_[0], counts);
+        BatchLoss mean;
+        const double* next = noted_.data();
+        for (int64_t a = 0; a < count_; a++) {
+            for (double* total : {&mean.loss, &mean.aux, &mean.kl}) *total += *next++ / static_cast<double>(count_);
+            for (SigmaSum& sum : model_.sigma_sums) {
+                sum.at_0 += *next++;
+                sum.elsewhere += *next++;
+                sum.n_at_0 += static_cast<int64_t>(*next++);
+                sum.n_elsewhere += static_cast<int64_t>(*next++);
+            }
+        }
+        return mean;
+    }
+
+  private:
+    Engine& model_;
+    int64_t width_, count_;
+    std::vector<double> noted_;  // (count,width)
+};
+
 // A site that is due at step 0 has no running value yet: it is frozen at this (protocol.md 3).
 void measure_sigmas_before_training(Engine& model, const StepBatches& batches, int64_t B, int64_t T,
                                     bool without_position0) {
-    model.clear_sigma_sums();
-    for (const std::vector<int32_t>& inputs : batches.inputs) model.measure_sigmas(inputs.data(), B, T);
+    MicroBatches parts(model, static_cast<int64_t>(batches.inputs.size()));
+    for (int64_t a = parts.mine.first; a < parts.mine.last; a++) {
+        model.measure_sigmas(batches.inputs[a].data(), B, T);
+        parts.add(a, {});
+    }
+    parts.sum();
     for (int i = 0; i < model.sites.size(); i++)
         model.sites.all[i].running = model.sigma_sums[i].mean(without_position0);
 }
@@ -1359,16 +1428,15 @@ void train(Engine& model, const Settings& s, const std::vector<Removal>& schedul
         report.step = step;
         report.removed = remove_due_sites(model, s, schedule, batches, step);
 
-        model.clear_sigma_sums();
+        MicroBatches parts(model, s.grad_accum);
         model.zero_gradients();
-        for (int64_t a = 0; a < s.grad_accum; a++) {
-            const BatchLoss l = model.forward_backward(batches.inputs[a].data(), batches.targets[a].data(), s.batch,
-                                                       s.seq, s.aux(), s.grad_accum, {s.distill, teacher});
-            report.loss.loss += l.loss / static_cast<double>(s.grad_accum);
-            report.loss.aux += l.aux / static_cast<double>(s.grad_accum);
-            report.loss.kl += l.kl / static_cast<double>(s.grad_accum);
-            seams.after_micro_batch(step, report.loss);
+        for (int64_t a = parts.mine.first; a < parts.mine.last; a++) {
+            const BatchLoss loss = model.forward_backward(batches.inputs[a].data(), batches.targets[a].data(), s.batch,
+                                                          s.seq, s.aux(), s.grad_accum, {s.distill, teacher});
+            parts.add(a, loss);
+            seams.after_micro_batch(step, loss);
         }
+        report.loss = parts.sum();
         report.gradient_norm = model.gradient_norm();
         report.lr = learning_rate(s, step);
         seams.after_loss(report);

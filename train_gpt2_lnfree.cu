@@ -47,6 +47,7 @@
 
 #include "data/random.h"
 #include "dev/cpu/operations.h"
+#include "dev/cuda/collectives.h"
 #include "dev/cuda/cuda_engine.h"
 #include "dev/cuda/cudnn_attention.h"
 #include "dev/cuda/device_memory.h"
@@ -54,6 +55,7 @@
 #include "dev/cuda/recorded_work.h"
 #include "dev/cuda/timing.h"
 #include "dev/cuda_on_cpu/cuda.h"
+#include "dev/processes.h"
 
 // Loops over registers: a GPU can not index those, so nvcc must write such loops out. Other compilers need not.
 #ifdef __CUDACC__
@@ -3628,7 +3630,10 @@ class DeviceModelOf : public DeviceModel {
             x_ = WeightsOf<X>(copy_.data(), host.tensors, c_);
         }
         std::vector<TensorRange> ranges;
-        for (const Tensor& t : host.tensors) ranges.push_back({t.offset, t.size, t.decay});
+        for (const Tensor& t : host.tensors) {
+            const Range mine = common(part_, {t.offset, t.offset + t.size});
+            if (mine.size() > 0) ranges.push_back({mine.first - part_.first, mine.size(), t.decay});
+        }
         ranges_.allocate(static_cast<int64_t>(ranges.size()));
         ranges_.upload(ranges.data(), ranges_.size(), stream_);
         upload(host.params.data());
@@ -3637,7 +3642,7 @@ class DeviceModelOf : public DeviceModel {
         prepare_gradients();
         if (m_.size() == 0)
             for (DeviceArray<float>* array : {&m_, &v_}) {
-                array->allocate(host_.parameters());
+                array->allocate(part_.size());
                 array->zero(stream_);
             }
         if (B * T > 0) reserve(B, T, true);
@@ -3784,12 +3789,17 @@ class DeviceModelOf : public DeviceModel {
         gradients_are_zero_ = true;
     }
 
-    // After a micro-batch: the arena must be there.
+    // After a micro-batch: the arena must be there. Of several processes (dev/processes.h) each sums its part of the gradients,
+    // updates its part of the parameters, and gives that to the others.
     double gradient_norm() override {
-        global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), grads_.data(), grads_.size(), INFINITY, stream_);
-        GradientNorm norm;
-        copy_from_device(&norm, a_.norm, 1);
-        return norm.norm;
+        sum_over_processes(grads_.data(), grads_.size(), stream_);
+        GradientNorm norm{};
+        if (part_.size() > 0) {
+            global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), grads_.data() + part_.first, part_.size(),
+                        INFINITY, stream_);
+            copy_from_device(&norm, a_.norm, 1);
+        }
+        return norm_over_processes(norm.norm);
     }
 
     // Gradients are multiplied by gradient_scale (clipping), and are 0 afterwards.
@@ -3797,15 +3807,22 @@ class DeviceModelOf : public DeviceModel {
         const GradientNorm clipping{NAN, static_cast<float>(gradient_scale)};
         copy_to_device(a_.norm, &clipping, 1);
         X* copy = nullptr;
-        if constexpr (!std::is_same_v<X, float>) copy = copy_.data();
-        adamw<X>(master_.data(), grads_.data(), m_.data(), v_.data(), copy, a_.norm, ranges_.data(), ranges_.size(),
-                 master_.size(), step, stochastic_key, stream_);
-        gradients_are_zero_ = true;
+        if constexpr (!std::is_same_v<X, float>) copy = copy_.data() + part_.first;
+        if (part_.size() > 0)
+            adamw<X>(master_.data() + part_.first, grads_.data() + part_.first, m_.data(), v_.data(), copy, a_.norm,
+                     ranges_.data(), ranges_.size(), part_.size(), step, stochastic_key, stream_);
+        share_over_processes(master_.data(), master_.size(), stream_);
+        if constexpr (!std::is_same_v<X, float>) share_over_processes(copy_.data(), copy_.size(), stream_);
+        gradients_are_zero_ = part_.size() == grads_.size();
     }
     // The copies as the update of this key left them.
     void round_weights(uint64_t stochastic_key) override {
-        if constexpr (!std::is_same_v<X, float>)
-            round_stochastically(copy_.data(), master_.data(), master_.size(), stochastic_key, stream_);
+        if constexpr (!std::is_same_v<X, float>) {
+            if (part_.size() > 0)
+                round_stochastically(copy_.data() + part_.first, master_.data() + part_.first, part_.size(),
+                                     stochastic_key, stream_);
+            share_over_processes(copy_.data(), copy_.size(), stream_);
+        }
     }
     // One row, and rarely: by way of the host.
     void edit_position0(double factor, const float* added) override {
@@ -3820,12 +3837,13 @@ class DeviceModelOf : public DeviceModel {
     void upload_parameters(const float* from) override { upload(from); }
     void upload_moments(const float* m, const float* v) override {
         prepare_training(0, 0);
-        m_.upload(m, m_.size(), stream_);
-        v_.upload(v, v_.size(), stream_);
+        m_.upload(m + part_.first, m_.size(), stream_);
+        v_.upload(v + part_.first, v_.size(), stream_);
     }
     void fetch_moments(float* m, float* v) override {
-        m_.download(m, m_.size(), stream_);
-        v_.download(v, v_.size(), stream_);
+        m_.download(m + part_.first, m_.size(), stream_);
+        v_.download(v + part_.first, v_.size(), stream_);
+        for (float* moments : {m, v}) processes().complete(moments, master_.size());
     }
 
     void fetch_parameters(float* to) override { master_.download(to, master_.size(), stream_); }
@@ -3836,6 +3854,7 @@ class DeviceModelOf : public DeviceModel {
 
     Engine& host_;
     const GPT2Config& c_;
+    const Range part_ = processes().part(host_.parameters());  // that this process updates
     MatrixProducts products_;
     DeviceArray<float> master_, grads_, m_, v_;
     bool gradients_are_zero_ = false;  // AdamW leaves them so

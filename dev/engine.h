@@ -318,7 +318,8 @@ class Engine {
     Sites sites;
     std::vector<Tensor> tensors;
     // Parameters, gradients and AdamW's moments in the host's memory, laid out by `tensors`. An engine that works on other
-    // copies brings them here in fetch_parameters, fetch_moments.
+    // copies brings them here in fetch_parameters, fetch_moments. Of several processes each has its part of the moments
+    // alone (processes.h).
     Buffer params, grads, m, v;
     int64_t updates = 0;               // that AdamW has made
     std::vector<SigmaSum> sigma_sums;  // of the micro-batches since the last clear, one per site
@@ -350,13 +351,14 @@ class Engine {
     virtual void prepare_optimiser() = 0;
     virtual void zero_gradients() = 0;
     // Adds the gradients of (main loss + auxiliary loss) / grad_accum to the gradients and this micro-batch's sigmas to
-    // sigma_sums. The main loss is cross-entropy, or with a teacher partly the distance from its predictions.
+    // sigma_sums. The main loss is cross-entropy, or with a teacher partly the distance from its predictions. Of a step of
+    // grad_accum > 1 the gradients are there after the last one.
     virtual BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                        const AuxSettings& aux, int64_t grad_accum,
                                        const Distillation& distillation = {}) = 0;
-    // Euclidean norm of the whole gradient.
+    // Euclidean norm of the whole gradient, to which all processes' micro-batches belong.
     virtual double gradient_norm() = 0;
-    // One update; what is left in the gradients is of no use.
+    // One update, after gradient_norm; what is left in the gradients is of no use.
     virtual void update(const AdamWStep& step) = 0;
     // After `params`, `m`, `v` and `updates` have been read from a checkpoint: what an engine derives from them becomes what
     // it was when that was written. `seed` as in AdamWStep.
@@ -446,6 +448,8 @@ struct Backend {
     const char* training_precision = "fp32";                 // unless --precision says otherwise
     const char* evaluation_precision = "fp32";               // of commands that run a finished model
     std::vector<std::string> precisions = {"fp32", "bf16"};  // of those
+    bool trains_together = true;                             // several processes can train one model (processes.h)
+    void (*use_device)(int number) = nullptr;                // of this machine's, for one of several processes on it
     std::unique_ptr<Engine> (*make)(const GPT2Config&) = make_reference;
     void (*use_precision)(const std::string&) = use_reference_precision;
     void (*use_options)(const EngineOptions&) = nullptr;  // null: the engine has no such choices

@@ -64,14 +64,15 @@ class Seams {
     virtual void read_batches(int64_t step, StepBatches& batches) = 0;
     // Before removals that are due and the forward pass.
     virtual void before_step(int64_t step, const StepBatches& batches) { (void)step, (void)batches; }
-    virtual void after_micro_batch(int64_t step, const BatchLoss& so_far) { (void)step, (void)so_far; }
+    // After each micro-batch of this process.
+    virtual void after_micro_batch(int64_t step, const BatchLoss& loss) { (void)step, (void)loss; }
     // The gradient is there, the weights are as they were.
     virtual void after_loss(const StepReport& report) { (void)report; }
     virtual void after_step(const StepReport& report) { (void)report; }
 };
 
 // Runs steps first .. s.stop - 1. `s` is read anew at every step: a seam may shorten the run or lower its rate. The teacher
-// is there if s.distill asks for one.
+// is there if s.distill asks for one. Several processes (processes.h) call it alike, each with all of the data.
 void train(Engine& model, const Settings& s, const std::vector<Removal>& schedule, Seams& seams, int64_t first,
            Engine* teacher = nullptr);
 

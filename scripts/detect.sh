@@ -6,8 +6,11 @@
 #                                openmp    programs with -fopenmp build
 #                                openblas  the yardstick of dev/cpu/ is there
 #                                cuda      nvcc and cuBLASLt are there
+#                                nccl      NCCL is beside them
+#                                mpi       programs for several processes build
 #                                x86       the compiler builds for x86-64
 #                                avx2, avx512   the processor runs the instruction set
+#   scripts/detect.sh --mpi compile | link   the flags for that, from MPI's compiler wrapper
 #
 # CXX names the compiler (g++ if unset). Nothing here fails: what is missing is reported as missing.
 set -u
@@ -31,10 +34,31 @@ has_cuda() {
     nvcc=$(nvcc_path) && test -e "$(dirname "$(dirname "$(realpath "$nvcc")")")/include/cublasLt.h"
 }
 
+# Open MPI's wrapper knows --showme, MPICH's and its kin -compile_info, which begins with the compiler's name.
+mpi_flags() { # compile | link
+    mpicxx --showme:"$1" 2>/dev/null || mpicxx "-$1_info" 2>/dev/null | cut -d ' ' -f 2-
+}
+
+# The flags are separate words on purpose.
+# shellcheck disable=SC2046
+has_mpi() {
+    command -v mpicxx >/dev/null 2>&1 &&
+        printf '#include <mpi.h>\nint main() { return MPI_Finalize(); }\n' |
+        compile $(mpi_flags compile) -o /dev/null - $(mpi_flags link)
+}
+
+has_nccl() {
+    has_cuda || return
+    toolkit=$(dirname "$(dirname "$(realpath "$(nvcc_path)")")")
+    test -e "$toolkit/include/nccl.h" || test -e /usr/include/nccl.h
+}
+
 words() {
     has_openmp && echo openmp
+    has_mpi && echo mpi
     has_openblas && echo openblas
     has_cuda && echo cuda
+    has_nccl && echo nccl
     # -march=native defines the macros of what the processor offers; elsewhere than on x86 nothing is printed.
     compile -march=native -E -P - <<'END' | grep -v '^#'
 #ifdef __x86_64__
@@ -85,7 +109,9 @@ table() {
     row Boost.Context "$(version_of boost/version.hpp BOOST_LIB_VERSION | tr _ .)" "tests of the CUDA engine need it: make deps"
     row nvcc "$(program_version "$(nvcc_path || echo none)")" "no CUDA engine"
     row cuBLASLt "$(has_cuda && echo yes)" "no CUDA engine"
+    row NCCL "$(has_nccl && echo yes)" "several processes do not train on GPUs"
     row GPU "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)" "the CUDA engine will build and not run"
+    row MPI "$(has_mpi && program_version mpirun)" "one process only: make deps-all"
     row OpenBLAS "$(has_openblas && version_of openblas_config.h OPENBLAS_VERSION | grep -Eo '[0-9]+\.[0-9.]+[0-9]')" \
         "only a yardstick for dev/cpu/"
     row clang-format "$(program_version clang-format)" "only for make format, make lint"
@@ -95,6 +121,7 @@ table() {
 
 case ${1:-} in
     --words) words | tr '\n' ' ' ;;
+    --mpi) mpi_flags "$2" ;;
     '') table ;;
-    *) echo "detect.sh: unknown argument '$1' (use: --words)" >&2 && exit 2 ;;
+    *) echo "detect.sh: unknown argument '$1' (use: --words, --mpi)" >&2 && exit 2 ;;
 esac

@@ -11,7 +11,8 @@
 # Settings with their defaults: OUT=runs/gpt2-SIZE; MODEL=models/gpt2-SIZE, downloaded unless MODEL is set; prefixes of
 # token shards DATA=shards/openwebtext (data/openwebtext.py), PILE=shards/pile (data/pile.py) and
 # PILE_FILTERED=shards/pile_filtered (data/pile_filtered.py); ENGINE=./train_gpt2_lnfree_cuda if that is built, else
-# ./train_gpt2_lnfree, which takes days and says so first.
+# ./train_gpt2_lnfree, which takes days and says so first; GPUS=1: so many processes, a GPU each, started by mpirun
+# (dev/run/README.md).
 #
 # Exit status: that of the program if it fails; 2 bad use.
 set -eu
@@ -32,6 +33,16 @@ data=${DATA:-shards/openwebtext}
 engine=${ENGINE:-./train_gpt2_lnfree_cuda}
 [ -n "${ENGINE:-}" ] || [ -x "$engine" ] || engine=./train_gpt2_lnfree
 [ -x "$engine" ] || fail "$engine is not built; run make"
+gpus=${GPUS:-1}
+case $gpus in
+    *[!0-9]* | '' | 0) fail "GPUS=$gpus: not a number of processes" ;;
+    1) ;;
+    *) command -v mpirun >/dev/null 2>&1 || fail "GPUS=$gpus: there is no mpirun; make deps-all, then make" ;;
+esac
+# Trains and evaluates.
+together() {
+    if [ "$gpus" = 1 ]; then "$engine" "$@"; else mpirun --bind-to none -np "$gpus" "$engine" "$@"; fi
+}
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -54,7 +65,7 @@ fi
 begin() { # COMMAND FOLDER FLAG...
     command=$1 folder=$2
     shift 2
-    "$engine" "$command" --preset "$size" --model "$model" --data "${data}_train_*.bin" --val "${data}_val_*.bin" \
+    together "$command" --preset "$size" --model "$model" --data "${data}_train_*.bin" --val "${data}_val_*.bin" \
         --out "$folder" "$@"
 }
 
@@ -63,7 +74,7 @@ begin_or_go_on() { # COMMAND FOLDER FLAG...
     if [ -e "$2/config.json" ]; then
         echo "$2 is finished"
     elif [ -n "$(find "$2/checkpoints" -name 'step_*' 2>/dev/null)" ]; then
-        "$engine" "$1" --resume --out "$2"
+        together "$1" --resume --out "$2"
     else
         begin "$@" --force
     fi
@@ -99,7 +110,7 @@ table() { # NAME PREFIX
         return
     fi
     say "Mean cross-entropy: $1"
-    "$engine" eval --model "$model" "$out/control" "$out/lnfree" --baseline "$out/control" --windows paper --markdown \
+    together eval --model "$model" "$out/control" "$out/lnfree" --baseline "$out/control" --windows paper --markdown \
         --data "$2_val_*.bin" >"$out/table.new"
     mv "$out/table.new" "$out/table_$1.md"
     cat "$out/table_$1.md"

@@ -10,7 +10,9 @@
 #include "data/json.h"
 #include "data/model_folder.h"
 #include "dev/analysis/report.h"
+#include "dev/processes.h"
 #include "dev/run/evaluate.h"
+#include "dev/run/launch.h"
 #include "dev/run/records.h"
 #include "dev/run/signals.h"
 
@@ -180,8 +182,13 @@ Json measure(const Measurement& m, const Options& o) {
         throw BadInput("--out " + result_file(m, o) + ": already exists; name another folder or give --force");
     Subjects subjects = load_subjects(o);
     prepare(subjects, m.on, o);
+    require_alike([&] {
+        std::vector<Common> same = {{"other --data", subjects.sample.data_fingerprint}};
+        for (const uint64_t model : subjects.model_fingerprints) same.push_back({"another --model", model});
+        return same;
+    });
     Json j = run_measurement(m, o, subjects);
-    if (!o.out.empty()) save_result(j, m, o);
+    if (!o.out.empty() && processes().leads()) save_result(j, m, o);
     if (o.json_output) return j;
     for (const Table& table : m.tables(j)) {
         print_table(table, o.markdown);

@@ -5,6 +5,7 @@
 
 #include "data/json.h"
 #include "dev/cpu/vector_math.h"
+#include "dev/processes.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/statistics.h"
 
@@ -67,21 +68,13 @@ struct Surprise {
     double loss, residual_norm;
 };
 
-// What is collected of one model.
-struct Predictions {
-    std::vector<Prediction> all;  // (sequences,T)
-    double norm_sum = 0;          // of the stream in front of ln_f
+std::vector<Surprise> surprises_among(const std::vector<Prediction>& all, int64_t T) {
     std::vector<Surprise> surprises;
-};
-
-void note_norms(Predictions& p, const Engine& model, int64_t first, int64_t rows, int64_t T) {
-    const int64_t C = model.config.C;
-    for (int64_t n = 0; n < rows; n++) {
-        const double norm = norm_of(model.final_residual() + n * C, C);
-        p.norm_sum += norm;
-        const double loss = p.all[static_cast<size_t>(first + n)].loss;
-        if (!(loss <= kOverconfident)) p.surprises.push_back({(first + n) / T, (first + n) % T, loss, norm});
+    for (size_t i = 0; i < all.size(); i++) {
+        const auto n = static_cast<int64_t>(i);
+        if (!(all[i].loss <= kOverconfident)) surprises.push_back({n / T, n % T, all[i].loss, all[i].norm});
     }
+    return surprises;
 }
 
 // Expected calibration error: how far confidence and accuracy are apart, over bins of equal width in confidence.
@@ -113,14 +106,17 @@ Json surprises_json(const std::vector<Surprise>& surprises, const Sample& sample
     return list;
 }
 
-Json loss_summary(const Predictions& p, const Sample& sample, uint64_t seed) {
+// all: (sequences,T)
+Json loss_summary(const std::vector<Prediction>& all, const Sample& sample, uint64_t seed) {
     const size_t T = static_cast<size_t>(sample.T), sequences = static_cast<size_t>(sample.sequences);
     std::vector<double> losses, loss(sequences), entropy(sequences), per_position(T);
-    for (size_t i = 0; i < p.all.size(); i++) {
-        losses.push_back(p.all[i].loss);
-        loss[i / T] += p.all[i].loss / static_cast<double>(T);
-        entropy[i / T] += p.all[i].entropy / static_cast<double>(T);
-        per_position[i % T] += p.all[i].loss / static_cast<double>(sequences);
+    double norm_sum = 0;
+    for (size_t i = 0; i < all.size(); i++) {
+        losses.push_back(all[i].loss);
+        loss[i / T] += all[i].loss / static_cast<double>(T);
+        entropy[i / T] += all[i].entropy / static_cast<double>(T);
+        per_position[i % T] += all[i].loss / static_cast<double>(sequences);
+        norm_sum += all[i].norm;
     }
     const auto range = [&](double share) {
         return Interval{quantile(losses, (1 - share) / 2), quantile(losses, (1 + share) / 2)};
@@ -134,10 +130,10 @@ Json loss_summary(const Predictions& p, const Sample& sample, uint64_t seed) {
     j["range_99_9"] = range(0.999);
     j["entropy"] = mean_of(entropy);
     j["entropy_interval"] = interval_of_mean(entropy, seed);
-    j["ece"] = calibration_error(p.all);
-    j["final_norm"] = p.norm_sum / static_cast<double>(p.all.size());
+    j["ece"] = calibration_error(all);
+    j["final_norm"] = norm_sum / static_cast<double>(all.size());
     j["per_position"] = per_position;
-    j["over_50"] = surprises_json(p.surprises, sample);
+    j["over_50"] = surprises_json(surprises_among(all, sample.T), sample);
     return j;
 }
 
@@ -149,49 +145,80 @@ class Losses {
           sample_(sample),
           V_(models[0]->config.V),
           rows_(rows_at_a_time(batch * sample.T, V_)),
+          batch_(batch),
+          batches_((sample.sequences + batch - 1) / batch),
+          chunks_((batch * sample.T + rows_ - 1) / rows_),
+          pairs_(static_cast<int64_t>(models.size() * (models.size() - 1) / 2)),
           predictions_(models.size()),
-          divergence_(models.size() * models.size()),
+          divergence_(static_cast<size_t>(batches_ * chunks_ * pairs_)),
           log_probabilities_(models.size()) {
-        for (Predictions& p : predictions_) p.all.resize(sample.inputs.size());
+        for (std::vector<Prediction>& p : predictions_) p.resize(sample.inputs.size());
         for (Buffer& rows : log_probabilities_) rows.allocate(rows_ * V_);
     }
 
-    // Sequences [first, first + B).
+    // Sequences [first, first + B), if they are this process's.
     void add(int64_t first, int64_t B) {
+        if (!processes().share(batches_).holds(first / batch_)) return;
         const int64_t T = sample_.T, N = B * T;
         for (Engine* model : models_) model->trace(sample_.inputs.data() + first * T, B, T, {});
         for (int64_t n = 0; n < N; n += rows_) add_rows(first * T, n, std::min(rows_, N - n));
-        for (size_t m = 0; m < models_.size(); m++) note_norms(predictions_[m], *models_[m], first * T, N, T);
+        for (size_t m = 0; m < models_.size(); m++) note_norms(predictions_[m].data() + first * T, *models_[m], N);
+    }
+
+    // What the other processes found. Collective.
+    void gather() {
+        std::vector<int64_t> positions, chunks;
+        for (int r = 0; r < processes().size(); r++) {
+            const Range share = share_of(batches_, r, processes().size());
+            const auto sequence = [&](int64_t b) { return std::min(sample_.sequences, b * batch_); };
+            static_assert(sizeof(Prediction) % 8 == 0);
+            positions.push_back((sequence(share.last) - sequence(share.first)) * sample_.T *
+                                static_cast<int64_t>(sizeof(Prediction) / 8));
+            chunks.push_back(share.size() * chunks_ * pairs_);
+        }
+        for (std::vector<Prediction>& p : predictions_) processes().all_gather(p.data(), 8, positions);
+        processes().all_gather(divergence_.data(), 8, chunks);
     }
 
     Json summary(uint64_t seed) const {
         Json models = Json::array(), divergences = Json::array();
-        for (const Predictions& p : predictions_) models.push_back(loss_summary(p, sample_, seed));
+        for (const std::vector<Prediction>& p : predictions_) models.push_back(loss_summary(p, sample_, seed));
         const double predictions = static_cast<double>(sample_.inputs.size());
+        size_t pair = 0;
         for (size_t a = 0; a < models_.size(); a++)
-            for (size_t b = a + 1; b < models_.size(); b++)
-                divergences.push_back({{"a", a}, {"b", b}, {"js", divergence_[a * models_.size() + b] / predictions}});
+            for (size_t b = a + 1; b < models_.size(); b++, pair++) {
+                double sum = 0;
+                for (size_t i = pair; i < divergence_.size(); i += static_cast<size_t>(pairs_)) sum += divergence_[i];
+                divergences.push_back({{"a", a}, {"b", b}, {"js", sum / predictions}});
+            }
         return {{"models", models}, {"divergences", divergences}};
     }
 
   private:
     const std::vector<Engine*>& models_;
     const Sample& sample_;
-    int64_t V_, rows_;
-    std::vector<Predictions> predictions_;
-    std::vector<double> divergence_;         // sums, (models,models)
+    int64_t V_, rows_;                  // rows of logits at a time
+    int64_t batch_, batches_, chunks_;  // chunks of so many rows in a batch
+    int64_t pairs_;                     // of models
+    std::vector<std::vector<Prediction>> predictions_;
+    std::vector<double> divergence_;         // sums, (batches,chunks,pairs)
     std::vector<Buffer> log_probabilities_;  // (rows,V) of every model
 
     // Positions n .. n + rows - 1 of the batch that begins at position `start` of the sample.
     void add_rows(int64_t start, int64_t n, int64_t rows) {
         const size_t M = models_.size();
         for (size_t m = 0; m < M; m++)
-            predict_rows(*models_[m], predictions_[m].all.data() + start + n, log_probabilities_[m].data(),
+            predict_rows(*models_[m], predictions_[m].data() + start + n, log_probabilities_[m].data(),
                          sample_.targets.data() + start + n, n, rows);
+        double* sum = divergence_.data() + (start / (batch_ * sample_.T) * chunks_ + n / rows_) * pairs_;
         for (size_t a = 0; a < M; a++)
             for (size_t b = a + 1; b < M; b++)
-                divergence_[a * M + b] +=
-                    summed_divergence(log_probabilities_[a].data(), log_probabilities_[b].data(), rows, V_);
+                *sum++ = summed_divergence(log_probabilities_[a].data(), log_probabilities_[b].data(), rows, V_);
+    }
+
+    static void note_norms(Prediction* p, const Engine& model, int64_t rows) {
+        const int64_t C = model.config.C;
+        for (int64_t n = 0; n < rows; n++) p[n].norm = norm_of(model.final_residual() + n * C, C);
     }
 };
 
@@ -217,6 +244,7 @@ double norm_of(const real* x, int64_t n) {
 Json measure_loss(const std::vector<Engine*>& models, const Sample& sample, const Procedure& procedure) {
     Losses losses(models, sample, procedure.batch);
     for_each_batch(sample, procedure, [&](int64_t first, int64_t B) { losses.add(first, B); });
+    losses.gather();
     return losses.summary(procedure.seed);
 }
 

@@ -16,6 +16,7 @@ namespace analysis {
 struct Prediction {
     double loss = 0, entropy = 0;
     double confidence = 0;  // probability of the likeliest token
+    double norm = 0;        // of the stream in front of ln_f; measure_loss alone fills it in
     bool right = false;     // it is the target
 };
 
@@ -29,8 +30,8 @@ int64_t rows_at_a_time(int64_t N, int64_t V);
 // Euclidean norm.
 double norm_of(const real* x, int64_t n);
 
-// All models (at least one, of one vocabulary) on the same sample: {"models": [...], "divergences": [{"a", "b", "js"}]}, a
-// and b by their places among the models.
+// All models (at least one, of one vocabulary) on the same sample, which several processes share; each gets the result of
+// all: {"models": [...], "divergences": [{"a", "b", "js"}]}, a and b by their places among the models.
 Json measure_loss(const std::vector<Engine*>& models, const Sample& sample, const Procedure& procedure);
 
 }  // namespace analysis

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "dev/analysis/subjects.h"
 #include "dev/commands/commands.h"
 #include "dev/cpu/machine.h"
+#include "dev/processes.h"
 #include "dev/run/settings.h"
 
 namespace lnfree {
@@ -151,6 +153,9 @@ void require_resumable_flags(const CLI::App& command) {
 
 int run_parsed(const CLI::App& command, unsigned bit, RunRequest& request) {
     if (request.resume) require_resumable_flags(command);
+    if (request.processes > 0 && !request.dry_run)
+        throw BadInput("--processes: is for --dry-run; mpirun -np " + std::to_string(request.processes) +
+                       " starts so many");
     for (const Setting& row : setting_table())
         if (is_offered(row, bit) && command.get_option(row.flag)->count() > 0) request.settings.given.insert(row.key);
     return run_command(request);
@@ -169,6 +174,10 @@ CLI::App& add_run_command(CommandLine& line, unsigned bit, const char* name, con
                      "go on from the last checkpoint in --out, with the values saved there");
     command.add_flag("--force", request->force, "replace an earlier run in --out");
     command.add_flag("--dry-run", request->dry_run, "print schedule, memory and estimated time; write nothing");
+    command
+        .add_option("--processes", request->processes,
+                    "with --dry-run: as if mpirun started so many [those that it did]")
+        ->check(whole_number(1, 65536));
     if (bit != kPretrain) return command;
     const auto shape = std::make_shared<ModelShape>();
     add_shape_flags(command, *shape, "[from the data's PREFIX.json]");
@@ -272,7 +281,17 @@ void add_info(CommandLine& line) {
                               o->json_output, [o] { return info_command(*o); });
     c.add_option("--model", o->model, "model folder");
     c.add_option("--size", o->size, "instead of a folder, with --memory: tiny, small, medium, large, xl");
-    c.add_flag("--memory", o->memory, "what fits into GPUs of 24, 80 and 141 GB (CUDA engine)");
+    c.add_flag(
+        "--memory", o->memory,
+        "what training holds in memory: on the CPU by kind, on GPUs of 24, 80 and 141 GB what fits (CUDA engine)");
+    c.add_option("--processes", o->processes, "with --memory: of so many processes each")
+        ->capture_default_str()
+        ->check(whole_number(1, 65536));
+    c.add_option("--batch", o->batch, "with --memory: sequences per micro-batch")
+        ->capture_default_str()
+        ->check(whole_number(1, 65536));
+    c.add_option("--grad-accum", o->grad_accum, "with --memory: micro-batches per step [16, or one for each process]")
+        ->check(whole_number(1, 65536));
     c.add_option("--data", o->data, "shards: also measure sigma at position 0 and elsewhere, on 64 sequences");
     c.add_option("--seq", o->seq, "positions per sequence [n_ctx]")->check(whole_number(1));
     add_precision_flag(c, o->precision);
@@ -441,6 +460,16 @@ void require_known_command(const CLI::App& app, int argc, char** argv) {
     if (!known) throw BadInput("there is no command " + quoted_name(argv[1]) + "; see --help");
 }
 
+// Of several processes each would do the same work and write the same files.
+void require_several_can(const CLI::App& app) {
+    static const std::set<std::string> shared = {"pretrain", "remove", "finetune", "eval"};
+    const CLI::App& command = *app.get_subcommands().front();
+    const bool loss = command.get_name() == "analyze" && command.count("measurement") > 0 &&
+                      command.get_option("measurement")->as<std::string>() == "loss";
+    if (processes().size() > 1 && shared.count(command.get_name()) == 0 && !loss)
+        throw BadInput(command.get_name() + ": runs in one process; start it without mpirun");
+}
+
 }  // namespace
 
 std::function<int()> parse_command_line(int argc, char** argv) {
@@ -460,6 +489,7 @@ std::function<int()> parse_command_line(int argc, char** argv) {
         throw BadInput(std::string(e.what()) + "; see --help");
     }
     if (line->threads > 0) set_thread_count(line->threads);
+    require_several_can(line->app);
     return [line] { return line->action(); };
 }
 

@@ -65,13 +65,15 @@ size_t complete_utf8_prefix(const std::string& text);
 // tokenize: text into token shards
 int tokenize_command(const TokenizeOptions& o, bool json_output);
 
-// info: a model folder described; or what fits into which GPU; or the table of settings
+// info: a model folder described; or what training holds in memory; or the table of settings
 struct InfoOptions {
     std::string model;
     std::vector<std::string> data;  // shards on which to measure sigma; empty: nothing is measured
     int64_t seq = 0;                // 0: n_ctx
     std::string size;               // instead of a model, for `memory`
     std::string precision = "fp32";
+    int64_t processes = 1, batch = 1;  // of `memory`
+    int64_t grad_accum = 0;            // 0: 16, or one for each process
     bool memory = false, settings = false;
     bool markdown = false, json_output = false;  // markdown: of `settings`
 };

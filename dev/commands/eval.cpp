@@ -15,7 +15,9 @@
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
 #include "dev/cpu/machine.h"
+#include "dev/processes.h"
 #include "dev/run/evaluate.h"
+#include "dev/run/launch.h"
 #include "dev/run/models.h"
 #include "dev/run/statistics.h"
 
@@ -178,6 +180,11 @@ Json evaluate(Evaluated& e, const std::string& folder, const EvalOptions& o, con
     const bool paper_windows = o.windows == "paper";
     const TokenShards shards = shards_for(e, o);
 
+    require_alike([&] {
+        Hash64 hash;
+        add_model(hash, model);
+        return std::vector<Common>{{"other --data", shards.fingerprint()}, {"another --model", hash.value()}};
+    });
     LossCollector seen(o.worst);
     Distance distance;
     const auto add = [&](uint64_t sequence, const real* losses, const int32_t* inputs, const int32_t* targets,
@@ -201,7 +208,7 @@ Json evaluate(Evaluated& e, const std::string& folder, const EvalOptions& o, con
         mean = mean_loss(model, shards, T, batch, tokens, paper_windows, "eval", add);
     if (!std::isfinite(mean))
         throw RunFailure(folder + ": its loss is not finite; the model has diverged, take an earlier one");
-    if (!o.logits.empty()) write_logits(o.logits, model, shards, T, paper_windows);
+    if (!o.logits.empty() && processes().leads()) write_logits(o.logits, model, shards, T, paper_windows);
 
     Json j;
     j["model"] = folder;

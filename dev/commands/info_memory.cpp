@@ -1,6 +1,9 @@
-// info --memory: what fits into which GPU, from the same layout that allocates.
+// info --memory: what training holds on the processor, in one process or each of several; with the CUDA engine, what fits
+// into which GPU. Both from the same layouts that allocate.
+#include <algorithm>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "data/console.h"
@@ -9,6 +12,8 @@
 #include "data/model_config.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
+#include "dev/run/evaluate.h"
+#include "dev/run/memory.h"
 
 namespace lnfree {
 
@@ -17,26 +22,25 @@ namespace {
 constexpr int kCards[] = {24, 80, 141};  // GB
 constexpr double kShare = 0.95;          // of a card; the rest is left to others
 
-int64_t training_bytes(const GPT2Config& c, int64_t batch, bool in_bf16, int recompute) {
-    if (backend().device_bytes == nullptr)
-        throw BadInput(
-            "--memory: the table is that of train_gpt2_lnfree_cuda; on the CPU `remove --dry-run` says what a run "
-            "needs");
-    return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute);
+// Of each of so many processes, a GPU each.
+int64_t training_bytes(const GPT2Config& c, int64_t processes, int64_t batch, bool in_bf16, int recompute) {
+    return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute) - moments_elsewhere(c, processes);
 }
 
 // The largest micro-batch, in sequences of n_ctx tokens, that trains within `bytes` of device memory; 0: none does.
-int64_t largest_batch(const GPT2Config& c, bool in_bf16, int recompute, double bytes) {
+int64_t largest_batch(const GPT2Config& c, int64_t processes, bool in_bf16, int recompute, double bytes) {
     int64_t batch = 0;
-    while (batch < 4096 && static_cast<double>(training_bytes(c, batch + 1, in_bf16, recompute)) <= bytes) batch++;
+    while (batch < 4096 && static_cast<double>(training_bytes(c, processes, batch + 1, in_bf16, recompute)) <= bytes)
+        batch++;
     return batch;
 }
 
-Json memory_row(const GPT2Config& c, bool in_bf16, int recompute) {
+Json memory_row(const GPT2Config& c, int64_t processes, bool in_bf16, int recompute) {
     Json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
     for (const int gigabytes : kCards)
-        row["batch_" + std::to_string(gigabytes)] = largest_batch(c, in_bf16, recompute, kShare * 1e9 * gigabytes);
-    row["bytes_of_one"] = training_bytes(c, 1, in_bf16, recompute);
+        row["batch_" + std::to_string(gigabytes)] =
+            largest_batch(c, processes, in_bf16, recompute, kShare * 1e9 * gigabytes);
+    row["bytes_of_one"] = training_bytes(c, processes, 1, in_bf16, recompute);
     return row;
 }
 
@@ -60,18 +64,73 @@ GPT2Config config_of(const InfoOptions& o) {
     return shape.config(shape.usual_vocabulary());
 }
 
+// ----- on the processor
+
+Json process_row(const GPT2Config& c, const InfoOptions& o, int64_t T, int64_t grad_accum, int64_t processes) {
+    const TrainingMemory m = training_memory(c, o.batch, T, grad_accum, processes);
+    return {
+        {"processes", processes},   {"weights", m.weights},
+        {"gradients", m.gradients}, {"moments", m.moments},
+        {"exchange", m.exchange},   {"activations", m.activations},
+        {"all", m.all()},           {"sent_per_step", processes > 1 ? traffic_per_step(c, grad_accum, processes) : 0}};
+}
+
+Table process_table(const Json& rows) {
+    std::vector<std::string> columns = {"bytes of each process"};
+    for (const Json& row : rows)
+        columns.push_back(row["processes"].dump() + (row["processes"] == 1 ? " process" : " processes"));
+    Table table(columns);
+    const std::pair<const char*, const char*> kinds[] = {{"weights", "weights"},
+                                                         {"gradients", "gradients, and sums of them that wait"},
+                                                         {"moments", "AdamW's moments"},
+                                                         {"exchange", "others' gradients, at a time"},
+                                                         {"activations", "activations of a micro-batch"},
+                                                         {"all", "together"},
+                                                         {"sent_per_step", "sent per step"}};
+    for (const auto& [key, words] : kinds) {
+        std::vector<std::string> cells = {words};
+        for (const Json& row : rows) cells.push_back(format_bytes(row[key].get<uint64_t>()));
+        table.add_row(cells);
+    }
+    return table;
+}
+
+Json memory_of_processes(const GPT2Config& c, const InfoOptions& o) {
+    const int64_t T = sequence_length(o.seq, c, "the model");
+    const int64_t grad_accum = o.grad_accum > 0 ? o.grad_accum : std::max<int64_t>(16, o.processes);
+    if (o.processes > grad_accum)
+        throw BadInput("--processes " + std::to_string(o.processes) + " for " + std::to_string(grad_accum) +
+                       " micro-batches (--grad-accum): some would have none");
+    Json j{{"batch", o.batch}, {"seq", T}, {"grad_accum", grad_accum}, {"rows", Json::array()}};
+    if (o.processes > 1) j["rows"].push_back(process_row(c, o, T, grad_accum, 1));
+    j["rows"].push_back(process_row(c, o, T, grad_accum, o.processes));
+    if (!o.json_output)
+        std::printf("%s: training with a step of %lld micro-batches of %lld x %lld tokens\n\n%s",
+                    o.size.empty() ? o.model.c_str() : o.size.c_str(), static_cast<long long>(grad_accum),
+                    static_cast<long long>(o.batch), static_cast<long long>(T),
+                    process_table(j["rows"]).text().c_str());
+    return j;
+}
+
 }  // namespace
 
 int memory_command(const InfoOptions& o) {
     const GPT2Config c = config_of(o);
     Json j;
     j["model"] = o.size.empty() ? o.model : o.size;
+    if (backend().device_bytes == nullptr) {
+        j.update(memory_of_processes(c, o));
+        print_json(o.json_output, j);
+        return 0;
+    }
+    j["processes"] = o.processes;
     j["rows"] = Json::array();
     for (const bool in_bf16 : {true, false})
-        for (const int recompute : {0, 1, 2}) j["rows"].push_back(memory_row(c, in_bf16, recompute));
+        for (const int recompute : {0, 1, 2}) j["rows"].push_back(memory_row(c, o.processes, in_bf16, recompute));
     if (!o.json_output)
-        std::printf("%s: largest micro-batch, in sequences of %lld tokens, that trains on a card\n\n%s",
+        std::printf("%s: largest micro-batch, in sequences of %lld tokens, that trains on %s\n\n%s",
                     j["model"].get<std::string>().c_str(), static_cast<long long>(c.n_ctx),
+                    o.processes == 1 ? "a card" : ("each of " + std::to_string(o.processes) + " cards").c_str(),
                     memory_table(j["rows"]).text().c_str());
     print_json(o.json_output, j);
     return 0;

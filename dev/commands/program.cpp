@@ -12,41 +12,41 @@
 #include "dev/commands/command_line.h"
 #include "dev/commands/commands.h"
 #include "dev/cpu/operations.h"
+#include "dev/run/launch.h"
 #include "dev/run/signals.h"
 
 namespace lnfree {
 namespace {
 
-// On one line, whatever a file name or flag may hold.
-int fail(int status, std::string what) {
+// The end of this process, with what is to be said: on one line, whatever a file name or flag may hold.
+int end(int status, std::string what = "") {
     std::replace_if(
         what.begin(), what.end(), [](unsigned char c) { return c < 0x20; }, ' ');
-    std::fflush(stdout);
-    std::fputs(("train_gpt2_lnfree: " + what + "\n").c_str(), stderr);
-    return status;
+    return leave_processes(status, what);
 }
 
 }  // namespace
 
 int run_program(int argc, char** argv) {
     try {
+        join_processes();
         operations();  // an LNFREE_ISA that is not there is refused whatever the command
         const int status = parse_command_line(argc, argv)();
         if (std::fflush(stdout) != 0 || std::ferror(stdout))
-            return fail(1, "standard output cannot be written: " + errno_text(errno));
-        return status;
+            return end(1, "standard output cannot be written: " + errno_text(errno));
+        return end(status);
     } catch (const BadInput& e) {
-        return fail(2, e.what());
+        return end(2, e.what());
     } catch (const NoGpu& e) {
-        return fail(3, e.what());
+        return end(3, e.what());
     } catch (const Interrupted& e) {
-        return 128 + e.signal;
+        return end(128 + e.signal);
     } catch (const std::bad_alloc&) {
-        return fail(1, "out of memory; use a smaller --batch or --seq");
+        return end(1, "out of memory; use a smaller --batch or --seq");
     } catch (const std::filesystem::filesystem_error& e) {
-        return fail(1, e.path1().string() + ": " + e.code().message() + "; check the path and its permissions");
+        return end(1, e.path1().string() + ": " + e.code().message() + "; check the path and its permissions");
     } catch (const std::exception& e) {
-        return fail(1, e.what());
+        return end(1, e.what());
     }
 }
 

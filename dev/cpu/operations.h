@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../engine.h"
+#include "../processes.h"
 #include "matmul_types.h"
 
 namespace lnfree {
@@ -30,7 +31,7 @@ struct AdamWNumbers {
 };
 
 // Gradients are squared and summed in blocks of so many.
-constexpr int64_t kNormBlock = 1 << 14;
+constexpr int64_t kNormBlock = kFlatBlock;
 
 struct Operations {
     const char* isa;  // as the Makefile calls it

@@ -12,6 +12,12 @@
 
 int main(int argc, char** argv) {
     lnfree::cuda::use_cuda_engine();
+    lnfree::backend().trains_together = lnfree::cuda::kHasNccl;
+    lnfree::backend().use_device = [](int number) {
+        int devices = 0;
+        if (cudaGetDeviceCount(&devices) == cudaSuccess && devices > 0)
+            lnfree::cuda::require_cuda(cudaSetDevice(number % devices), "choosing a GPU");
+    };
     lnfree::backend().check = lnfree::cuda::check_engine;
     lnfree::backend().bench = lnfree::cuda::bench_engine;
     return lnfree::run_program(argc, argv);

@@ -10,6 +10,7 @@
 #include "data/model_folder.h"
 #include "data/safetensors.h"
 #include "dev/method.h"
+#include "dev/processes.h"
 #include "dev/run/models.h"
 #include "dev/run/records.h"
 
@@ -102,19 +103,52 @@ void add_options(Json& resume, const Session& session) {
     if (session.teacher) resume["teacher"] = fs::absolute(o.teacher).string();
 }
 
-void write_buffer(const std::string& path, const std::vector<Tensor>& table, const Buffer& buffer) {
+// Whether every process has a part of the moments alone, in its engine.
+bool is_in_parts(const Engine& model) {
+    return processes().size() > 1 && !model.has_copies();
+}
+
+// Collective: whether the first process will write this checkpoint, or has it already.
+bool will_be_written(const Session& session, int64_t step) {
+    const fs::path path = fs::path(session.options().out) / "checkpoints" / checkpoint_name(step);
+    return processes().of_the_first(processes().leads() && !fs::exists(path));
+}
+
+// One tensor of a flat buffer of which every process holds its part, `mine`: whole, in the first one's `out`. Collective.
+void collect_tensor(real* out, const Tensor& t, const Buffer& mine, int64_t parameters) {
+    const Range tensor = {t.offset, t.offset + t.size};
+    std::vector<int64_t> counts;
+    for (int r = 0; r < processes().size(); r++)
+        counts.push_back(common(part_of(parameters, r, processes().size()), tensor).size());
+    const Range part = processes().part(parameters);
+    processes().collect(out, mine.data() + (common(part, tensor).first - part.first), counts);
+}
+
+void write_buffer(const std::string& path, const Engine& model, const Buffer& buffer) {
     TensorRecipes<real> recipes;
-    for (const Tensor& t : table) {
+    for (const Tensor& t : model.tensors) {
         const real* from = buffer.data() + t.offset;
-        recipes.push_back({t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
+        if (is_in_parts(model))
+            recipes.push_back(
+                {t.name, t.shape, [&](real* out) { collect_tensor(out, t, buffer, model.parameters()); }});
+        else
+            recipes.push_back({t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
     }
     write_safetensors<real>(path, recipes, dtype_of<real>());
 }
 
+// What the other processes do while the first one writes, if it does.
+void give_moments(const Session& session, int64_t step) {
+    const Engine& model = *session.model;
+    if (!is_in_parts(model) || !will_be_written(session, step)) return;
+    for (const Buffer* buffer : {&model.m, &model.v})
+        for (const Tensor& t : model.tensors) collect_tensor(nullptr, t, *buffer, model.parameters());
+}
+
 void write_files(const std::string& folder, const Session& session, const Json& record) {
     const Engine& model = *session.model;
-    write_buffer(folder + "/adam_m.safetensors", model.tensors, model.m);
-    write_buffer(folder + "/adam_v.safetensors", model.tensors, model.v);
+    write_buffer(folder + "/adam_m.safetensors", model, model.m);
+    write_buffer(folder + "/adam_v.safetensors", model, model.v);
     GPT2Config config = model.config;
     if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
     write_model(folder, config, plain_recipes(model, ""), WeightType::of_real, record, session.tokenizer.get(), "",
@@ -131,6 +165,8 @@ void save_checkpoint(Session& session, const RunState& at) {
     finish_checkpoint(session);  // it reads what is fetched anew now
     session.model->fetch_parameters();
     session.model->fetch_moments();
+    if (!processes().leads()) return give_moments(session, at.step);
+    if (is_in_parts(*session.model) && !will_be_written(session, at.step)) return;
     Json record = model_record(session, at, ModelForm::checkpoint, false);
     add_options(record["resume"], session);
     const auto write = [&session, record, step = at.step] {
@@ -161,11 +197,15 @@ std::string newest_checkpoint(const std::string& out) {
     throw BadInput("--out " + out + ": holds no checkpoint to resume from; start the run without --resume");
 }
 
+// This process's part of the flat buffer in the file, or all of it for an engine that holds all.
 void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
     const SafetensorsFile file(path);
     const std::vector<TensorView> views = match_tensors(model.tensors, file.tensors(), path);
-    if (buffer.size() != model.parameters()) buffer.allocate(model.parameters());
-    copy_tensors(buffer.data(), model.tensors, views, path);
+    if (buffer.size() == model.parameters()) return copy_tensors(buffer.data(), model.tensors, views, path);
+    Buffer whole(model.parameters());
+    copy_tensors(whole.data(), model.tensors, views, path);
+    const Range part = processes().part(model.parameters());
+    std::copy(whole.data() + part.first, whole.data() + part.last, buffer.data());
 }
 
 // Options that the command line named win over the saved ones; the others cannot be named (require_resumable_flags).

@@ -15,6 +15,7 @@ Json model_record(const Session& session, const RunState& state, ModelForm form,
 // Writes the checkpoint of the state before step `at.step`, to which the engine's weights and moments still belong, and
 // removes all but the last two. RunFailure when the disk fails; the checkpoints before stay. Where the engine trains copies
 // of its own the writing goes on while it does, and what fails is thrown by the next save_checkpoint or finish_checkpoint.
+// Of several processes the first writes, and gets the others' moments tensor by tensor.
 void save_checkpoint(Session& session, const RunState& at);
 
 // Waits until the last checkpoint is on the disk. RunFailure if it could not be written.

@@ -16,6 +16,8 @@ namespace lnfree {
 // Receives (index of the sequence, losses, inputs, targets, predictions per sequence).
 using SequenceVisitor = std::function<void(uint64_t, const real*, const int32_t*, const int32_t*, int64_t)>;
 
+// Several processes share the passes; every one visits every sequence, in order, and returns the same bits as one alone.
+
 // Mean cross-entropy over the first sequences of `shards`, at least one, at most max_tokens predictions (0: all).
 // paper_windows: T tokens and T - 1 predictions each instead of T. `label` is the progress bar's.
 double mean_loss(Engine& model, const TokenShards& shards, int64_t T, int64_t batch, uint64_t max_tokens,

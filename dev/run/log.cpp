@@ -37,6 +37,7 @@ void RunLog::open(const std::string& path, int64_t from_step) {
 }
 
 void RunLog::write(const Json& j) {
+    if (file_ == nullptr) return;
     const std::string line = j.dump() + "\n";
     if (std::fwrite(line.data(), 1, line.size(), file_.get()) != line.size() || std::fflush(file_.get()) != 0)
         throw RunFailure(path_ + ": cannot be written: " + errno_text(errno) + "; make room or write to another disk");

@@ -10,7 +10,8 @@
 
 namespace lnfree {
 
-// Appends objects; every line is on its way to the disk before the run goes on. RunFailure when it cannot be written.
+// Appends objects; every line is on its way to the disk before the run goes on. RunFailure when it cannot be written. One
+// that was not opened takes lines and writes none: that of a process which does not lead.
 class RunLog {
   public:
     // Opens the log; lines of steps from `from_step` on are cut off, which is how a resumed run continues it.

@@ -7,6 +7,7 @@
 #include "data/error.h"
 #include "data/json.h"
 #include "dev/cpu/machine.h"
+#include "dev/processes.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/experiments.h"
@@ -40,18 +41,21 @@ void Loop::begin_at(int64_t step) {
     state_.step = step;
     before_ = captured(state_, model_);
     events_.clear();
+    finite_ = true;
 }
 
 void Loop::read_batches(int64_t step, StepBatches& batches) {
     begin_at(step);
     step_began_ = seconds_now();
+    communication_began_ = processes().seconds();
     read_step(batches, *session_.train, order_, state_.settings, step);
 }
 
 void Loop::before_step(int64_t step, const StepBatches& batches) {
-    const double now = seconds_now();
+    const double now = seconds_now(), communicated = processes().seconds();
     if (step % session_.options().eval_every == 0) validate();
     step_began_ += seconds_now() - now;  // a validation is not the step's time
+    communication_began_ += processes().seconds() - communicated;
     if (session_.request.on_step) session_.request.on_step(step);
     if (!loop_removes_) remove_sites(step, batches);
 }
@@ -70,9 +74,11 @@ void Loop::happened(const std::vector<Event>& events) {
     state_.events.insert(state_.events.end(), events.begin(), events.end());
 }
 
-// A loss that is not finite is for after_loss, which knows what was removed in this step.
-void Loop::after_micro_batch(int64_t, const BatchLoss& so_far) {
-    if (g_signal != 0 && std::isfinite(so_far.loss + so_far.aux + so_far.kl)) stop_for_signal();
+// A loss that is not finite is for after_loss, which knows what was removed in this step. Several processes stop there too,
+// where all have come to the same point.
+void Loop::after_micro_batch(int64_t, const BatchLoss& loss) {
+    finite_ = finite_ && std::isfinite(loss.loss + loss.aux + loss.kl);
+    if (processes().size() == 1 && g_signal != 0 && finite_) stop_for_signal(g_signal);
 }
 
 // The state before the step is saved once its loss and gradient have turned out finite: a checkpoint of weights that are
@@ -80,6 +86,8 @@ void Loop::after_micro_batch(int64_t, const BatchLoss& so_far) {
 void Loop::after_loss(const StepReport& report) {
     happened(report.removed);
     if (!std::isfinite(report.loss.loss + report.loss.aux + report.loss.kl)) stop_for_divergence("loss");
+    if (processes().size() > 1)
+        if (const int signal = signal_to_any()) stop_for_signal(signal);
     if (!std::isfinite(report.gradient_norm)) stop_for_divergence("gradient");
     if (checkpoint_is_due(report.step)) save_checkpoint(session_, before_);
     shrink_position0(model_, state_.settings, report.step);
@@ -94,7 +102,8 @@ void Loop::after_step(const StepReport& report) {
     const Settings& s = state_.settings;
     if (s.experiment.plant_position0 > 0 && report.step + 1 == s.experiment.plant_step)
         plant_position0(model_, s.experiment.plant_position0, s.seed);
-    report_step(session_, report, events_, static_cast<double>(s.tokens_per_step()) / (seconds_now() - step_began_));
+    report_step(session_, report, events_, static_cast<double>(s.tokens_per_step()) / (seconds_now() - step_began_),
+                processes().seconds() - communication_began_);
     if (report.step == 0 && session_.request.command != "pretrain") warn_if_untrained(session_, report.loss.loss);
 }
 
@@ -118,8 +127,10 @@ void Loop::validate() {
 void Loop::measure_validation() {
     Session::Validation& kept = session_.last_validation;
     kept = {};
-    const auto keep_loss = [&](uint64_t, const real* losses, const int32_t*, const int32_t*, int64_t P) {
-        if (g_signal != 0) throw Interrupted{g_signal};
+    const auto at_a_time = static_cast<uint64_t>(state_.settings.batch * processes().size());
+    const auto keep_loss = [&](uint64_t i, const real* losses, const int32_t*, const int32_t*, int64_t P) {
+        if (i % at_a_time == 0)
+            if (const int signal = signal_to_any()) throw Interrupted{signal};
         kept.losses.push_back(mean_of(losses, P));
     };
     const auto keep_comparison = [&](uint64_t i, const Comparison& c, const int32_t* inputs, const int32_t* targets,
@@ -141,22 +152,22 @@ void Loop::measure_validation() {
         state_.last_val_loss = f.loss;
         state_.last_val_kl = f.kl;
         state_.last_val_agreement = f.agreement;
-    } catch (const Interrupted&) {
-        stop_for_signal();
+    } catch (const Interrupted& e) {
+        stop_for_signal(e.signal);
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What goes wrong
 
-void Loop::stop_for_signal() {
+void Loop::stop_for_signal(int signal) {
     std::fprintf(session_.screen, "\nstopping: saving the state before step %lld ...\n",
                  static_cast<long long>(before_.step));
     save_checkpoint(session_, before_);
     finish_checkpoint(session_);
     std::fprintf(stderr, "saved; continue with: train_gpt2_lnfree %s --resume --out %s\n",
                  session_.request.command.c_str(), session_.options().out.c_str());
-    throw Interrupted{g_signal};
+    throw Interrupted{signal};
 }
 
 void Loop::stop_for_divergence(const std::string& what) const {

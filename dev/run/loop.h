@@ -25,7 +25,7 @@ class Loop final : public Seams {
 
     void read_batches(int64_t step, StepBatches& batches) override;
     void before_step(int64_t step, const StepBatches& batches) override;
-    void after_micro_batch(int64_t step, const BatchLoss& so_far) override;
+    void after_micro_batch(int64_t step, const BatchLoss& loss) override;
     void after_loss(const StepReport& report) override;
     void after_step(const StepReport& report) override;
 
@@ -44,7 +44,7 @@ class Loop final : public Seams {
     void measure_validation();
     bool checkpoint_is_due(int64_t step) const;
 
-    [[noreturn]] void stop_for_signal();
+    [[noreturn]] void stop_for_signal(int signal);
     [[noreturn]] void stop_for_divergence(const std::string& what) const;
 
     Session& session_;
@@ -55,7 +55,9 @@ class Loop final : public Seams {
     std::vector<Removal> schedule_;  // for train(); empty where it does not
     RunState before_;                // the state at the beginning of the step in progress
     std::vector<Event> events_;      // of this step
+    bool finite_ = true;             // the losses of its micro-batches so far
     double step_began_ = 0;          // clock
+    double communication_began_ = 0;
 };
 
 }  // namespace lnfree

@@ -10,8 +10,10 @@
 #include "data/model_card.h"
 #include "data/model_folder.h"
 #include "dev/cpu/machine.h"
+#include "dev/processes.h"
 #include "dev/run/evaluate.h"
 #include "dev/run/experiments.h"
+#include "dev/run/memory.h"
 #include "dev/run/records.h"
 #include "dev/run/samples.h"
 #include "dev/run/session.h"
@@ -42,7 +44,8 @@ std::string in_percent(double share) {
 
 }  // namespace
 
-void report_step(Session& session, const StepReport& r, const std::vector<Event>& events, double tokens_per_s) {
+void report_step(Session& session, const StepReport& r, const std::vector<Event>& events, double tokens_per_s,
+                 double communication_s) {
     const Sites& sites = session.model->sites;
     Json line;
     line["step"] = r.step;
@@ -52,6 +55,7 @@ void report_step(Session& session, const StepReport& r, const std::vector<Event>
     line["grad_norm"] = r.gradient_norm;
     line["lr"] = r.lr;
     line["tokens_per_s"] = tokens_per_s;
+    if (processes().size() > 1) line["communication_s"] = communication_s;
     line["removed"] = Json::array();
     for (const Event& e : events)
         line[e.action == "removed" ? "removed" : "released"].push_back(
@@ -310,16 +314,20 @@ int64_t teacher_bytes(const Session& session) {
     return values * static_cast<int64_t>(sizeof(real)) + reference_activation_bytes(c, s.batch, s.seq, false);
 }
 
-// Weights, gradients and two moments, activations.
+// As many as were started, or as --processes says.
+int64_t processes_of(const Session& session) {
+    return session.request.processes > 0 ? session.request.processes : processes().size();
+}
+
+// Of a process: weights, gradients and two moments, activations.
 int64_t training_bytes(const Session& session) {
     const Settings& s = session.settings();
     const GPT2Config& c = session.model->config;
     if (backend().device_bytes != nullptr)
         return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
                                       static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute))) +
-               teacher_bytes(session);
-    return 4 * session.model->parameters() * static_cast<int64_t>(sizeof(real)) +
-           reference_activation_bytes(c, s.batch, s.seq, true) + teacher_bytes(session);
+               teacher_bytes(session) - moments_elsewhere(c, processes_of(session));
+    return training_memory(c, s.batch, s.seq, s.grad_accum, processes_of(session)).all() + teacher_bytes(session);
 }
 
 // While a model writes its own text it holds the keys and values of so many sequences (on the processor also the queries),
@@ -343,7 +351,14 @@ double estimated_seconds(const Session& session, double tokens) {
         flops +=
             training_flops_per_token(session.teacher->config, session.teacher->parameters(), session.settings().seq) /
             3;
-    return flops * tokens / (0.8 * measure_flops(c));
+    // Processes that share a machine measure at the same time.
+    const int64_t n = processes().size();
+    std::vector<double> speeds(static_cast<size_t>(n));
+    speeds[static_cast<size_t>(processes().rank())] = measure_flops(c);
+    processes().all_gather(speeds.data(), sizeof speeds[0], processes().shares(n));
+    double speed = 0;
+    for (const double each : speeds) speed += each;
+    return flops * tokens / (0.8 * speed) * static_cast<double>(n) / static_cast<double>(processes_of(session));
 }
 
 void print_dry_run(const Session& session, const Json& j) {
@@ -356,8 +371,14 @@ void print_dry_run(const Session& session, const Json& j) {
                                           std::to_string(s.grad_accum)});
     table.add_row(
         {"tokens in all", count(j["tokens"]) + " (" + format_general(j["epochs"].get<double>()) + " epochs)"});
-    table.add_row({"memory, about", format_bytes(j["memory_bytes"].get<uint64_t>())});
-    table.add_row({"time on this machine, about", format_duration(j["estimated_seconds"].get<double>())});
+    const bool several = processes_of(session) > 1, elsewhere = session.request.processes > 0;
+    table.add_row(
+        {several ? "memory of each process, about" : "memory, about", format_bytes(j["memory_bytes"].get<uint64_t>())});
+    if (several) table.add_row({"each sends per step", format_bytes(j["traffic_bytes"].get<uint64_t>())});
+    table.add_row({elsewhere ? "time on " + std::to_string(processes_of(session)) +
+                                   " machines like this, their network apart, about"
+                             : "time on this machine, about",
+                   format_duration(j["estimated_seconds"].get<double>())});
     for (const auto& [key, value] : j["protocol"].items()) table.add_row({key, value.dump()});
     std::fprintf(session.screen, "%s", table.text().c_str());
     if (!s.removes) return;
@@ -379,6 +400,10 @@ Json dry_run(const Session& session) {
     j["tokens"] = static_cast<int64_t>(tokens);
     j["epochs"] = session.train == nullptr ? 1 : tokens / static_cast<double>(session.train->tokens());
     j["memory_bytes"] = std::max(training_bytes(session), sampling_bytes(session));
+    if (processes_of(session) > 1) {
+        j["processes"] = processes_of(session);
+        j["traffic_bytes"] = traffic_per_step(session.model->config, s.grad_accum, processes_of(session));
+    }
     j["estimated_seconds"] = estimated_seconds(session, tokens);
     if (s.removes) {
         const Sites& sites = session.model->sites;

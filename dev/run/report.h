@@ -17,8 +17,10 @@ struct Session;
 
 // ----- as it goes
 
-// One step, with the events of its start.
-void report_step(Session& session, const StepReport& report, const std::vector<Event>& events, double tokens_per_s);
+// One step, with the events of its start. communication_s: seconds of it that this one of several processes spent in what
+// they do together, waiting for the others included.
+void report_step(Session& session, const StepReport& report, const std::vector<Event>& events, double tokens_per_s,
+                 double communication_s);
 void report_validation(Session& session);
 // What preset auto found before step 0 and does about it.
 void report_decision(Session& session, const std::string& what, const Json& why);

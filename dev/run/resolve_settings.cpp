@@ -39,15 +39,16 @@ bool makes_small_steps(const Settings& s, const RunSettings& given) {
 }
 
 // Sizes that fit any model (protocol.md 4): tokens per step grow with the model, 0.5M from 100M parameters on as in the
-// paper; a micro-batch stays within 8,192 positions so that activations fit a laptop. `paper`: its learning rates also for
+// paper; a micro-batch stays within 8,192 positions so that activations fit a laptop, and small enough that each of
+// `processes` has one. `paper`: its learning rates also for
 // models smaller than its own.
-void set_sizes_by_model(Settings& s, int64_t parameters, const RunSettings& given) {
+void set_sizes_by_model(Settings& s, int64_t parameters, const RunSettings& given, int64_t processes) {
     int64_t tokens_per_step = parameters >= 100'000'000 ? 524'288 : parameters >= 10'000'000 ? 65'536 : 4'096;
     const int64_t updates = makes_small_steps(s, given) ? kUpdatesWithTeacher : 1;
     tokens_per_step /= updates;
     s.steps *= updates;
     s.batch = given.has("batch") ? given.values.batch
-                                 : std::max<int64_t>(1, std::min<int64_t>(tokens_per_step, 8'192) / s.seq);
+                                 : std::max<int64_t>(1, std::min<int64_t>(tokens_per_step / processes, 8'192) / s.seq);
     s.grad_accum = std::max<int64_t>(1, tokens_per_step / (s.batch * s.seq));
     const int64_t size = s.preset == "auto" ? parameters : std::max<int64_t>(parameters, 124'439'808);
     const bool up_to_100M = size <= 100'000'000, up_to_500M = size <= 500'000'000, up_to_1B = size <= 1'000'000'000;
@@ -134,7 +135,8 @@ void derive_growth(Settings& s, const RunSettings& given) {
 
 }  // namespace
 
-Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t n_ctx, int64_t parameters) {
+Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t n_ctx, int64_t parameters,
+                          int64_t processes) {
     Settings s;
     s.preset = given.has("preset") ? given.values.preset : "auto";
     require_preset(s.preset);
@@ -148,7 +150,7 @@ Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t
 
     const bool fits_any = fits_any_model(s.preset);
     if (fits_any)
-        set_sizes_by_model(s, parameters, given);
+        set_sizes_by_model(s, parameters, given, processes);
     else
         apply_preset(s, *find_preset(s.preset));
     take_given(s, given);

@@ -7,7 +7,9 @@
 #include "data/files.h"
 #include "data/json.h"
 #include "dev/method.h"
+#include "dev/processes.h"
 #include "dev/run/checkpoint.h"
+#include "dev/run/launch.h"
 #include "dev/run/loop.h"
 #include "dev/run/models.h"
 #include "dev/run/report.h"
@@ -21,17 +23,17 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// Memory, moments and the output folder; from here on a signal saves.
+// Memory, moments and the output folder, which is the first process's alone; from here on a signal saves.
 void prepare(Session& session) {
     const Settings& s = session.settings();
     session.model->prepare_training(s.batch, s.seq);
     stop_on_signals();
     if (session.request.resume) {
         session.model->resume(s.seed);
-        remove_leftovers(session.options().out);
+        if (processes().leads()) remove_leftovers(session.options().out);
     } else {
         session.model->prepare_optimiser();
-        claim_output_folder(session);
+        if (processes().leads()) claim_output_folder(session);
     }
 }
 
@@ -50,6 +52,7 @@ void write_result(Session& session) {
     GPT2Config config;
     finish_checkpoint(session);
     model.fetch_parameters();
+    if (!processes().leads()) return;
     const bool folded = model.config.form == ModelForm::folded, with_f = session.settings().experiment.keep_f;
     const std::vector<TensorRecipe> recipes = folded   ? folded_recipes(model, config)
                                               : with_f ? recipes_with_f(model, config)
@@ -81,15 +84,16 @@ Json run(const RunRequest& request) {
     }
     check_data(session);
     configure_engine(session);
+    require_same_run(session);
     if (request.dry_run) return dry_run(session);
     if (writes_own_text(session)) {
-        claim_output_folder(session);
+        if (processes().leads()) claim_output_folder(session);
         write_own_text(session);
         check_data(session);
     }
     prepare(session);
     try {
-        session.log.open(session.options().out + "/log.jsonl", session.state.step);
+        if (processes().leads()) session.log.open(session.options().out + "/log.jsonl", session.state.step);
         carry_out(session);
         write_result(session);
     } catch (const RunFailure& e) {

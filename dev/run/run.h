@@ -15,6 +15,7 @@ struct RunRequest {
     std::string command;  // pretrain, remove or finetune
     RunSettings settings;
     bool resume = false, force = false, dry_run = false, json_output = false;
+    int64_t processes = 0;                            // what the dry run is about; 0: those that were started
     std::function<GPT2Config(int64_t data_V)> shape;  // pretrain: the model to make, given the data's vocabulary
     std::function<void(int64_t)> on_step;             // tests: called with the number of every step before it begins
 };

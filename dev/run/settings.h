@@ -62,8 +62,10 @@ std::string problem_with(const Setting& row, const std::string& text);
 void set(RunSettings& s, const std::string& key, const std::string& value);
 
 // Presets set, given values override, starts follow from gaps (protocol.md 4). L layers, n_ctx the model's longest
-// sequence. Throws BadInput for an unknown preset and for combinations that cannot work.
-Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t n_ctx, int64_t parameters);
+// sequence. Where a preset chooses micro-batches, there are enough of them for each of `processes`. Throws BadInput for an
+// unknown preset and for combinations that cannot work.
+Settings resolve_settings(const RunSettings& given, bool removes, int L, int64_t n_ctx, int64_t parameters,
+                          int64_t processes = 1);
 
 // From scratch the optimiser is the one customary for pretraining GPT-2: beta2 0.95, weight decay 0.1, floor lr / 10, and
 // twice auto's warm-up. `resolved` is what resolve_settings made of the same flags. Throws BadInput as check_settings.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -12,8 +13,11 @@
 #include "data/model_config.h"
 #include "data/model_folder.h"
 #include "dev/cpu/machine.h"
+#include "dev/cpu/operations.h"
+#include "dev/processes.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/evaluate.h"
+#include "dev/run/launch.h"
 #include "dev/run/models.h"
 #include "dev/run/records.h"
 #include "dev/run/samples.h"
@@ -95,7 +99,8 @@ void require_teacher_of(const Session& session, const LoadedModel& teacher) {
 Settings resolved(const Session& session) {
     const Engine& model = *session.model;
     return resolve_settings(session.options(), session.request.command == "remove", model.sites.L, model.config.n_ctx,
-                            model.parameters());
+                            model.parameters(),
+                            session.request.processes > 0 ? session.request.processes : processes().size());
 }
 
 // --teacher, or the model as it is in its folder. BadInput unless it can say something about every token of the run, and
@@ -126,7 +131,7 @@ void load_teacher(Session& session) {
 
 // Steps that this machine does in that time, about: measured on the second of two micro-batches and of two updates (the
 // first also touches its memory for the first time), of which a twentieth more for all that is neither. The updates are at
-// rate 0, so the weights stay; the run begins with new moments anyway.
+// rate 0, so the weights stay; the run begins with new moments anyway. Several processes have a micro-batch each meanwhile.
 int64_t steps_within(Session& session, double seconds) {
     configure_engine(session);
     const Settings& s = session.settings();
@@ -137,7 +142,7 @@ int64_t steps_within(Session& session, double seconds) {
     double micro_batch = 0, update = 0;
     for (int i = 0; i < 2; i++) {
         const double begin = seconds_now();
-        model.forward_backward(tokens.data(), tokens.data(), s.batch, s.seq, s.aux(), s.grad_accum,
+        model.forward_backward(tokens.data(), tokens.data(), s.batch, s.seq, s.aux(), processes().size(),
                                {s.distill, session.teacher.get()});
         const double middle = seconds_now();
         model.gradient_norm();
@@ -147,8 +152,10 @@ int64_t steps_within(Session& session, double seconds) {
         update = seconds_now() - middle;
     }
     model.resume(s.seed);
-    const double per_step = 1.05 * (micro_batch * static_cast<double>(s.grad_accum) + update);
-    return std::max<int64_t>(1, static_cast<int64_t>(std::min(seconds / per_step, 1e9)));
+    const int64_t in_a_row = share_of(s.grad_accum, 0, processes().size()).size();
+    const double per_step = 1.05 * (micro_batch * static_cast<double>(in_a_row) + update);
+    const auto steps = std::max<int64_t>(1, static_cast<int64_t>(std::min(seconds / per_step, 1e9)));
+    return processes().of_the_first(steps);
 }
 
 void resolve_start(Session& session) {
@@ -217,7 +224,8 @@ void write_own_text(Session& session) {
     r.tokens = static_cast<uint64_t>((s.stop * s.tokens_per_step()) + s.seq);
     if (o.val.empty()) r.val_tokens = static_cast<uint64_t>(std::max<int64_t>(o.val_tokens, 16'384) + s.seq);
     r.sampling.seed = s.seed;
-    write_samples(*session.model, session.tokenizer.get(), r, "writing its own text");
+    if (processes().leads()) write_samples(*session.model, session.tokenizer.get(), r, "writing its own text");
+    processes().of_the_first(0);  // it is there
     o.data = own_text(o.out, "train");
     session.train = std::make_unique<TokenShards>(o.data);
     if (!o.val.empty()) return;
@@ -233,7 +241,7 @@ void load_resume_point(Session& session) {
     const std::string& out = o.out;
     if (o.data == std::vector<std::string>{"self"}) o.data = own_text(out, "train");
     if (o.val == std::vector<std::string>{"self"}) o.val = own_text(out, "val");
-    if (!list_checkpoints(out).empty()) session.lock = std::make_unique<FolderLock>(out);
+    if (processes().leads() && !list_checkpoints(out).empty()) session.lock = std::make_unique<FolderLock>(out);
     load_checkpoint(session);
     load_teacher(session);
 }
@@ -277,6 +285,56 @@ void check_data(const Session& session) {
         require_same_tokenizer(*shards, session.tokenizer.get(), which);
     }
     warn_of_shared_shards(session);
+}
+
+namespace {
+
+uint64_t fingerprint_of(const std::unique_ptr<Engine>& model) {
+    Hash64 hash;
+    if (model != nullptr) add_model(hash, *model);
+    return hash.value();
+}
+
+uint64_t fingerprint_of(const std::unique_ptr<TokenShards>& shards) {
+    return shards == nullptr ? 0 : shards->fingerprint();
+}
+
+std::vector<Common> what_must_agree(const Session& session) {
+    const RunSettings& o = session.options();
+    const Json rest = Json::array({o.eval_every, o.val_tokens, o.save_every, session.request.command});
+    const std::string settings = settings_json(session.settings()).dump() + rest.dump();
+    Hash64 of_settings;
+    add_bytes(of_settings, settings.data(), settings.size());
+    return {{"other --data", fingerprint_of(session.train)},
+            {"other --val", fingerprint_of(session.val)},
+            {"another --model", fingerprint_of(session.model)},
+            {"another --teacher", fingerprint_of(session.teacher)},
+            {"another checkpoint in --out", static_cast<uint64_t>(session.state.step)},
+            {"other settings", of_settings.value()}};
+}
+
+}  // namespace
+
+void require_same_run(const Session& session) {
+    const int64_t size = session.request.processes > 0 ? session.request.processes : processes().size();
+    if (size == 1) return;
+    const Settings& s = session.settings();
+    if (!backend().trains_together)
+        throw BadInput(std::to_string(size) + " processes: this engine trains in one; start it once");
+    if (size > s.grad_accum)
+        throw BadInput(std::to_string(size) + " processes for " + std::to_string(s.grad_accum) +
+                       (s.grad_accum == 1 ? " micro-batch" : " micro-batches") +
+                       " per step (--grad-accum): some would have none; start fewer, or choose a smaller --batch and a "
+                       "larger --grad-accum");
+    require_alike([&] { return what_must_agree(session); });
+    Hash64 isa;
+    isa.add(reinterpret_cast<const unsigned char*>(operations().isa), std::strlen(operations().isa));
+    if (processes().largest(isa.value() != processes().of_the_first(isa.value())) > 0)
+        std::fprintf(
+            stderr,
+            "note: not all processes have the instruction set of the first (%s): the weights will not be those of "
+            "one process to the bit; LNFREE_ISA=portable makes them so\n",
+            operations().isa);
 }
 
 namespace {

@@ -13,12 +13,17 @@ void load_start(Session& session);
 void load_resume_point(Session& session);
 
 // --data self: the model is to write the text that it learns from. Shards of it, as many tokens as the run reads and where
-// there is no --val some to validate, PREFIX OUT/self; from then on they are the run's data. --out must be claimed.
+// there is no --val some to validate, PREFIX OUT/self; from then on they are the run's data. --out must be claimed. Of
+// several processes the first writes, and all read.
 bool writes_own_text(const Session& session);
 void write_own_text(Session& session);
 
 // Token ids within the vocabulary, the tokenizer that made the shards the model's own, enough of both splits.
 void check_data(const Session& session);
+
+// Before several processes share a run: that all have the same program, model, data and settings, and a micro-batch each.
+// BadInput, naming the process and its machine, where they do not.
+void require_same_run(const Session& session);
 
 // Precision and engine options of the run come into force. BadInput for what this machine cannot do.
 void configure_engine(const Session& session);
