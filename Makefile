@@ -228,7 +228,7 @@ train_gpt2_lnfree_cuda: dev/cuda/main.cu $(ROOMS) $(REFERENCE) $(DATA) $(BUILD)/
 else
 train_gpt2_lnfree_cuda: $(BUILD)/cuda_engine.o $(if $(CUDNN),$(BUILD)/cudnn_attention.o) $(ROOMS) $(REFERENCE) $(DATA)
 	@echo "link     $@"
-	$(Q)$(CXX) $(LANGUAGE) $^ $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static $(if $(NCCL_FOUND),-lnccl) \
+	$(Q)$(CXX) $(LANGUAGE) $(filter %.o %.a,$^) $(LIBS) -L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublasLt -lcudart_static $(if $(NCCL_FOUND),-lnccl) \
 	    $(if $(CUDNN),-lcudnn -lnvrtc) -lpthread -lrt -o $@
 endif
 
