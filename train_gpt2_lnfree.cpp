@@ -171,6 +171,7 @@ std::vector<Removal> removal_schedule(const Settings& s, int L) {
 #ifndef LNFREE_DISPATCH
 
 #include "dev/cpu/matmul.h"
+#include "dev/cpu/peak.h"
 #include "dev/cpu/vector_math.h"
 
 namespace lnfree {
@@ -722,6 +723,8 @@ const Operations LNFREE_TABLE(LNFREE_OPERATIONS) = {
     .sum_squares = sum_squares,
     .adamw = adamw,
     .zero = zero,
+    .multiply_adds = multiply_adds,
+    .triad = triad,
     .use_bf16 = use_bf16,
     .bf16_is_fast = bf16_is_fast,
 };

@@ -1455,11 +1455,20 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
 
     const json bench = json_of({"bench", "--size", "tiny", "--n-layer", "1", "--n-head", "2", "--n-embd", "16",
                                 "--batch", "2", "--seq", "9", "--seconds", "0.01", "--threads", "2"},
-                               {"version", "machine", "precision", "model", "batch", "seq", "yardstick_gflops", "step",
-                                "evaluation", "one_thread", "ops"});
+                               {"version", "machine", "precision", "model", "batch", "seq", "ceiling", "openblas",
+                                "step", "evaluation", "one_thread", "ops"});
     CHECK(bench["step"]["seconds"] > 0);
     CHECK(bench["step"]["gflop"].get<double>() * 1e9 > 6.0 * 2 * 9 * (12 * 16 * 16 + 257 * 16));
     CHECK(bench["ops"].size() > 20);
+    check_keys(bench["ceiling"], {"gflops", "one_thread_gflops", "gbytes_per_s"}, "JSON outputs");
+    double floor = 0;
+    for (const json& op : bench["ops"]) {
+        CHECK(op["floor_seconds"] > 0);
+        floor += op["floor_seconds"].get<double>();
+        if (op["bound_by"] == "arithmetic") CHECK(op["of_floor"] < 1);
+    }
+    CHECK(bench["step"]["floor_seconds"].get<double>() == doctest::Approx(floor));
+    CHECK(bench["step"]["of_floor"] < 1);
 
     // What a GPU must do in a step needs no GPU.
     const Words floors = {"bench", "--floors", "--size", "small", "--batch", "16", "--seq", "1024"};
