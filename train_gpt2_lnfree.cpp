@@ -667,8 +667,9 @@ void sum_squares(double* partial, const real* g, int64_t n) {
     }
 }
 
-// AdamW as PyTorch computes it: decoupled decay before the update, bias-corrected moments (protocol.md 5).
-void adamw(real* w, real* m, real* v, const real* g, const AdamWNumbers& a, int64_t n) {
+// AdamW as PyTorch computes it: decoupled decay before the update, bias-corrected moments (protocol.md 5). The gradients
+// become 0 while they are at hand, which saves the next step a pass over memory.
+void adamw(real* w, real* m, real* v, real* g, const AdamWNumbers& a, int64_t n) {
     const real b1 = a.b1, b2 = a.b2, c1 = a.one_minus_b1, c2 = a.one_minus_b2;
     const real keep = a.keep, step = a.step, root2 = a.root2, eps = a.eps, scale = a.scale;
 #pragma omp parallel for simd schedule(static)
@@ -677,6 +678,7 @@ void adamw(real* w, real* m, real* v, const real* g, const AdamWNumbers& a, int6
         m[i] = b1 * m[i] + c1 * gradient;
         v[i] = b2 * v[i] + c2 * gradient * gradient;
         w[i] = keep * w[i] - step * m[i] / (std::sqrt(v[i]) * root2 + eps);
+        g[i] = 0;
     }
 }
 
@@ -981,6 +983,7 @@ class GPT2 : public Engine {
     using SeeGradient = std::function<void(int64_t layer, const real* gradient)>;
     void backward(const int32_t* tokens, double aux_scale, const SeeGradient& see = {}) {
         const int64_t B = act.B, T = act.T, N = B * T, C = config.C, H = config.n_inner;
+        gradients_are_zero = false;
         op.zero(act.dresidual, N * C);
         norm_backward(act.final_residual, act.meanf, act.sigmaf, w.lnf_gamma, d.lnf_gamma, d.lnf_beta, sites.f(),
                       tokens);
@@ -1026,7 +1029,10 @@ class GPT2 : public Engine {
         d = Weights(grads.data(), tensors, config);
         if (B * T > 0) act.reserve(B, T, true, config);
     }
-    void zero_gradients() override { op.zero(grads.data(), grads.size()); }
+    void zero_gradients() override {
+        if (!gradients_are_zero) op.zero(grads.data(), grads.size());
+        gradients_are_zero = true;
+    }
 
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux_settings, int64_t grad_accum,
@@ -1163,7 +1169,8 @@ class GPT2 : public Engine {
 
   private:
     const Operations& op = operations();
-    Weights w, d;  // parameters and their gradients
+    Weights w, d;                     // parameters and their gradients
+    bool gradients_are_zero = false;  // as an update leaves them
     Activations act;
     std::vector<AuxLoss> aux;         // of the pass in progress, one per site; empty: there is none
     Buffer teacher_logits;            // (rows_per_chunk,V)
@@ -1317,6 +1324,7 @@ void GPT2::update(const AdamWStep& s) {
         a.keep = static_cast<real>(tensor.decay ? 1 - s.lr * s.weight_decay : 1);
         op.adamw(params.data() + at, m.data() + at, v.data() + at, grads.data() + at, a, tensor.size);
     }
+    gradients_are_zero = true;
 }
 
 // =====================================================================================================================

@@ -252,9 +252,8 @@ void OpList::add_optimiser(GPT2Config c) {
     AdamWStep step;
     step.lr = 1e-4;
     const double one = static_cast<double>(model->parameters());
-    streaming("AdamW", all / one, 7 * one, [=] { model->update(step); });
+    streaming("AdamW, zero gradients", all / one, 8 * one, [=] { model->update(step); });
     streaming("gradient norm", all / one, one, [=] { model->gradient_norm(); });
-    streaming("zero the gradients", all / one, one, [=] { model->zero_gradients(); });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

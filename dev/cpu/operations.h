@@ -93,7 +93,8 @@ struct Operations {
 
     // partial (ceil(n / kNormBlock)): sums of squares of blocks of the gradient
     void (*sum_squares)(double* partial, const real* grads, int64_t n);
-    void (*adamw)(real* w, real* m, real* v, const real* grads, const AdamWNumbers& numbers, int64_t n);
+    // grads become 0
+    void (*adamw)(real* w, real* m, real* v, real* grads, const AdamWNumbers& numbers, int64_t n);
     void (*zero)(real* x, int64_t n);
 
     // What the processor can do at the most (peak.h): floating-point operations of the calling thread in so many rounds of
