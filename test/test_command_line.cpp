@@ -411,6 +411,31 @@ TEST_CASE("an instruction set that is not there is refused" * quick) {
     CHECK(contains(only_line(outcome.err), "LNFREE_ISA=mmx"));
 }
 
+TEST_CASE("threads that wait sleep soon, unless the environment says how they wait" * quick) {
+    const auto waits = [](const char* name, const char* value) {
+        const char* const before = std::getenv("OMP_WAIT_POLICY");
+        const std::string policy = before == nullptr ? "" : before;
+        ::unsetenv("OMP_WAIT_POLICY");
+        ::setenv("OMP_DISPLAY_ENV", "verbose", 1);
+        ::setenv(name, value, 1);
+        const std::string said = run({"info", "--help"}).err;
+        ::unsetenv(name);
+        ::unsetenv("OMP_DISPLAY_ENV");
+        if (before != nullptr) ::setenv("OMP_WAIT_POLICY", policy.c_str(), 1);
+        return said;
+    };
+    const std::string by_default = waits("LNFREE_NOTHING", "1");
+    if (!contains(by_default, "GOMP_SPINCOUNT")) {
+        std::printf("SKIPPED: waiting threads: this program was not built with GCC's OpenMP\n");
+        return;
+    }
+    const std::string soon = "GOMP_SPINCOUNT = '1000'";
+    CHECK(contains(by_default, soon));
+    CHECK(contains(waits("GOMP_SPINCOUNT", "77"), "GOMP_SPINCOUNT = '77'"));
+    CHECK_FALSE(contains(waits("GOMP_SPINCOUNT", "77"), soon));
+    CHECK_FALSE(contains(waits("OMP_WAIT_POLICY", "active"), soon));
+}
+
 TEST_CASE("numbers must be numbers, finite and within bounds" * quick) {
     const Workbench& w = workbench();
     const auto refused = [&](const char* flag, const char* value, const char* why) {
