@@ -321,6 +321,31 @@ TEST_CASE("an instruction set that is not there is refused" * quick) {
     CHECK(contains(only_line(outcome.err), "LNFREE_ISA=mmx"));
 }
 
+TEST_CASE("threads that wait sleep soon, unless the environment says how they wait" * quick) {
+    const auto waits = [](const char* name, const char* value) {
+        const char* const before = std::getenv("OMP_WAIT_POLICY");
+        const std::string policy = before == nullptr ? "" : before;
+        ::unsetenv("OMP_WAIT_POLICY");
+        ::setenv("OMP_DISPLAY_ENV", "verbose", 1);
+        ::setenv(name, value, 1);
+        const std::string said = run({"info", "--help"}).err;
+        ::unsetenv(name);
+        ::unsetenv("OMP_DISPLAY_ENV");
+        if (before != nullptr) ::setenv("OMP_WAIT_POLICY", policy.c_str(), 1);
+        return said;
+    };
+    const std::string by_default = waits("LNFREE_NOTHING", "1");
+    if (!contains(by_default, "GOMP_SPINCOUNT")) {
+        std::printf("SKIPPED: waiting threads: this program was not built with GCC's OpenMP\n");
+        return;
+    }
+    const std::string soon = "GOMP_SPINCOUNT = '1000'";
+    CHECK(contains(by_default, soon));
+    CHECK(contains(waits("GOMP_SPINCOUNT", "77"), "GOMP_SPINCOUNT = '77'"));
+    CHECK_FALSE(contains(waits("GOMP_SPINCOUNT", "77"), soon));
+    CHECK_FALSE(contains(waits("OMP_WAIT_POLICY", "active"), soon));
+}
+
 TEST_CASE("numbers must be numbers, finite and within bounds" * quick) {
     const Workbench& w = workbench();
     const auto refused = [&](const char* flag, const char* value, const char* why) {
@@ -1365,11 +1390,20 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
 
     const json bench = json_of({"bench", "--size", "tiny", "--n-layer", "1", "--n-head", "2", "--n-embd", "16",
                                 "--batch", "2", "--seq", "9", "--seconds", "0.01", "--threads", "2"},
-                               {"version", "machine", "precision", "model", "batch", "seq", "yardstick_gflops", "step",
-                                "evaluation", "one_thread", "ops"});
+                               {"version", "machine", "precision", "model", "batch", "seq", "ceiling", "openblas",
+                                "step", "evaluation", "one_thread", "ops"});
     CHECK(bench["step"]["seconds"] > 0);
     CHECK(bench["step"]["gflop"].get<double>() * 1e9 > 6.0 * 2 * 9 * (12 * 16 * 16 + 257 * 16));
     CHECK(bench["ops"].size() > 20);
+    check_keys(bench["ceiling"], {"gflops", "one_thread_gflops", "gbytes_per_s"}, "JSON outputs");
+    double floor = 0;
+    for (const json& op : bench["ops"]) {
+        CHECK(op["floor_seconds"] > 0);
+        floor += op["floor_seconds"].get<double>();
+        if (op["bound_by"] == "arithmetic") CHECK(op["of_floor"] < 1);
+    }
+    CHECK(bench["step"]["floor_seconds"].get<double>() == doctest::Approx(floor));
+    CHECK(bench["step"]["of_floor"] < 1);
 
     // What a GPU must do in a step needs no GPU.
     const Words floors = {"bench", "--floors", "--size", "small", "--batch", "16", "--seq", "1024"};

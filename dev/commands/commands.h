@@ -21,7 +21,9 @@ struct ExplainOptions;  // dev/analysis/explain_questions.h
 struct CacheOptions;    // dev/analysis/cache.h
 }  // namespace analysis
 
-// The whole program, called by main(): parses, carries a command out by the engine that backend() names, and says in one
+// What main() is: sets the process up, then run_program. It may start the program once more, in this process.
+int program_main(int argc, char** argv);
+// The whole program: parses, carries a command out by the engine that backend() names, and says in one
 // line on standard error what went wrong. Exit status: 0 done, 1 the run failed, 2 bad use, 3 no GPU, 128 + n stopped by
 // signal n after saving.
 int run_program(int argc, char** argv);

@@ -1,11 +1,15 @@
 // The program's outermost function: every failure becomes one line on standard error and an exit status.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <new>
 #include <string>
+#include <system_error>
 
 #include "data/error.h"
 #include "data/files.h"
@@ -23,6 +27,20 @@ int end(int status, std::string what = "") {
     std::replace_if(
         what.begin(), what.end(), [](unsigned char c) { return c < 0x20; }, ' ');
     return leave_processes(status, what);
+}
+
+// How threads wait for each other between two operations, unless the environment says it: GCC's OpenMP has them look
+// 300,000 times before they sleep, 8 ms in which they keep the processor from those that they wait for as soon as anything
+// else runs on it. A thousand times is longer than they wait when nothing does (dev/cpu/README.md has both measured). It
+// reads the variable before main() begins, so the program starts once more; where it cannot, it goes on as it is.
+void let_waiting_threads_sleep([[maybe_unused]] char** argv) {
+#if defined(_OPENMP) && defined(__GLIBC__) && !defined(__clang__)
+    if (std::getenv("GOMP_SPINCOUNT") != nullptr || std::getenv("OMP_WAIT_POLICY") != nullptr) return;
+    setenv("GOMP_SPINCOUNT", "1000", 1);
+    std::error_code failed;
+    const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", failed);
+    if (!failed) execv(self.c_str(), argv);
+#endif
 }
 
 }  // namespace
@@ -48,6 +66,11 @@ int run_program(int argc, char** argv) {
     } catch (const std::exception& e) {
         return end(1, e.what());
     }
+}
+
+int program_main(int argc, char** argv) {
+    let_waiting_threads_sleep(argv);
+    return run_program(argc, argv);
 }
 
 }  // namespace lnfree

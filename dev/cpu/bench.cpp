@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "data/console.h"
 #include "data/json.h"
@@ -30,7 +32,57 @@ double seconds_of(const std::function<void()>& run, double budget) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The yardstick, through OpenBLAS's C interface; the constants are those of cblas.h.
+// The ceiling
+
+// All threads at once, each by its own clock and at its fastest: none waits for another that had to give way.
+static double fastest_multiply_adds(double budget) {
+    constexpr int64_t rounds = 1 << 16;  // a fraction of a millisecond
+    double all = 0;
+#pragma omp parallel reduction(+ : all)
+    {
+        double best = 0;
+        for (const double begin = seconds_now(); best == 0 || seconds_now() - begin < budget;) {
+            const double before = seconds_now();
+            const double flops = operations().multiply_adds(rounds);
+            best = std::max(best, flops / (seconds_now() - before));
+        }
+        all += best;
+    }
+    return all;
+}
+
+void Ceiling::measure_flops(double budget, bool one_thread) {
+    flops_per_s = std::max(flops_per_s, fastest_multiply_adds(budget));
+    if (!one_thread) return;
+    const int threads = thread_count();
+    set_thread_count(1);
+    one_thread_flops_per_s = std::max(one_thread_flops_per_s, fastest_multiply_adds(budget));
+    set_thread_count(threads);
+}
+
+double Ceiling::bytes_per_s(double bytes, double budget) {
+    constexpr double moved = 3 * sizeof(real);  // for each number of the triad
+    const auto n = std::max<int64_t>(1, static_cast<int64_t>(std::min(bytes, kBeyondCaches) / moved));
+    const auto size = static_cast<size_t>(n);
+    if (const auto seen = seen_.find(n); seen != seen_.end()) return seen->second;
+    if (a_.size() < size) {
+        a_.assign(size, 1);
+        b_.assign(size, 1);
+    }
+    const int64_t times = std::max<int64_t>(1, (int64_t{1} << 22) / n);
+    double best = 0;
+    int tries = 0;
+    for (const double begin = seconds_now(); tries < 3 || seconds_now() - begin < budget; tries++) {
+        const double before = seconds_now();
+        operations().triad(a_.data(), b_.data(), real(1e-3), n, times);
+        const double seconds = seconds_now() - before;
+        if (tries > 0) best = std::max(best, moved * static_cast<double>(n * times) / seconds);
+    }
+    return seen_[n] = best;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// OpenBLAS's C interface; the constants are those of cblas.h.
 
 OpenBlas::OpenBlas() : library_(::dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL)) {
     if (library_ == nullptr) return;
@@ -40,6 +92,11 @@ OpenBlas::OpenBlas() : library_(::dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOC
 
 OpenBlas::~OpenBlas() {
     if (library_ != nullptr) ::dlclose(library_);
+}
+
+std::string OpenBlas::say(const char* function) const {
+    auto* ask = library_ == nullptr ? nullptr : reinterpret_cast<char* (*)()>(::dlsym(library_, function));
+    return ask == nullptr ? "" : ask();
 }
 
 void OpenBlas::matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
@@ -94,7 +151,7 @@ void OpList::product(const std::string& name, double calls, Transpose ta, Transp
     op.bytes = 4.0 * static_cast<double>(M * K + K * N + M * N * (accumulate ? 2 : 1));
     op.run = [=] { operations().matmul(ta, tb, M, N, K, A, lda, B, ldb, out, N, accumulate, nullptr); };
     if (blas_.is_there())
-        op.yardstick = [=, &blas = blas_] { blas.matmul(ta, tb, M, N, K, A, lda, B, ldb, out, N, accumulate); };
+        op.by_openblas = [=, &blas = blas_] { blas.matmul(ta, tb, M, N, K, A, lda, B, ldb, out, N, accumulate); };
     ops.push_back(std::move(op));
 }
 
@@ -146,7 +203,7 @@ void OpList::add_classifier(const GPT2Config& c, int64_t N) {
     real* logits = memory_.take(rows * V);
     real* losses = memory_.take(rows);
     const int32_t* targets = memory_.take_tokens(rows, V);
-    streaming("softmax, cross-entropy", chunks, static_cast<double>(4 * rows * V),
+    streaming("softmax, cross-entropy", chunks, static_cast<double>(2 * rows * V),
               [=] { operations().softmax_cross_entropy(losses, logits, targets, 1e-3, true, rows, V); });
 }
 
@@ -177,8 +234,11 @@ void OpList::add_elementwise(const GPT2Config& c, int64_t B, int64_t T) {
     streaming("GELU, forward (twice)", 2 * L, 2 * hidden, [=, &op] { op.gelu_forward(b, a, NH); });
     streaming("GELU, backward", L, 3 * hidden, [=, &op] { op.gelu_backward(d, b, a, NH); });
     streaming("residual", 2 * L, 3 * values, [=, &op] { op.residual_forward(d, a, b, NC); });
-    streaming("encoder, forward", 1, 3 * values, [=, &op] { op.encoder_forward(d, tokens, wte, wpe, B, T, C); });
-    streaming("encoder, backward", 1, 5 * values, [=, &op] { op.encoder_backward(wte, wpe, d, tokens, B, T, C); });
+    const double rows_of_embeddings = static_cast<double>((std::min(N, c.V) + T) * C);  // if no token comes twice
+    streaming("encoder, forward", 1, values + rows_of_embeddings,
+              [=, &op] { op.encoder_forward(d, tokens, wte, wpe, B, T, C); });
+    streaming("encoder, backward", 1, values + 2 * rows_of_embeddings,
+              [=, &op] { op.encoder_backward(wte, wpe, d, tokens, B, T, C); });
 }
 
 // On a model of a single layer, because a second copy of every weight and moment would not fit beside the first; the
@@ -192,9 +252,8 @@ void OpList::add_optimiser(GPT2Config c) {
     AdamWStep step;
     step.lr = 1e-4;
     const double one = static_cast<double>(model->parameters());
-    streaming("AdamW", all / one, 7 * one, [=] { model->update(step); });
+    streaming("AdamW, zero gradients", all / one, 8 * one, [=] { model->update(step); });
     streaming("gradient norm", all / one, one, [=] { model->gradient_norm(); });
-    streaming("zero the gradients", all / one, one, [=] { model->zero_gradients(); });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -253,53 +312,73 @@ namespace {
 // What was measured, and what follows from it.
 struct Figures {
     StepTimes step;
+    Ceiling ceiling;
+    double memory = 0;     // bytes per second of a triad, from memory
     double tokens = 0;     // of a step
     double flops = 0;      // of a step
+    double floor = 0;      // seconds of a step
     double evaluated = 0;  // FLOP/s of an evaluation
-    double yardstick = 0;  // FLOP/s; 0: there is none
+    double openblas = 0;   // FLOP/s over all products of a step; 0: it is not there
+    std::string config, kernel;
+
+    bool openblas_counts() const { return openblas >= ceiling.flops_per_s / 2; }
 };
 
-Json op_json(const Op& op) {
+std::string percent(double share) {
+    return format_fixed(100 * share, 0);
+}
+
+Json op_json(const Op& op, const Figures& f) {
     Json j;
     j["op"] = op.name;
     j["calls"] = op.calls;
     j["seconds"] = op.calls * op.seconds;
+    j["floor_seconds"] = op.calls * op.floor();
+    j["of_floor"] = op.floor() / op.seconds;
+    j["bound_by"] = op.flops_seconds > op.bytes_seconds ? "arithmetic" : "memory";
     if (op.flops > 0) j["gflops"] = op.flops / op.seconds / 1e9;
-    if (op.yardstick_seconds > 0) j["of_yardstick"] = op.yardstick_seconds / op.seconds;
+    if (f.openblas_counts() && op.openblas_seconds > 0) j["of_openblas"] = op.openblas_seconds / op.seconds;
     j["gbytes_per_s"] = op.bytes / op.seconds / 1e9;
     return j;
 }
 
-std::string op_table(const std::vector<Op>& ops, double step_seconds) {
-    Table table({"op", "calls", "ms a step", "% of step", "GFLOP/s", "% of yardstick", "GB/s"});
+std::string op_table(const std::vector<Op>& ops, const Figures& f) {
+    std::vector<std::string> columns = {"op", "calls", "ms a step", "% of step", "% of floor", "GFLOP/s", "GB/s"};
+    if (f.openblas_counts()) columns.push_back("% of OpenBLAS");
+    Table table(columns);
     double sum = 0;
     for (const Op& op : ops) {
         const double seconds = op.calls * op.seconds;
         sum += seconds;
-        table.add_row({op.name, format_fixed(op.calls, 1), format_fixed(1e3 * seconds, 2),
-                       format_fixed(100 * seconds / step_seconds, 1),
-                       op.flops > 0 ? format_fixed(op.flops / op.seconds / 1e9, 1) : "",
-                       op.yardstick_seconds > 0 ? format_fixed(100 * op.yardstick_seconds / op.seconds, 0) : "",
-                       format_fixed(op.bytes / op.seconds / 1e9, 1)});
+        std::vector<std::string> row = {op.name,
+                                        format_fixed(op.calls, 1),
+                                        format_fixed(1e3 * seconds, 2),
+                                        format_fixed(100 * seconds / f.step.median, 1),
+                                        percent(op.floor() / op.seconds),
+                                        op.flops > 0 ? format_fixed(op.flops / op.seconds / 1e9, 1) : "",
+                                        format_fixed(op.bytes / op.seconds / 1e9, 1)};
+        if (f.openblas_counts())
+            row.push_back(op.openblas_seconds > 0 ? percent(op.openblas_seconds / op.seconds) : "");
+        table.add_row(row);
     }
-    table.add_row({"sum of the ops", "", format_fixed(1e3 * sum, 2), format_fixed(100 * sum / step_seconds, 1)});
+    table.add_row({"sum of the ops", "", format_fixed(1e3 * sum, 2), format_fixed(100 * sum / f.step.median, 1),
+                   percent(f.floor / sum)});
     return table.text();
 }
 
 std::string step_table(const Figures& f) {
     const StepTimes& step = f.step;
-    const auto percent = [&](double flops_per_s) {
-        return f.yardstick > 0 ? format_fixed(100 * flops_per_s / f.yardstick, 0) : "no OpenBLAS";
+    Table table({"", "seconds", "tokens/s", "GFLOP/s", "% of peak", "% of floor"});
+    const auto add = [&](const std::string& name, double seconds, double flops_per_s, double peak) {
+        table.add_row({name, format_fixed(seconds, 3), format_fixed(f.tokens / seconds, 0),
+                       format_fixed(flops_per_s / 1e9, 1), percent(flops_per_s / peak),
+                       name == "training step" ? percent(f.floor / seconds) : ""});
     };
-    Table table({"", "seconds", "tokens/s", "GFLOP/s", "% of yardstick"});
-    table.add_row({"training step", format_fixed(step.median, 3), format_fixed(f.tokens / step.median, 0),
-                   format_fixed(f.flops / step.median / 1e9, 1), percent(f.flops / step.median)});
-    table.add_row({"first step", format_fixed(step.first, 3), format_fixed(f.tokens / step.first, 0)});
+    add("training step", step.median, f.flops / step.median, f.ceiling.flops_per_s);
+    add("first step", step.first, f.flops / step.first, f.ceiling.flops_per_s);
     if (step.one_thread > 0)
-        table.add_row({"with one thread", format_fixed(step.one_thread, 3), format_fixed(f.tokens / step.one_thread, 0),
-                       format_fixed(f.flops / step.one_thread / 1e9, 1)});
-    table.add_row({"evaluation", format_fixed(step.evaluation, 3), format_fixed(f.tokens / step.evaluation, 0),
-                   format_fixed(f.evaluated / 1e9, 1), percent(f.evaluated)});
+        add("with one thread", step.one_thread, f.flops / step.one_thread, f.ceiling.one_thread_flops_per_s);
+    add("evaluation", step.evaluation, f.evaluated, f.ceiling.flops_per_s);
     return table.text();
 }
 
@@ -311,51 +390,83 @@ double step_flops(const std::vector<Op>& ops) {
     return flops;
 }
 
+double step_floor(const std::vector<Op>& ops) {
+    double seconds = 0;
+    for (const Op& op : ops) seconds += op.calls * op.floor();
+    return seconds;
+}
+
 // FLOP/s of OpenBLAS over all products of a step; 0 if it is not there.
-double yardstick_flops_per_s(const std::vector<Op>& ops) {
+double openblas_flops_per_s(const std::vector<Op>& ops) {
     double flops = 0, seconds = 0;
     for (const Op& op : ops) {
-        if (!op.yardstick) continue;
+        if (!op.by_openblas) continue;
         flops += op.calls * op.flops;
-        seconds += op.calls * op.yardstick_seconds;
+        seconds += op.calls * op.openblas_seconds;
     }
     return seconds > 0 ? flops / seconds : 0;
 }
 
+Json openblas_json(const Figures& f) {
+    if (f.openblas == 0) return Json();
+    return {{"config", f.config},
+            {"kernel", f.kernel},
+            {"gflops", f.openblas / 1e9},
+            {"of_peak", f.openblas / f.ceiling.flops_per_s},
+            {"left_out", !f.openblas_counts()}};
+}
+
 Json figures_json(const Options& o, const Figures& f, const std::vector<Op>& ops) {
     const StepTimes& step = f.step;
-    const auto share = [&](double flops_per_s) { return f.yardstick > 0 ? Json(flops_per_s / f.yardstick) : Json(); };
+    const double peak = f.ceiling.flops_per_s;
     Json j;
     j["machine"] = {{"processor", processor_name()}, {"threads", thread_count()}, {"isa", operations().isa}};
     j["precision"] = o.precision;
     j["model"] = o.name;
     j["batch"] = o.batch;
     j["seq"] = o.seq;
-    j["yardstick_gflops"] = f.yardstick > 0 ? Json(f.yardstick / 1e9) : Json();
+    j["ceiling"] = {{"gflops", peak / 1e9},
+                    {"one_thread_gflops", f.ceiling.one_thread_flops_per_s / 1e9},
+                    {"gbytes_per_s", f.memory / 1e9}};
+    j["openblas"] = openblas_json(f);
     j["step"] = {{"first_seconds", step.first},
                  {"seconds", step.median},
+                 {"floor_seconds", f.floor},
+                 {"of_floor", f.floor / step.median},
                  {"tokens_per_s", f.tokens / step.median},
                  {"gflop", f.flops / 1e9},
                  {"gflops", f.flops / step.median / 1e9},
-                 {"of_yardstick", share(f.flops / step.median)},
+                 {"of_peak", f.flops / step.median / peak},
                  {"peak_bytes", step.peak_bytes}};
-    j["evaluation"] = {
-        {"seconds", step.evaluation}, {"gflops", f.evaluated / 1e9}, {"of_yardstick", share(f.evaluated)}};
+    j["evaluation"] = {{"seconds", step.evaluation}, {"gflops", f.evaluated / 1e9}, {"of_peak", f.evaluated / peak}};
     j["one_thread"] = Json();
     if (step.one_thread > 0)
         j["one_thread"] = {{"seconds", step.one_thread}, {"speed_up", step.one_thread / step.median}};
     j["ops"] = Json::array();
-    for (const Op& op : ops) j["ops"].push_back(op_json(op));
+    for (const Op& op : ops) j["ops"].push_back(op_json(op, f));
     return j;
 }
 
+std::string openblas_line(const Figures& f) {
+    if (f.openblas == 0) return "OpenBLAS: not there (libopenblas0)";
+    const std::string line = f.config + ", kernel " + f.kernel + ": " + format_fixed(f.openblas / 1e9, 1) +
+                             " GFLOP/s over the same products, " + percent(f.openblas / f.ceiling.flops_per_s) +
+                             " % of the peak";
+    return f.openblas_counts()
+               ? line
+               : line +
+                     "; below half of it, so it is left out above (OPENBLAS_CORETYPE=... makes it take other kernels)";
+}
+
 void print_figures(const Options& o, const Figures& f, const std::vector<Op>& ops, FILE* screen) {
-    std::fprintf(screen, "%s, %d threads, %s\n%s, %s, B = %lld, T = %lld\n\n%s\n", processor_name().c_str(),
-                 thread_count(), operations().isa, o.name.c_str(), o.precision.c_str(), static_cast<long long>(o.batch),
-                 static_cast<long long>(o.seq), op_table(ops, f.step.median).c_str());
-    std::fprintf(screen, "%s\nyardstick (OpenBLAS, the same products): %s GFLOP/s; peak memory %s\n",
-                 step_table(f).c_str(),
-                 f.yardstick > 0 ? format_fixed(f.yardstick / 1e9, 1).c_str() : "not there (libopenblas0)",
+    std::fprintf(screen, "%s, %d threads, %s\n%s, %s, B = %lld, T = %lld\n", processor_name().c_str(), thread_count(),
+                 operations().isa, o.name.c_str(), o.precision.c_str(), static_cast<long long>(o.batch),
+                 static_cast<long long>(o.seq));
+    std::fprintf(screen, "at the most: %s GFLOP/s in fp32 (one thread: %s), %s GB/s from memory\n\n%s\n",
+                 format_fixed(f.ceiling.flops_per_s / 1e9, 1).c_str(),
+                 format_fixed(f.ceiling.one_thread_flops_per_s / 1e9, 1).c_str(),
+                 format_fixed(f.memory / 1e9, 1).c_str(), op_table(ops, f).c_str());
+    std::fprintf(screen, "%s\n%s\npeak memory %s\n", step_table(f).c_str(), openblas_line(f).c_str(),
                  format_bytes(static_cast<uint64_t>(f.step.peak_bytes)).c_str());
 }
 
@@ -366,15 +477,23 @@ Json run(const Options& o, FILE* screen) {
     f.step = time_steps(o.config, o.batch, o.seq, o.seconds);
     const OpenBlas blas;
     OpList list(o.config, o.batch, o.seq, blas);
+    const double budget = o.seconds / 10;
+    f.ceiling.measure_flops(budget);
     for (Op& op : list.ops) {
-        const double budget = o.seconds / 10;
         op.seconds = seconds_of(op.run, budget);
-        if (op.yardstick) op.yardstick_seconds = seconds_of(op.yardstick, budget);
+        if (op.by_openblas) op.openblas_seconds = seconds_of(op.by_openblas, budget);
+        op.bytes_seconds = op.bytes / f.ceiling.bytes_per_s(op.bytes, budget);
     }
+    f.ceiling.measure_flops(budget);
+    f.memory = f.ceiling.memory_bytes_per_s(budget);
+    for (Op& op : list.ops) op.flops_seconds = op.flops / f.ceiling.flops_per_s;
     f.tokens = static_cast<double>(o.batch * o.seq);
     f.flops = step_flops(list.ops);
+    f.floor = step_floor(list.ops);
     f.evaluated = f.flops / 3 / f.step.evaluation;
-    f.yardstick = yardstick_flops_per_s(list.ops);
+    f.openblas = openblas_flops_per_s(list.ops);
+    f.config = blas.config();
+    f.kernel = blas.kernel();
     print_figures(o, f, list.ops, screen);
     return figures_json(o, f, list.ops);
 }

@@ -1,13 +1,16 @@
 // What this machine makes of the operations: seconds, FLOP/s and bytes/s of each, of a training step, and of evaluation,
-// beside a yardstick: OpenBLAS doing the same products in the same run. Behind `train_gpt2_lnfree bench`; its keys are
-// described in data/README.md.
+// beside what the processor can do at the most, measured in the same run (peak.h). An operation takes at least its flops
+// at the peak, or its bytes at the speed of a triad over as many bytes, whichever is longer: its floor. Behind
+// `train_gpt2_lnfree bench`; its keys are described in data/README.md.
 //
-// OpenBLAS is looked for when the program runs and is not needed by anything else.
+// OpenBLAS is a further column where it is installed and knows the processor; nothing else needs it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,6 +39,25 @@ Json run(const Options& o, FILE* screen);
 // Median seconds of `run`, repeated for `budget` seconds and at least three times, after one call that does not count.
 double seconds_of(const std::function<void()>& run, double budget);
 
+// The most that this processor did with the instruction set in use: the fastest of all tries, so that what runs beside us
+// lowers a share of it, and never raises one.
+class Ceiling {
+  public:
+    double flops_per_s = 0, one_thread_flops_per_s = 0;  // of multiply-adds in fp32
+
+    // Tries for about `budget` seconds each; with `one_thread`, that too. May be called again, for another try.
+    void measure_flops(double budget, bool one_thread = true);
+    // Bytes per second of a triad that moves so many, and so finds them in the caches that an operation of as many bytes
+    // would find them in; beyond any cache: from memory.
+    double bytes_per_s(double bytes, double budget);
+    double memory_bytes_per_s(double budget) { return bytes_per_s(kBeyondCaches, budget); }
+
+  private:
+    static constexpr double kBeyondCaches = 3 << 28;  // of which two thirds are different bytes: 512 MiB
+    std::vector<real> a_, b_;
+    std::map<int64_t, double> seen_;  // bytes per second by the triad's length
+};
+
 // OpenBLAS's single-precision product, if the library is on this machine.
 class OpenBlas {
   public:
@@ -45,6 +67,9 @@ class OpenBlas {
     ~OpenBlas();
 
     bool is_there() const { return sgemm_ != nullptr; }
+    // Its version and what it was built with; the kernels that it chose for this processor. "" if it does not say.
+    std::string config() const { return say("openblas_get_config"); }
+    std::string kernel() const { return say("openblas_get_corename"); }
 
     // As Operations::matmul, without bias.
     void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
@@ -53,6 +78,8 @@ class OpenBlas {
   private:
     typedef void Sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda,
                        const float* B, int ldb, float beta, float* C, int ldc);
+    std::string say(const char* function) const;
+
     void* library_;
     Sgemm* sgemm_ = nullptr;
 };
@@ -61,10 +88,13 @@ class OpenBlas {
 struct Op {
     std::string name;
     double calls = 0;             // in a training step
-    double flops = 0, bytes = 0;  // of one call; bytes: every operand once, as if caches were endless and then empty
+    double flops = 0, bytes = 0;  // of one call; bytes: each operand is read once, each result written once
     std::function<void()> run;
-    std::function<void()> yardstick = {};       // the same product by OpenBLAS; empty for what is no product
-    double seconds = 0, yardstick_seconds = 0;  // of one call
+    std::function<void()> by_openblas = {};       // the same product; empty for what is no product
+    double seconds = 0, openblas_seconds = 0;     // of one call
+    double flops_seconds = 0, bytes_seconds = 0;  // at the ceiling
+
+    double floor() const { return std::max(flops_seconds, bytes_seconds); }
 };
 
 // Operands full of made-up numbers, that stay alive as long as the operations that use them.

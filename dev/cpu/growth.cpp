@@ -16,32 +16,14 @@ namespace bench {
 
 namespace {
 
-struct Ceiling {
-    double flops_per_s = 0, bytes_per_s = 0;
+struct Roofline {
+    double flops_per_s, bytes_per_s;
 };
 
-Ceiling measure_ceiling(double budget) {
-    constexpr int64_t M = 1024, N = 3072, K = 768, values = int64_t{1} << 26;
-    Operands memory;
-    const real *a = memory.take(M * K), *b = memory.take(K * N);
-    real* c = memory.take(M * N);
-    const OpenBlas blas;
-    constexpr Transpose no = Transpose::No;
-    const auto ours = [&] { operations().matmul(no, no, M, N, K, a, K, b, N, c, N, false, nullptr); };
-    double seconds = seconds_of(ours, budget);
-    if (blas.is_there()) {
-        const auto product = [&] { blas.matmul(no, no, M, N, K, a, K, b, N, c, N, false); };
-        seconds = std::min(seconds, seconds_of(product, budget));
-    }
-    std::vector<float> from(values, 1.0f), to(values, 0.0f);
-    const auto copy = [&] {
-        float* out = to.data();
-        const float* in = from.data();
-#pragma omp parallel for simd schedule(static)
-        for (int64_t i = 0; i < values; i++) out[i] = in[i] + 1.0f;
-    };
-    return {2.0 * static_cast<double>(M * N * K) / seconds,
-            8.0 * static_cast<double>(values) / seconds_of(copy, budget)};
+Roofline measure_roofline(double budget) {
+    Ceiling ceiling;
+    ceiling.measure_flops(budget, false);
+    return {ceiling.flops_per_s, ceiling.memory_bytes_per_s(budget)};
 }
 
 struct GrowthPoint {
@@ -50,7 +32,7 @@ struct GrowthPoint {
 };
 
 // A step of a model of two layers on 1,024 tokens, one token per byte.
-GrowthPoint measure_growth_point(int64_t width, int64_t seq, const Ceiling& ceiling, double budget) {
+GrowthPoint measure_growth_point(int64_t width, int64_t seq, const Roofline& roofline, double budget) {
     GPT2Config c;
     c.L = 2;
     c.C = width;
@@ -68,7 +50,7 @@ GrowthPoint measure_growth_point(int64_t width, int64_t seq, const Ceiling& ceil
             bytes += op.calls * op.bytes;
         }
     }
-    point.roofline = tokens / std::max(flops / ceiling.flops_per_s, bytes / ceiling.bytes_per_s);
+    point.roofline = tokens / std::max(flops / roofline.flops_per_s, bytes / roofline.bytes_per_s);
     point.tokens_per_s = tokens / time_steps(c, point.batch, seq, budget, false).median;
     return point;
 }
@@ -99,16 +81,16 @@ Chart growth_chart(const std::vector<GrowthPoint>& points, const std::string& ma
 }  // namespace
 
 Json run_growth(double seconds, FILE* screen, Chart& chart) {
-    const Ceiling ceiling = measure_ceiling(seconds);
+    const Roofline roofline = measure_roofline(seconds);
     std::vector<GrowthPoint> points;
     Table table({"n_embd", "T", "B", "tokens/s", "% of roofline"});
     Json j;
     j["machine"] = {{"processor", processor_name()}, {"threads", thread_count()}, {"isa", operations().isa}};
-    j["ceiling"] = {{"gflops", ceiling.flops_per_s / 1e9}, {"gbytes_per_s", ceiling.bytes_per_s / 1e9}};
+    j["ceiling"] = {{"gflops", roofline.flops_per_s / 1e9}, {"gbytes_per_s", roofline.bytes_per_s / 1e9}};
     ProgressBar progress("bench", 21);
     for (const int64_t seq : {64, 256, 1024})
         for (const int64_t width : {128, 256, 512, 768, 1024, 1280, 1600}) {
-            const GrowthPoint p = measure_growth_point(width, seq, ceiling, seconds);
+            const GrowthPoint p = measure_growth_point(width, seq, roofline, seconds);
             points.push_back(p);
             table.add_row({std::to_string(width), std::to_string(seq), std::to_string(p.batch),
                            format_fixed(p.tokens_per_s, 0), format_fixed(100 * p.tokens_per_s / p.roofline, 0)});
@@ -123,8 +105,8 @@ Json run_growth(double seconds, FILE* screen, Chart& chart) {
     const std::string machine =
         processor_name() + ", " + std::to_string(thread_count()) + " threads, " + operations().isa;
     std::fprintf(screen, "%s\nroofline: %s GFLOP/s, %s GB/s\n\n%s", machine.c_str(),
-                 format_fixed(ceiling.flops_per_s / 1e9, 0).c_str(), format_fixed(ceiling.bytes_per_s / 1e9, 1).c_str(),
-                 table.text().c_str());
+                 format_fixed(roofline.flops_per_s / 1e9, 0).c_str(),
+                 format_fixed(roofline.bytes_per_s / 1e9, 1).c_str(), table.text().c_str());
     chart = growth_chart(points, machine);
     return j;
 }

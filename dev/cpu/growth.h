@@ -1,9 +1,9 @@
 // How the time of a training step grows with the model's width and the sequence's length: tokens per second beside the
 // roofline, what the machine could do at most. Behind `train_gpt2_lnfree bench --growth FILE.svg`.
 //
-// The roofline has two parts, both measured in the same run: the fastest matrix product (of ours and OpenBLAS) and the
-// fastest sweep through memory. A step takes at least its operations over the first and at least its bytes over the
-// second, each operand of each operation counted once.
+// The roofline has two parts, both measured in the same run: multiply-adds in registers, and a triad from memory (peak.h). A
+// step takes at least its operations over the first and at least its bytes over the second, each operand of each operation
+// counted once.
 #pragma once
 
 #include <cstdio>

@@ -94,8 +94,14 @@ struct Operations {
 
     // partial (ceil(n / kNormBlock)): sums of squares of blocks of the gradient
     void (*sum_squares)(double* partial, const real* grads, int64_t n);
-    void (*adamw)(real* w, real* m, real* v, const real* grads, const AdamWNumbers& numbers, int64_t n);
+    // grads become 0
+    void (*adamw)(real* w, real* m, real* v, real* grads, const AdamWNumbers& numbers, int64_t n);
     void (*zero)(real* x, int64_t n);
+
+    // What the processor can do at the most (peak.h): floating-point operations of the calling thread in so many rounds of
+    // multiply-adds; a (n) += factor * b (n), `times` times, by all threads.
+    double (*multiply_adds)(int64_t rounds);
+    void (*triad)(real* a, const real* b, real factor, int64_t n, int64_t times);
 
     // What the operands of every product of floats are rounded to from now on; whether that is faster than fp32 here.
     void (*use_bf16)(bool on);

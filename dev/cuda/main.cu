@@ -20,5 +20,5 @@ int main(int argc, char** argv) {
     };
     lnfree::backend().check = lnfree::cuda::check_engine;
     lnfree::backend().bench = lnfree::cuda::bench_engine;
-    return lnfree::run_program(argc, argv);
+    return lnfree::program_main(argc, argv);
 }

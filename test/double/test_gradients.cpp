@@ -450,3 +450,36 @@ TEST_CASE("the folded form, with its own unembedding and bias, trains as well") 
     const std::unique_ptr<Engine> teacher = teacher_model();
     check_model(*model, {}, {1, teacher.get()});
 }
+
+TEST_CASE(
+    "gradients are zero after zero_gradients, whatever came before: a pass, an analysis, an update, and what follows "
+    "one") {
+    const auto model = small_model(ModelForm::checkpoint);
+    model->prepare_optimiser();
+    const std::vector<int32_t> tokens = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
+    const auto pass = [&] { model->forward_backward(tokens.data(), tokens.data() + 1, 2, 5, {}, 1); };
+    const auto analysis = [&] {
+        const std::vector<real> dnormed(static_cast<size_t>(10 * model->config.C), 1);
+        model->trace(tokens.data(), 2, 5, {}, true);
+        model->stream_gradients(dnormed.data(), tokens.data(), [](int64_t, const real*) {});
+    };
+    const auto update = [&] { model->update({}); };  // its learning rate is 0
+    const auto largest = [&] {
+        model->zero_gradients();
+        double most = 0;
+        for (int64_t i = 0; i < model->grads.size(); i++) most = std::max(most, std::abs(model->grads.data()[i]));
+        return most;
+    };
+    pass();
+    CHECK(model->gradient_norm() > 0);
+    CHECK(largest() == 0);
+    pass();
+    update();
+    CHECK(largest() == 0);
+    pass();
+    CHECK(largest() == 0);
+    update();
+    analysis();
+    CHECK(model->gradient_norm() > 0);
+    CHECK(largest() == 0);
+}
