@@ -318,29 +318,37 @@ struct Block {
     }
 };
 
-constexpr int64_t PACK_TILES = 8;  // tiles of A that are packed in one piece
+constexpr int64_t PACK_TILES = 8;                   // tiles of A that are packed in one piece
+constexpr int64_t ROWS_AHEAD = 8, CACHE_LINE = 16;  // rows of A at which one is asked for; floats
 
 // Pieces of A to pack, each PACK_TILES tiles over one k-block.
 inline int64_t pack_pieces(const Operands& o, const Block& block) {
     return o.ta ? divide_up(block.tiles, PACK_TILES) * divide_up(block.k, block.k_block) : 0;
 }
 
-// Packs one of them. A tile's numbers are copied with those that follow, A_STRIDE in all, if the block has so many.
+// Packs one of them. A tile's numbers are copied with those that follow, A_STRIDE in all, if A has so many.
+// Rows of A lie in pages of their own, into which the processor does not fetch ahead by itself: so all tiles take their part
+// of a row before the next one, and a later row is asked for meanwhile.
 inline void pack_a(const Operands& o, const Block& block, int64_t piece) {
     const int64_t k_blocks = divide_up(block.k, block.k_block), groups = divide_up(block.tiles, PACK_TILES);
     const int64_t group = piece / k_blocks, k_offset = piece % k_blocks * block.k_block;
     const int64_t k = std::min(block.k_block, block.k - k_offset);
-    for (int64_t tile = cut(block.tiles, group, groups); tile < cut(block.tiles, group + 1, groups); ++tile) {
-        const int64_t row = block.tile_row(tile), rows = block.tile_row(tile + 1) - row;
-        const float* source = o.A + (block.k0 + k_offset) * o.lda + block.i0 + row;
-        float* out = block.packed_tile(k_offset, tile, k);
-        if (row + A_STRIDE <= block.m) {
-            for (int64_t p = 0; p < k; ++p)
-                std::memcpy(out + p * A_STRIDE, source + p * o.lda, A_STRIDE * sizeof(float));
-        } else {
-            for (int64_t p = 0; p < k; ++p)
-                for (int64_t r = 0; r < rows; ++r) out[p * A_STRIDE + r] = source[p * o.lda + r];
-        }
+    const int64_t first = cut(block.tiles, group, groups), tiles = cut(block.tiles, group + 1, groups) - first;
+    int64_t row[PACK_TILES];
+    for (int64_t t = 0; t < tiles; ++t) row[t] = block.i0 + block.tile_row(first + t);
+    int64_t whole = tiles;
+    while (whole > 0 && row[whole - 1] + A_STRIDE > o.M) --whole;
+
+    const int64_t end = block.i0 + block.tile_row(first + tiles);
+    float* const out = block.packed_tile(k_offset, first, k);
+    for (int64_t p = 0; p < k; ++p) {
+        const float* const source = o.A + (block.k0 + k_offset + p) * o.lda;
+        for (int64_t i = row[0]; i < end; i += CACHE_LINE) __builtin_prefetch(source + ROWS_AHEAD * o.lda + i);
+        for (int64_t t = 0; t < whole; ++t)
+            std::memcpy(out + (t * k + p) * A_STRIDE, source + row[t], A_STRIDE * sizeof(float));
+        for (int64_t t = whole; t < tiles; ++t)
+            std::memcpy(out + (t * k + p) * A_STRIDE, source + row[t],
+                        static_cast<size_t>(std::min(A_STRIDE, o.M - row[t])) * sizeof(float));
     }
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "../buffer.h"
 #include "matmul_v6.h"
 
 namespace lnfree {
