@@ -60,25 +60,37 @@ void Ceiling::measure_flops(double budget, bool one_thread) {
     set_thread_count(threads);
 }
 
-double Ceiling::bytes_per_s(double bytes, double budget) {
-    constexpr double moved = 3 * sizeof(real);  // for each number of the triad
-    const auto n = std::max<int64_t>(1, static_cast<int64_t>(std::min(bytes, kBeyondCaches) / moved));
-    const auto size = static_cast<size_t>(n);
-    if (const auto seen = seen_.find(n); seen != seen_.end()) return seen->second;
-    if (a_.size() < size) {
-        a_.assign(size, 1);
-        b_.assign(size, 1);
-    }
-    const int64_t times = std::max<int64_t>(1, (int64_t{1} << 22) / n);
+// The most bytes per second of a sweep in `budget` seconds, and in two of them at least, after one that does not count.
+static double fastest_sweep(const std::function<void()>& sweep, double bytes, double budget) {
     double best = 0;
+    sweep();
     int tries = 0;
-    for (const double begin = seconds_now(); tries < 3 || seconds_now() - begin < budget; tries++) {
+    for (const double begin = seconds_now(); tries < 2 || seconds_now() - begin < budget; tries++) {
         const double before = seconds_now();
-        operations().triad(a_.data(), b_.data(), real(1e-3), n, times);
-        const double seconds = seconds_now() - before;
-        if (tries > 0) best = std::max(best, moved * static_cast<double>(n * times) / seconds);
+        sweep();
+        best = std::max(best, bytes / (seconds_now() - before));
     }
-    return seen_[n] = best;
+    return best;
+}
+
+double Ceiling::bytes_per_s(double bytes, double budget) {
+    const double at_a_time = std::min(bytes, kBeyondCaches);
+    const auto numbers = [&](int moved) {
+        return std::max<int64_t>(1, static_cast<int64_t>(at_a_time / (moved * double(sizeof(real)))));
+    };
+    const int64_t triad = numbers(3), scaling = numbers(2);
+    if (a_.size() < scaling) a_.allocate(scaling);
+    if (b_.size() < triad) b_.allocate(triad);
+    double& best = seen_[scaling];
+    const auto try_with = [&](const real* b, int64_t n, int moved) {
+        const int64_t times = std::max<int64_t>(1, (int64_t{1} << 22) / n);
+        const double all = moved * static_cast<double>(sizeof(real)) * static_cast<double>(n * times);
+        const auto sweep = [&] { operations().triad(a_.data(), b, real(1e-3), n, times); };
+        best = std::max(best, fastest_sweep(sweep, all, budget / 2));
+    };
+    try_with(b_.data(), triad, 3);
+    try_with(a_.data(), scaling, 2);
+    return best;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -482,11 +494,14 @@ Json run(const Options& o, FILE* screen) {
     for (Op& op : list.ops) {
         op.seconds = seconds_of(op.run, budget);
         if (op.by_openblas) op.openblas_seconds = seconds_of(op.by_openblas, budget);
-        op.bytes_seconds = op.bytes / f.ceiling.bytes_per_s(op.bytes, budget);
+        f.ceiling.bytes_per_s(op.bytes, budget);
     }
     f.ceiling.measure_flops(budget);
     f.memory = f.ceiling.memory_bytes_per_s(budget);
-    for (Op& op : list.ops) op.flops_seconds = op.flops / f.ceiling.flops_per_s;
+    for (Op& op : list.ops) {
+        op.flops_seconds = op.flops / f.ceiling.flops_per_s;
+        op.bytes_seconds = op.bytes / f.ceiling.bytes_per_s(op.bytes, budget);
+    }
     f.tokens = static_cast<double>(o.batch * o.seq);
     f.flops = step_flops(list.ops);
     f.floor = step_floor(list.ops);

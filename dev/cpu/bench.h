@@ -45,17 +45,18 @@ class Ceiling {
   public:
     double flops_per_s = 0, one_thread_flops_per_s = 0;  // of multiply-adds in fp32
 
-    // Tries for about `budget` seconds each; with `one_thread`, that too. May be called again, for another try.
+    // Tries for about `budget` seconds each; with `one_thread`, that too. Both functions may be called again, for more tries.
     void measure_flops(double budget, bool one_thread = true);
     // Bytes per second of a triad that moves so many, and so finds them in the caches that an operation of as many bytes
-    // would find them in; beyond any cache: from memory.
+    // would find them in; beyond any cache: from memory. Or of the same with one array alone, whichever is faster: a core
+    // waits for what it reads, so that AdamW, which writes as much as it reads, moves more per second than a triad.
     double bytes_per_s(double bytes, double budget);
     double memory_bytes_per_s(double budget) { return bytes_per_s(kBeyondCaches, budget); }
 
   private:
     static constexpr double kBeyondCaches = 3 << 28;  // of which two thirds are different bytes: 512 MiB
-    std::vector<real> a_, b_;
-    std::map<int64_t, double> seen_;  // bytes per second by the triad's length
+    Buffer a_, b_;                                    // on huge pages, as the engine's numbers
+    std::map<int64_t, double> seen_;                  // most bytes per second, by length
 };
 
 // OpenBLAS's single-precision product, if the library is on this machine.

@@ -39,7 +39,7 @@ inline double multiply_adds(int64_t rounds) {
 
 // a (n) += factor * b (n), `times` times, every thread on its own share, so that a small share stays in that thread's
 // cache. Two numbers are read and one is written, 3 n sizeof(real) bytes a time: written where it was read, so that no
-// memory is fetched only to be overwritten.
+// memory is fetched only to be overwritten. b may be a: then it is 2 n sizeof(real).
 inline void triad(real* a, const real* b, real factor, int64_t n, int64_t times) {
 #pragma omp parallel
     for (int64_t time = 0; time < times; ++time) {
