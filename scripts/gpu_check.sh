@@ -13,6 +13,7 @@
 #   bench small, cuDNN   attention by cuDNN beside ours, in packs that have it
 #   removal, both        the paper's schedule on data/stories_gpt2, in fp32 on GPU and CPU: the losses of every step
 #   removal, CUDA graphs the same on the GPU with CUDA graphs: the same bits
+#   two GPUs             the same on two of them, where there are two, MPI, and a pack for several
 #   eval                 what that left, in fp32, TF32 and bf16
 #   small, teacher       GPT-2 Small's shape, random weights, ten steps of removal with a teacher, in bf16
 #   small, report        every analysis of that shape that needs no question sets
@@ -201,12 +202,25 @@ compare_losses() { # NAME LIMIT FOLDER FOLDER
     note "$1" "$([ $status -eq 0 ] && echo ok || echo FAILED)" 0 "$said"
 }
 # fp32 sums in another order differ by 1e-7, which training then lets grow.
-removal="remove --model data/stories_gpt2 --preset paper --batch 4 --seq 128 --grad-accum 1 --steps 40"
-[ -z "$emulated" ] || removal="remove --model data/stories_gpt2 --preset paper --batch 1 --seq 16 --grad-accum 1 --steps 20"
+removal="remove --model data/stories_gpt2 --preset paper --batch 4 --seq 128 --steps 40"
+[ -z "$emulated" ] || removal="remove --model data/stories_gpt2 --preset paper --batch 1 --seq 16 --steps 20"
 # shellcheck disable=SC2086
-train "removal on the CPU" 60 "$reference" cpu $removal && train "removal on the GPU" 60 "$engine" gpu $removal --precision fp32 &&
-    compare_losses "removal, both" 0.001 cpu gpu && train "removal with CUDA graphs" 60 "$engine" graphs $removal --precision fp32 --cuda-graphs &&
+train "removal on the CPU" 60 "$reference" cpu $removal --grad-accum 1 && train "removal on the GPU" 60 "$engine" gpu $removal --grad-accum 1 --precision fp32 &&
+    compare_losses "removal, both" 0.001 cpu gpu && train "removal with CUDA graphs" 60 "$engine" graphs $removal --grad-accum 1 --precision fp32 --cuda-graphs &&
     compare_losses "with CUDA graphs and without" 0 gpu graphs
+
+# A pack for several GPUs; in emulation two processes, whose GPU is the same processor.
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+if [ -n "$emulated" ]; then gpus=2; fi
+if command -v mpirun >/dev/null && [ "$gpus" -ge 2 ] && ldd "$engine" 2>/dev/null | grep -q libmpi; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 # Open MPI's; in a container one is root
+    # shellcheck disable=SC2086
+    train "removal on one GPU" 60 "$engine" halves $removal --precision fp32 --grad-accum 2 &&
+        train "removal on two GPUs" 60 "mpirun" two --bind-to none -np 2 "$engine" $removal --precision fp32 --grad-accum 2 &&
+        compare_losses "two GPUs" 0.001 halves two
+else
+    note "two GPUs" "left out" 0 "needs two GPUs, mpirun, and a pack made with PROCESSES=1"
+fi
 
 eval_tokens=65536
 [ -z "$emulated" ] || eval_tokens=1024

@@ -10,7 +10,8 @@
 #
 # Settings with their defaults: GPU=90a, whose code is made (H100, H200; 80: A100); EMULATE=1 makes the twin whose GPU is this
 # processor: to try the check itself, says so in every row; CUDNN_FRONTEND=DIR makes a second kind of pack, with cuDNN's
-# attention (dev/cuda/README.md); that one needs cuDNN 9 where it runs.
+# attention (dev/cuda/README.md); that one needs cuDNN 9 where it runs. PROCESSES=1 makes a third kind, for several GPUs, which
+# needs this machine's MPI and NCCL 2 where it runs.
 # Exit status: 0 made and checked, 1 failed, 2 bad use.
 set -eu
 
@@ -29,13 +30,19 @@ rm -rf "$work" "$folder"
 mkdir -p "$work" "$folder/lib" "$folder/dev/cuda" "$folder/scripts" "$folder/data"
 cp -R Makefile train_gpt2_lnfree.cpp train_gpt2_lnfree.cu data dev scripts test "$work"
 
+mpi=''
+if [ -n "${PROCESSES:-}" ]; then
+    mpi=$(scripts/detect.sh --mpi link)
+    [ -n "$mpi" ] || fail "PROCESSES=1: there is no mpicxx here; make deps-all installs Open MPI" 2
+fi
+
 # What is small is linked in; CUDA's runtime, which would be 650 KiB of every program of the laboratory, goes along
 # once. The GPU's code alone, no intermediate code.
 build() {
     NVCC_APPEND_FLAGS="-Xcompiler -static-libstdc++,-static-libgcc -cudart shared" MAKEFLAGS='' make -C "$work" \
         -j"$(nproc)" ${EMULATE:+EMULATE=1} ${CUDNN_FRONTEND:+USE_CUDNN=1 "CUDNN_FRONTEND=$CUDNN_FRONTEND"} \
         CUDA_ARCHS="-gencode arch=compute_${GPU:-90a},code=sm_${GPU:-90a}" \
-        MPI=0 LIBS="-l:libpcre2-8.a -l:libz.a -ldl -static-libstdc++ -static-libgcc" "$@"
+        MPI="${PROCESSES:-0}" LIBS="-l:libpcre2-8.a -l:libz.a -ldl -static-libstdc++ -static-libgcc $mpi" "$@"
 }
 build clean >/dev/null
 build train_gpt2_lnfree train_gpt2_lnfree_cuda lab_cuda || fail "the programs cannot be built; make says why above"
@@ -57,7 +64,7 @@ needed=$(objdump -p $programs | sed -n 's/^ *NEEDED *//p' | sort -u)
 for library in $needed libgcc_s.so.1; do # the last one is cuBLAS's
     case $library in
         libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | ld-linux*) ;;
-        libcublasLt.so.* | libcudnn*.so.* | libnvrtc.so.*) ;;
+        libcublasLt.so.* | libcudnn*.so.* | libnvrtc.so.* | libnccl.so.* | libmpi*.so.* | libopen-*.so.*) ;;
         *)
             # shellcheck disable=SC2086
             path=$({ ldd $programs; ldconfig -p; } | sed -n "s|^.*$library .*=> \(/[^ ]*\).*|\1|p" | head -n 1)
