@@ -225,7 +225,7 @@ fi
 eval_tokens=65536
 [ -z "$emulated" ] || eval_tokens=1024
 for precision in fp32 tf32 bf16; do
-    step "eval, $precision" 60 "$engine" eval --model "$work/gpu" --data 'data/text_val_*.bin' --seq 128 --val-tokens $eval_tokens --worst 0 \
+    step "eval, $precision" 60 "$engine" eval --model "$work/gpu" --data 'data/text_val_*.bin' --seq 128 --val-tokens $eval_tokens --worst 0 --markdown \
         --precision $precision
 done
 
