@@ -126,11 +126,12 @@ detect:
 ready: | detect
 	@scripts/install_deps.sh needed --check
 
-# Rewritten only when it changes: other flags rebuild everything.
-$(BUILD)/flags: FORCE
+# Rewritten only when they change: other flags rebuild everything, those of MPI the one file that knows it.
+$(BUILD)/flags: WORDS = $(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS)
+$(BUILD)/mpi_flags: WORDS = $(MPI_FLAGS)
+$(BUILD)/flags $(BUILD)/mpi_flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS) $(MPI_FLAGS)' | cmp -s - $@ || \
-	    echo '$(LANGUAGE) $(CXXFLAGS) $(COLDFLAGS) $(TESTFLAGS) $(VARIANTS) $(MPI_FLAGS)' > $@
+	@echo '$(WORDS)' | cmp -s - $@ || echo '$(WORDS)' > $@
 
 # Every room is compiled once, file by file, into an archive; a program takes what it needs.
 objects_of = $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard $(1:%=%/*.cpp)))
@@ -140,6 +141,7 @@ $(BUILD)/%.o: %.cpp $(BUILD)/flags | ready
 	@echo "compile  $<"
 	$(Q)$(CXX) $(LANGUAGE) $(if $(filter data/%,$<),$(CXXFLAGS),$(COLDFLAGS)) $(EXTRA) -MMD -MP -c $< -o $@
 $(BUILD)/dev/run/processes_mpi.o: EXTRA = $(MPI_FLAGS)
+$(BUILD)/dev/run/processes_mpi.o: $(BUILD)/mpi_flags
 $(BUILD)/dev/commands/command_line.o: EXTRA = -O0  # CLI11's templates: -O1 takes half as long again
 
 # The operations, once per instruction set. No function of theirs may be one that the linker shares with other units: it
