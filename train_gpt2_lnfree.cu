@@ -3374,7 +3374,6 @@ class MatrixProducts {
             return false;
         const auto product = product_of<In>(16, ta, tb, M, N, K, lda, ldb, ldc, accumulate, epilogue);
         if (choices_ != nullptr && choices_->times_anew) choices_->enter(product, {}, 0);
-        if (choices_ != nullptr && choices_->find(product) == nullptr) choices_->not_found++;
         emulation::do_or_record([=] {
             emulation::note_done("product");
             multiply_now(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate);

@@ -27,7 +27,6 @@ class ProductChoices {
 
     std::string made_for;
     bool times_anew = false;  // products that are not in here are timed, and entered
-    int64_t not_found = 0;    // products asked for that are not in here; counted in emulation
 
     const Algorithm* find(const Product& product) const {
         const auto found = choices_.find(product);

@@ -25,6 +25,7 @@
 #include "dev/run/records.h"
 #include "dev/run/run.h"
 #include "dev/run/settings.h"
+#include "test/alike.h"
 #include "test/file_helpers.h"
 #include "test/in_memory.h"
 #include "test/quiet.h"
@@ -261,28 +262,13 @@ TEST_CASE("eval and generate compute in the precision that is asked for, in TF32
     CHECK(generated("fp32").status == 0);
     CHECK_FALSE(cuda::device_options().in_bf16);
 }
+
 namespace {
 
-// Numbers that differ by more than rounding, and anything else that differs. Effects are in shares of differences between
-// logits, which divide the rounding of both by as little as a tenth.
+// The same but for rounding. Effects are in shares of differences between logits, which divide the rounding of both by as
+// little as a tenth.
 void check_alike(const Json& a, const Json& b) {
-    if (a.is_number() && b.is_number()) {
-        CHECK(a.get<double>() == doctest::Approx(b.get<double>()).epsilon(1e-4).scale(1));
-        return;
-    }
-    if (!a.is_array() && !a.is_object()) {
-        CHECK(a == b);
-        return;
-    }
-    REQUIRE(a.size() == b.size());
-    if (a.is_array())
-        for (size_t i = 0; i < a.size(); i++) check_alike(a[i], b[i]);
-    else
-        for (const auto& [key, value] : a.items()) {
-            const std::string name = key;  // a binding cannot be captured
-            CAPTURE(name);
-            check_alike(value, b.at(key));
-        }
+    lnfree::check_alike(a, b, 1e-4, 1);
 }
 
 std::vector<real> activations_in(const std::string& path) {

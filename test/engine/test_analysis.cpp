@@ -31,6 +31,7 @@
 #include "dev/run/evaluate.h"
 #include "dev/run/models.h"
 #include "dev/run/statistics.h"
+#include "test/alike.h"
 #include "test/file_helpers.h"
 #include "test/test_models.h"
 
@@ -75,25 +76,9 @@ Procedure batches_of(int64_t batch) {
     return p;
 }
 
-// Numbers in two JSON values that differ by more than `allowed` of the larger, or anything else that differs.
+// The same but for rounding.
 void check_alike(const Json& a, const Json& b, double allowed) {
-    if (a.is_number() && b.is_number()) {
-        CHECK(a.get<double>() == doctest::Approx(b.get<double>()).epsilon(allowed).scale(1e-3));
-        return;
-    }
-    if (!a.is_array() && !a.is_object()) {
-        CHECK(a == b);
-        return;
-    }
-    REQUIRE(a.size() == b.size());
-    if (a.is_array())
-        for (size_t i = 0; i < a.size(); i++) check_alike(a[i], b[i], allowed);
-    else
-        for (const auto& [key, value] : a.items()) {
-            const std::string name = key;  // a binding cannot be captured
-            CAPTURE(name);
-            check_alike(value, b.at(key), allowed);
-        }
+    lnfree::check_alike(a, b, allowed, 1e-3);
 }
 
 }  // namespace
