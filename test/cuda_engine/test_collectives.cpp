@@ -111,8 +111,7 @@ double largest_error(const Buffer& ours, const real* theirs, Range part) {
 
 }  // namespace
 
-TEST_CASE("in each process: parts become sums over all, and everyone's") {
-    if (!is_launched()) return;
+TEST_CASE("in each process: parts become sums over all, and everyone's" * doctest::skip(!is_launched())) {
     join_processes();
     const int size = processes().size(), rank = processes().rank();
     const int64_t n = 3 * kFlatBlock + 17;
@@ -138,8 +137,8 @@ TEST_CASE("in each process: parts become sums over all, and everyone's") {
     CHECK(cuda::norm_over_processes(rank + 1) == doctest::Approx(std::sqrt(size * (size + 1) * (2 * size + 1) / 6.0)));
 }
 
-TEST_CASE("in each process: a removal with a teacher gives the reference's losses, weights and moments") {
-    if (!is_launched()) return;
+TEST_CASE("in each process: a removal with a teacher gives the reference's losses, weights and moments" *
+          doctest::skip(!is_launched())) {
     const cuda::TemporaryEmulationOptions without_checks(false, 0);
     const Trained reference = train_by(make_reference), ours = train_by(cuda::make_engine);
     check_close(ours.losses, reference.losses);
