@@ -339,7 +339,7 @@ TEST_CASE("threads that wait sleep soon, unless the environment says how they wa
         std::printf("SKIPPED: waiting threads: this program was not built with GCC's OpenMP\n");
         return;
     }
-    const std::string soon = "GOMP_SPINCOUNT = '1000'";
+    const std::string soon = "GOMP_SPINCOUNT = '3000'";
     CHECK(contains(by_default, soon));
     CHECK(contains(waits("GOMP_SPINCOUNT", "77"), "GOMP_SPINCOUNT = '77'"));
     CHECK_FALSE(contains(waits("GOMP_SPINCOUNT", "77"), soon));

@@ -31,12 +31,12 @@ int end(int status, std::string what = "") {
 
 // How threads wait for each other between two operations, unless the environment says it: GCC's OpenMP has them look
 // 300,000 times before they sleep, 8 ms in which they keep the processor from those that they wait for as soon as anything
-// else runs on it. A thousand times is longer than they wait when nothing does (dev/cpu/README.md has both measured). It
+// else runs on it. Three thousand times cost nothing when nothing does (dev/cpu/README.md has both measured). It
 // reads the variable before main() begins, so the program starts once more; where it cannot, it goes on as it is.
 void let_waiting_threads_sleep([[maybe_unused]] char** argv) {
 #if defined(_OPENMP) && defined(__GLIBC__) && !defined(__clang__)
     if (std::getenv("GOMP_SPINCOUNT") != nullptr || std::getenv("OMP_WAIT_POLICY") != nullptr) return;
-    setenv("GOMP_SPINCOUNT", "1000", 1);
+    setenv("GOMP_SPINCOUNT", "3000", 1);
     std::error_code failed;
     const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", failed);
     if (!failed) execv(self.c_str(), argv);
