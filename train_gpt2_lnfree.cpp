@@ -203,14 +203,17 @@ void sum_over_positions(real* out, int64_t N, int64_t width, Term term) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Encoder: token embedding plus position embedding.
-// out (B,T,C), tokens (B,T), wte (V,C), wpe (n_ctx,C)
+// out (B,T,C), tokens (B,T), wte (V,C), wpe (n_ctx,C), or null where positions are rotary
 void encoder_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, int64_t B, int64_t T,
                      int64_t C) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < B * T; n++) {
         const real* token = wte + tokens[n] * C;
+        real* o = out + n * C;
+        for (int64_t c = 0; c < C; c++) o[c] = token[c];
+        if (wpe == nullptr) continue;
         const real* position = wpe + n % T * C;
-        for (int64_t c = 0; c < C; c++) out[n * C + c] = token[c] + position[c];
+        for (int64_t c = 0; c < C; c++) o[c] += position[c];
     }
 }
 
@@ -224,29 +227,30 @@ void encoder_backward(real* dwte, real* dwpe, const real* dout, const int32_t* t
         const int64_t c1 = std::min(C, c0 + kChannels);
         for (int64_t n = 0; n < B * T; n++) {
             real* token = dwte + tokens[n] * C;
-            real* position = dwpe + n % T * C;
             const real* d = dout + n * C;
 #pragma omp simd
-            for (int64_t c = c0; c < c1; c++) {
-                token[c] += d[c];
-                position[c] += d[c];
-            }
+            for (int64_t c = c0; c < c1; c++) token[c] += d[c];
+            if (dwpe == nullptr) continue;
+            real* position = dwpe + n % T * C;
+#pragma omp simd
+            for (int64_t c = c0; c < c1; c++) position[c] += d[c];
         }
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Mean and standard deviation of every position: what LayerNorm divides by, what FakeLN replaces, what the statistics
-// average and what the auxiliary loss evens out. sigma includes eps (paper, eq. 2).
+// average and what the auxiliary loss evens out. sigma includes eps (paper, eq. 2). RMSNorm, which is not `centred`, is
+// LayerNorm with 0 for the mean, from here on to its backward.
 // mean, sigma (N), inp (N,C)
-void moments_forward(real* mean, real* sigma, const real* inp, double eps, int64_t N, int64_t C) {
+void moments_forward(real* mean, real* sigma, const real* inp, double eps, bool centred, int64_t N, int64_t C) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; n++) {
         const real* x = inp + n * C;
         real sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t c = 0; c < C; c++) sum += x[c];
-        const real m = sum / real(C);
+        const real m = centred ? sum / real(C) : real(0);
         real squares = 0;
 #pragma omp simd reduction(+ : squares)
         for (int64_t c = 0; c < C; c++) squares += (x[c] - m) * (x[c] - m);
@@ -278,7 +282,7 @@ void norm_divisors(real* divisor, const Site& site, const real* sigma, const int
     }
 }
 
-// out (N,C) = (inp - mean) / divisor * gamma + beta
+// out (N,C) = (inp - mean) / divisor * gamma + beta, which may be null
 void norm_forward(real* out, const real* inp, const real* mean, const real* divisor, const real* gamma,
                   const real* beta, int64_t N, int64_t C) {
 #pragma omp parallel for schedule(static)
@@ -287,13 +291,14 @@ void norm_forward(real* out, const real* inp, const real* mean, const real* divi
         real* o = out + n * C;
         const real m = mean[n], scale = real(1) / divisor[n];
 #pragma omp simd
-        for (int64_t c = 0; c < C; c++) o[c] = (x[c] - m) * scale * gamma[c] + beta[c];
+        for (int64_t c = 0; c < C; c++) o[c] = (x[c] - m) * scale * gamma[c] + (beta == nullptr ? real(0) : beta[c]);
     }
 }
 
 // FakeLN's divisor is a constant, and of the gradient g = dout * gamma only the centring is taken away:
 //     dx = (g - mean(g)) / sigma_bar
-void fakeln_dinput(real* dinp, const real* dout, const real* gamma, const real* divisor, int64_t N, int64_t C) {
+void fakeln_dinput(real* dinp, const real* dout, const real* gamma, const real* divisor, bool centred, int64_t N,
+                   int64_t C) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; n++) {
         const real* d = dout + n * C;
@@ -301,7 +306,7 @@ void fakeln_dinput(real* dinp, const real* dout, const real* gamma, const real* 
         real sum_g = 0;
 #pragma omp simd reduction(+ : sum_g)
         for (int64_t c = 0; c < C; c++) sum_g += d[c] * gamma[c];
-        const real mean_g = sum_g / real(C), scale = real(1) / divisor[n];
+        const real mean_g = centred ? sum_g / real(C) : real(0), scale = real(1) / divisor[n];
 #pragma omp simd
         for (int64_t c = 0; c < C; c++) dx[c] += (d[c] * gamma[c] - mean_g) * scale;
     }
@@ -326,7 +331,7 @@ void layernorm_dinput(real* dinp, const real* dout, const real* inp, const real*
             sum_g += g;
             sum_gx += g * (x[c] - m) * scale;
         }
-        const real mean_g = sum_g / real(C), mean_gx = sum_gx / real(C);
+        const real mean_g = site.centred ? sum_g / real(C) : real(0), mean_gx = sum_gx / real(C);
         const real e = real(1 - site.a) * (site.tapers ? divisor[n] / sigma[n] : real(1));
         const real slope = e * mean_gx / (sigma[n] * sigma[n]);
 #pragma omp simd
@@ -334,17 +339,17 @@ void layernorm_dinput(real* dinp, const real* dout, const real* inp, const real*
     }
 }
 
-// dinp (N,C), dgamma, dbeta (C); divisor (N) is what the forward pass divided by
+// dinp (N,C), dgamma, dbeta (C) unless null; divisor (N) is what the forward pass divided by
 void norm_backward(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
                    const real* mean, const real* sigma, const real* divisor, const Site& site, int64_t N, int64_t C) {
     if (site.a == 1)
-        fakeln_dinput(dinp, dout, gamma, divisor, N, C);
+        fakeln_dinput(dinp, dout, gamma, divisor, site.centred, N, C);
     else
         layernorm_dinput(dinp, dout, inp, gamma, mean, sigma, divisor, site, N, C);
     sum_over_positions(dgamma, N, C, [=](int64_t n, int64_t c) {
         return dout[n * C + c] * (inp[n * C + c] - mean[n]) * (real(1) / divisor[n]);
     });
-    sum_over_positions(dbeta, N, C, [=](int64_t n, int64_t c) { return dout[n * C + c]; });
+    if (dbeta != nullptr) sum_over_positions(dbeta, N, C, [=](int64_t n, int64_t c) { return dout[n * C + c]; });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -404,23 +409,24 @@ void bias_backward(real* dbias, const real* dout, int64_t N, int64_t M, int64_t 
     sum_over_positions(dbias, N, M, [=](int64_t n, int64_t m) { return dout[n * stride + m]; });
 }
 
-// dinp (N,K) is overwritten; dweight (K,M) and dbias (M) are added to.
+// dinp (N,K) is overwritten; dweight (K,M) and dbias (M), unless null, are added to.
 void matmul_backward(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp, const real* weight,
                      int64_t N, int64_t K, int64_t M, int64_t stride) {
     matmul(Transpose::No, Transpose::Yes, N, K, M, dout, stride, weight, stride, dinp, K, false);
     matmul(Transpose::Yes, Transpose::No, K, M, N, inp, K, dout, stride, dweight, stride, true);
-    bias_backward(dbias, dout, N, M, stride);
+    if (dbias != nullptr) bias_backward(dbias, dout, N, M, stride);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Causal self-attention. qkv (B,T,3C) holds queries, keys and values, heads side by side within each; the values may
-// have been made from another input than queries and keys. out (B,T,C). lse (B,NH,T) keeps log sum exp of every row of
-// scores, from which backward remakes the probabilities.
+// Causal self-attention. qkv (B,T,Q) holds queries, keys and values, heads side by side within each; the values may
+// have been made from another input than queries and keys. out (B,T,A). lse (B,NH,T) keeps log sum exp of every row of
+// scores, from which backward remakes the probabilities. In a GPT-2 A = C and Q = 3C; in others a head of keys and values
+// may serve several of queries (grouped-query attention, arXiv 2305.13245).
 //
 // A head belongs to one thread, which takes its queries in blocks: what it holds at a time is a block's rows of scores,
 // (rows,T), never a T x T matrix. A block [t0,t1) of queries reads the keys [0,t1). Forward can begin at position `first`,
-// where the outputs before are known; out (B,T-first,C) and lse (B,NH,T-first) then begin there as well, and of qkv
-// (B,capacity,3C) the first T positions are read.
+// where the outputs before are known; out (B,T-first,A) and lse (B,NH,T-first) then begin there as well, and of qkv
+// (B,capacity,Q) the first T positions are read.
 constexpr int64_t kQueriesPerBlock = 32;
 
 // A thread's own memory for n numbers, with any contents.
@@ -458,9 +464,9 @@ void softmax_row(real* p, real* lse, real scale, int64_t t, int64_t t1) {
     *lse = scale * largest + std::log(sum);
 }
 
-void attention_forward(real* out, real* lse, const real* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
-                       int64_t first, int64_t capacity) {
-    const int64_t HS = C / NH, row = 3 * C, made = T - first;
+void attention_forward(real* out, real* lse, const real* qkv, int64_t B, int64_t T, const Heads& heads, int64_t first,
+                       int64_t capacity) {
+    const int64_t NH = heads.NH, KH = heads.KH, HS = heads.HS, A = heads.width(), row = heads.row(), made = T - first;
     const real scale = real(1) / std::sqrt(real(HS));
 #pragma omp parallel
     {
@@ -469,15 +475,15 @@ void attention_forward(real* out, real* lse, const real* qkv, int64_t B, int64_t
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; b++) {
             for (int64_t h = 0; h < NH; h++) {
-                const real* q = qkv + b * capacity * row + h * HS;
-                const real *k = q + C, *v = q + 2 * C;
+                const real *q = qkv + b * capacity * row + h * HS, *k = qkv + b * capacity * row + A + h * KH / NH * HS;
+                const real* v = k + KH * HS;
                 for (int64_t t0 = first; t0 < T; t0 += kQueriesPerBlock) {
                     const int64_t t1 = std::min(T, t0 + kQueriesPerBlock), rows = t1 - t0;
                     matmul(Transpose::No, Transpose::Yes, rows, t1, HS, q + t0 * row, row, k, row, p, T, false);
                     for (int64_t t = t0; t < t1; t++)
                         softmax_row(p + (t - t0) * T, lse + (b * NH + h) * made + t - first, scale, t, t1);
                     matmul(Transpose::No, Transpose::No, rows, HS, t1, p, T, v, row,
-                           out + (b * made + t0 - first) * C + h * HS, C, false);
+                           out + (b * made + t0 - first) * A + h * HS, A, false);
                 }
             }
         }
@@ -500,10 +506,11 @@ void softmax_backward_row(real* p, real* ds, const real* dout, const real* out, 
     }
 }
 
-// dqkv (B,T,3C) is overwritten:  dq = ds k,   dk = ds^T q,   dv = p^T dout
+// dqkv (B,T,Q) is overwritten:  dq = ds k,   dk = ds^T q,   dv = p^T dout,   the last two summed over the queries' heads that
+// share them, by one thread.
 void attention_backward(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse, int64_t B,
-                        int64_t T, int64_t C, int64_t NH) {
-    const int64_t HS = C / NH, row = 3 * C;
+                        int64_t T, const Heads& heads) {
+    const int64_t NH = heads.NH, KH = heads.KH, HS = heads.HS, A = heads.width(), row = heads.row();
     const real scale = real(1) / std::sqrt(real(HS));
 #pragma omp parallel
     {
@@ -511,25 +518,27 @@ void attention_backward(real* dqkv, const real* dout, const real* qkv, const rea
         real *p = scratch.data, *ds = p + kQueriesPerBlock * T;  // (rows,T)
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; b++) {
-            for (int64_t h = 0; h < NH; h++) {
-                const real* q = qkv + b * T * row + h * HS;
-                const real *k = q + C, *v = q + 2 * C;
-                real* dq = dqkv + b * T * row + h * HS;
-                real *dk = dq + C, *dv = dq + 2 * C;
+            for (int64_t kh = 0; kh < KH; kh++) {
+                const real *k = qkv + b * T * row + A + kh * HS, *v = k + KH * HS;
+                real *dk = dqkv + b * T * row + A + kh * HS, *dv = dk + KH * HS;
                 for (int64_t t = 0; t < T; t++)
                     for (int64_t d = 0; d < HS; d++) dk[t * row + d] = dv[t * row + d] = 0;
-                for (int64_t t0 = 0; t0 < T; t0 += kQueriesPerBlock) {
-                    const int64_t t1 = std::min(T, t0 + kQueriesPerBlock), rows = t1 - t0;
-                    const real *queries = q + t0 * row, *d_o = dout + (b * T + t0) * C + h * HS;
-                    matmul(Transpose::No, Transpose::Yes, rows, t1, HS, queries, row, k, row, p, T, false);
-                    matmul(Transpose::No, Transpose::Yes, rows, t1, HS, d_o, C, v, row, ds, T, false);
-                    for (int64_t t = t0; t < t1; t++)
-                        softmax_backward_row(p + (t - t0) * T, ds + (t - t0) * T, d_o + (t - t0) * C,
-                                             out + (b * T + t) * C + h * HS, lse[(b * NH + h) * T + t], scale, t, t1,
-                                             HS);
-                    matmul(Transpose::No, Transpose::No, rows, HS, t1, ds, T, k, row, dq + t0 * row, row, false);
-                    matmul(Transpose::Yes, Transpose::No, t1, HS, rows, ds, T, queries, row, dk, row, true);
-                    matmul(Transpose::Yes, Transpose::No, t1, HS, rows, p, T, d_o, C, dv, row, true);
+                for (int64_t h = kh * NH / KH; h < (kh + 1) * NH / KH; h++) {
+                    const real* q = qkv + b * T * row + h * HS;
+                    real* dq = dqkv + b * T * row + h * HS;
+                    for (int64_t t0 = 0; t0 < T; t0 += kQueriesPerBlock) {
+                        const int64_t t1 = std::min(T, t0 + kQueriesPerBlock), rows = t1 - t0;
+                        const real *queries = q + t0 * row, *d_o = dout + (b * T + t0) * A + h * HS;
+                        matmul(Transpose::No, Transpose::Yes, rows, t1, HS, queries, row, k, row, p, T, false);
+                        matmul(Transpose::No, Transpose::Yes, rows, t1, HS, d_o, A, v, row, ds, T, false);
+                        for (int64_t t = t0; t < t1; t++)
+                            softmax_backward_row(p + (t - t0) * T, ds + (t - t0) * T, d_o + (t - t0) * A,
+                                                 out + (b * T + t) * A + h * HS, lse[(b * NH + h) * T + t], scale, t,
+                                                 t1, HS);
+                        matmul(Transpose::No, Transpose::No, rows, HS, t1, ds, T, k, row, dq + t0 * row, row, false);
+                        matmul(Transpose::Yes, Transpose::No, t1, HS, rows, ds, T, queries, row, dk, row, true);
+                        matmul(Transpose::Yes, Transpose::No, t1, HS, rows, p, T, d_o, A, dv, row, true);
+                    }
                 }
             }
         }
@@ -655,6 +664,83 @@ void same_likeliest(uint8_t* same, const real* a, const real* b, int64_t rows, i
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// What models of other families do and GPT-2 does not.
+
+// Rotary positions (arXiv 2104.09864): numbers i and i + R/2 of a head, i < R/2, are a point of the plane, which position t
+// turns by t * base^(-2i/R); what a query and a key come to then depends on how far apart they are. Of each head's HS
+// numbers the first R turn. turns (T,R/2,2): cosine and sine of every angle; `way` -1 turns back, which is the backward.
+void turn(real* qkv, const real* turns, int64_t B, int64_t T, const Heads& heads, int64_t R, int way) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < B * T; n++) {
+        const real* angle = turns + n % T * R;
+        for (int64_t h = 0; h < heads.NH + heads.KH; h++) {
+            real *x = qkv + n * heads.row() + h * heads.HS, *y = x + R / 2;
+#pragma omp simd
+            for (int64_t i = 0; i < R / 2; i++) {
+                const real cosine = angle[2 * i], sine = real(way) * angle[2 * i + 1], x_i = x[i];
+                x[i] = cosine * x_i - sine * y[i];
+                y[i] = cosine * y[i] + sine * x_i;
+            }
+        }
+    }
+}
+
+void rotary_forward(real* qkv, const real* turns, int64_t B, int64_t T, const Heads& heads, int64_t R) {
+    turn(qkv, turns, B, T, heads, R, 1);
+}
+
+void rotary_backward(real* dqkv, const real* turns, int64_t B, int64_t T, const Heads& heads, int64_t R) {
+    turn(dqkv, turns, B, T, heads, R, -1);
+}
+
+// GELU itself, x times the share Phi(x) of the normal distribution below x:  gelu'(x) = Phi(x) + x * e^(-x^2/2) / sqrt(2 pi)
+inline real normal_share(real x) {
+    return real(0.5) * (1 + fast_erf(real(0.70710678118654752440) * x));
+}
+
+void gelu_erf_forward(real* out, const real* inp, int64_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) out[i] = inp[i] * normal_share(inp[i]);
+}
+
+// Overwrites dinp, which may be dout itself.
+void gelu_erf_backward(real* dinp, const real* dout, const real* inp, int64_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        const real x = inp[i], density = real(0.39894228040143267794) * fast_exp(real(-0.5) * x * x);
+        dinp[i] = dout[i] * (normal_share(x) + x * density);
+    }
+}
+
+// Gated SiLU: of a row's 2H numbers the first H, g, open gates for the others, u. With s = 1 / (1 + e^-g):
+//     out = g * s * u,   dg = dout * u * s * (1 + g * (1 - s)),   du = dout * g * s
+// out (N,H), inp (N,2H)
+void gated_silu_forward(real* out, const real* inp, int64_t N, int64_t H) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; n++) {
+        const real *g = inp + n * 2 * H, *u = g + H;
+        real* o = out + n * H;
+#pragma omp simd
+        for (int64_t h = 0; h < H; h++) o[h] = g[h] * fast_logistic(g[h]) * u[h];
+    }
+}
+
+// Overwrites dinp (N,2H).
+void gated_silu_backward(real* dinp, const real* dout, const real* inp, int64_t N, int64_t H) {
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; n++) {
+        const real *g = inp + n * 2 * H, *u = g + H, *d = dout + n * H;
+        real *dg = dinp + n * 2 * H, *du = dg + H;
+#pragma omp simd
+        for (int64_t h = 0; h < H; h++) {
+            const real s = fast_logistic(g[h]);
+            dg[h] = d[h] * u[h] * s * (1 + g[h] * (1 - s));
+            du[h] = d[h] * g[h] * s;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // The optimiser's numbers (section 4).
 
 // partial (ceil(n / kNormBlock)): sums of squares in double. Fixed blocks: the same for any number of threads.
@@ -717,8 +803,14 @@ const Operations LNFREE_TABLE(LNFREE_OPERATIONS) = {
     .bias_backward = bias_backward,
     .attention_forward = attention_forward,
     .attention_backward = attention_backward,
+    .rotary_forward = rotary_forward,
+    .rotary_backward = rotary_backward,
     .gelu_forward = gelu_forward,
     .gelu_backward = gelu_backward,
+    .gelu_erf_forward = gelu_erf_forward,
+    .gelu_erf_backward = gelu_erf_backward,
+    .gated_silu_forward = gated_silu_forward,
+    .gated_silu_backward = gated_silu_backward,
     .residual_forward = residual_forward,
     .softmax_cross_entropy = softmax_cross_entropy,
     .softmax_distillation = softmax_distillation,
@@ -765,29 +857,28 @@ std::vector<Tensor> tensor_table(const GPT2Config& c) {
         offset += t.size;
         table.push_back(t);
     };
-    const bool norms = c.form != ModelForm::folded;
     const auto add_norm = [&](const std::string& name) {
-        if (norms) add(name + ".weight", {c.C});
-        if (norms) add(name + ".bias", {c.C});
+        if (c.has_norms()) add(name + ".weight", {c.C});
+        if (c.has_norms() && c.norm_bias) add(name + ".bias", {c.C});
+    };
+    const auto add_linear = [&](const std::string& name, int64_t in, int64_t out, bool bias) {
+        add(name + ".weight", {in, out});
+        if (bias) add(name + ".bias", {out});
     };
     add("wte.weight", {c.V, c.C});
-    add("wpe.weight", {c.n_ctx, c.C});
+    if (c.rotary == 0) add("wpe.weight", {c.n_ctx, c.C});
     for (int64_t l = 0; l < c.L; l++) {
         const std::string h = "h." + std::to_string(l) + ".";
         add_norm(h + "ln_1");
-        add(h + "attn.c_attn.weight", {c.C, 3 * c.C});
-        add(h + "attn.c_attn.bias", {3 * c.C});
-        add(h + "attn.c_proj.weight", {c.C, c.C});
-        add(h + "attn.c_proj.bias", {c.C});
+        add_linear(h + "attn.c_attn", c.C, c.qkv_width(), c.attention_bias);
+        add_linear(h + "attn.c_proj", c.heads_width(), c.C, c.attention_bias);
         add_norm(h + "ln_2");
-        add(h + "mlp.c_fc.weight", {c.C, c.n_inner});
-        add(h + "mlp.c_fc.bias", {c.n_inner});
-        add(h + "mlp.c_proj.weight", {c.n_inner, c.C});
-        add(h + "mlp.c_proj.bias", {c.C});
+        add_linear(h + "mlp.c_fc", c.C, c.fc_width(), c.mlp_bias);
+        add_linear(h + "mlp.c_proj", c.n_inner, c.C, c.mlp_bias);
     }
     add_norm("ln_f");
-    if (!norms) add("lm_head.weight", {c.V, c.C});
-    if (!norms) add("lm_head.bias", {c.V});
+    if (c.has_own_head()) add("lm_head.weight", {c.V, c.C});
+    if (!c.has_norms()) add("lm_head.bias", {c.V});
     return table;
 }
 
@@ -799,8 +890,8 @@ struct Activations {
     struct Layer {
         real *residual, *residual_mid;          // (B,T,C) stream before attention, and before the MLP
         real *mean1, *sigma1, *mean2, *sigma2;  // (B,T)
-        real *qkv, *lse, *att;                  // (B,T,3C), (B,NH,T), (B,T,C)
-        real* fc;                               // (B,T,H) before GELU
+        real *qkv, *lse, *att;                  // (B,T,Q), (B,NH,T), (B,T,A)
+        real* fc;                               // (B,T,F) before GELU
     };
     std::vector<Layer> layers;
     real *final_residual, *meanf, *sigmaf;  // (B,T,C), (B,T), (B,T)
@@ -812,8 +903,8 @@ struct Activations {
     real* logits;           // (rows_per_chunk,V): logits of the whole batch are never stored
     int64_t rows_per_chunk = 0;
     // gradients, reused by every layer
-    real *dresidual, *dbranch;  // (B,T,C)
-    real *dqkv, *dhidden;       // (B,T,3C), (B,T,H)
+    real *dresidual, *dbranch;   // (B,T,C), dbranch also (B,T,A)
+    real *dqkv, *dhidden, *dfc;  // (B,T,Q), (B,T,H), (B,T,F); the last two are one where F = H
 
     int64_t B = 0, T = 0;
     bool training = false;
@@ -827,7 +918,7 @@ struct Activations {
             used += (n + 15) / 16 * 16;
             return p;
         };
-        const int64_t N = B * T, NC = N * c.C, NH = N * c.n_inner;
+        const int64_t N = B * T, NC = N * c.C, NA = N * c.heads_width(), NH = N * c.n_inner;
         layers.resize(c.L);
         for (int64_t l = 0; l < c.L; l++) {
             Layer& y = layers[l];
@@ -838,10 +929,10 @@ struct Activations {
             y.residual = take(NC);
             y.residual_mid = take(NC);
             for (real** p : {&y.mean1, &y.sigma1, &y.mean2, &y.sigma2}) *p = take(N);
-            y.qkv = take(3 * NC);
+            y.qkv = take(N * c.qkv_width());
             y.lse = take(c.NH * N);
-            y.att = take(NC);
-            y.fc = take(NH);
+            y.att = take(NA);
+            y.fc = take(N * c.fc_width());
         }
         final_residual = training ? take(NC) : layers[0].residual;
         for (real** p : {&meanf, &sigmaf, &divisor, &losses, &kls}) *p = take(N);
@@ -852,9 +943,10 @@ struct Activations {
         logits = take(rows_per_chunk * c.V);
         if (training) {
             dresidual = take(NC);
-            dbranch = take(NC);
-            dqkv = take(3 * NC);
+            dbranch = take(std::max(NC, NA));
+            dqkv = take(N * c.qkv_width());
             dhidden = take(NH);
+            dfc = c.gated() ? take(2 * NH) : dhidden;
         }
         return used;
     }
@@ -871,58 +963,80 @@ struct Activations {
     }
 };
 
+// Cosine and sine of the angles by which rotary positions turn, (n_ctx,R/2,2). Angles are rounded to float, as the models
+// have learned them in transformers and GPT-NeoX.
+std::vector<real> rotary_turns(const GPT2Config& c) {
+    std::vector<real> turns;
+    for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)
+        for (int64_t i = 0; i < c.rotary / 2; i++) {
+            const auto speed = static_cast<float>(std::pow(c.rotary_base, -2.0 * double(i) / double(c.rotary)));
+            const float angle = static_cast<float>(t) * speed;
+            turns.push_back(static_cast<real>(std::cos(static_cast<double>(angle))));
+            turns.push_back(static_cast<real>(std::sin(static_cast<double>(angle))));
+        }
+    return turns;
+}
+
+// A part of a bias that may not be there.
+real* behind(real* bias, int64_t n) {
+    return bias == nullptr ? nullptr : bias + n;
+}
+
 // The reference engine: the model on the processor. What each function does is said in dev/engine.h.
 class GPT2 : public Engine {
   public:
-    explicit GPT2(const GPT2Config& c) : Engine(c), w(params.data(), tensors, config) {}
+    explicit GPT2(const GPT2Config& c) : Engine(c), w(params.data(), tensors, config), turns(rotary_turns(c)) {}
 
     // ----- forward
 
     // From tokens (B,T) to the input of ln_f.
     void forward(const int32_t* tokens, const Probe& probe = {}) {
-        const real* const positions = w.wpe + past.length * config.C;
+        const real* const positions = w.wpe == nullptr ? nullptr : w.wpe + past.length * config.C;
         op.encoder_forward(act.layers[0].residual, tokens, w.wte, positions, act.B, act.T, config.C);
         forward_from(0, tokens, probe);
     }
 
     // From the stream in front of layer `first` to the input of ln_f, in the order of the data.
     void forward_from(int64_t first, const int32_t* tokens, const Probe& probe) {
-        const int64_t B = act.B, T = act.T, N = B * T, C = config.C, H = config.n_inner, L = config.L;
+        const int64_t B = act.B, T = act.T, N = B * T, C = config.C, L = config.L;
+        const int64_t A = heads.width(), Q = heads.row(), QK = config.qk_width(), F = config.fc_width();
         for (int64_t l = first; l < L; l++) {
             const Weights::Layer& y = w.layers[l];
             const Activations::Layer& a = act.layers[l];
             if (probe.residual) probe.residual(l, a.residual);
 
             // attention: qk and v read the same stream, each through its own norm
-            op.moments_forward(a.mean1, a.sigma1, a.residual, config.epsilon, N, C);
+            op.moments_forward(a.mean1, a.sigma1, a.residual, config.epsilon, config.centred, N, C);
             norm_forward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, y.ln1_beta, sites.qk(l), tokens);
             if (divide_alike(sites.qk(l), sites.v(l))) {
-                op.matmul_forward(a.qkv, act.normed, y.qkv, y.qkv_bias, N, C, 3 * C, 3 * C);
+                op.matmul_forward(a.qkv, act.normed, y.qkv, y.qkv_bias, N, C, Q, Q);
             } else {
-                op.matmul_forward(a.qkv, act.normed, y.qkv, y.qkv_bias, N, C, 2 * C, 3 * C);
+                op.matmul_forward(a.qkv, act.normed, y.qkv, y.qkv_bias, N, C, QK, Q);
                 norm_forward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, y.ln1_beta, sites.v(l), tokens);
-                op.matmul_forward(a.qkv + 2 * C, act.normed, y.qkv + 2 * C, y.qkv_bias + 2 * C, N, C, C, 3 * C);
+                op.matmul_forward(a.qkv + QK, act.normed, y.qkv + QK, behind(y.qkv_bias, QK), N, C, Q - QK, Q);
             }
+            if (config.rotary > 0) op.rotary_forward(a.qkv, turns_from(past.length), B, T, heads, config.rotary);
             if (past.capacity == 0)
-                op.attention_forward(a.att, a.lse, a.qkv, B, T, C, config.NH, 0, T);
+                op.attention_forward(a.att, a.lse, a.qkv, B, T, heads, 0, T);
             else
-                op.attention_forward(a.att, a.lse, remember(l, a.qkv), B, past.length + T, C, config.NH, past.length,
+                op.attention_forward(a.att, a.lse, remember(l, a.qkv), B, past.length + T, heads, past.length,
                                      past.capacity);
             if (probe.attention) probe.attention(l, a.att, a.qkv, a.lse);
-            op.matmul_forward(act.branch, a.att, y.proj, y.proj_bias, N, C, C, C);
+            op.matmul_forward(act.branch, a.att, y.proj, y.proj_bias, N, A, C, C);
             op.residual_forward(a.residual_mid, a.residual, act.branch, N * C);
 
             // MLP
-            op.moments_forward(a.mean2, a.sigma2, a.residual_mid, config.epsilon, N, C);
-            norm_forward(a.residual_mid, a.mean2, a.sigma2, y.ln2_gamma, y.ln2_beta, sites.mlp(l), tokens);
-            op.matmul_forward(a.fc, act.normed, y.fc, y.fc_bias, N, C, H, H);
-            op.gelu_forward(act.hidden, a.fc, N * H);
-            op.matmul_forward(act.branch, act.hidden, y.fcproj, y.fcproj_bias, N, H, C, C);
+            const real* stream = in_front_of_mlp(a);
+            op.moments_forward(a.mean2, a.sigma2, stream, config.epsilon, config.centred, N, C);
+            norm_forward(stream, a.mean2, a.sigma2, y.ln2_gamma, y.ln2_beta, sites.mlp(l), tokens);
+            op.matmul_forward(a.fc, act.normed, y.fc, y.fc_bias, N, C, F, F);
+            activation_forward(a.fc);
+            op.matmul_forward(act.branch, act.hidden, y.fcproj, y.fcproj_bias, N, config.n_inner, C, C);
             if (probe.mlp) probe.mlp(l, act.hidden, act.branch);
             op.residual_forward(stream_at(l + 1), a.residual_mid, act.branch, N * C);
         }
         if (probe.residual) probe.residual(L, act.final_residual);
-        op.moments_forward(act.meanf, act.sigmaf, act.final_residual, config.epsilon, N, C);
+        op.moments_forward(act.meanf, act.sigmaf, act.final_residual, config.epsilon, config.centred, N, C);
     }
 
     // Final norm, unembedding and the main loss, some rows of logits at a time. With gradient_scale != 0 also the gradients
@@ -984,44 +1098,65 @@ class GPT2 : public Engine {
     // are then left alone. aux_scale: 1 / accumulation steps.
     using SeeGradient = std::function<void(int64_t layer, const real* gradient)>;
     void backward(const int32_t* tokens, double aux_scale, const SeeGradient& see = {}) {
-        const int64_t B = act.B, T = act.T, N = B * T, C = config.C, H = config.n_inner;
+        const int64_t B = act.B, T = act.T, C = config.C;
         gradients_are_zero = false;
-        op.zero(act.dresidual, N * C);
+        op.zero(act.dresidual, B * T * C);
         norm_backward(act.final_residual, act.meanf, act.sigmaf, w.lnf_gamma, d.lnf_gamma, d.lnf_beta, sites.f(),
                       tokens);
         aux_backward(act.final_residual, act.meanf, sites.f(), aux_scale);
         for (int64_t l = config.L - 1; l >= 0; l--) {
-            const Weights::Layer &y = w.layers[l], &g = d.layers[l];
-            const Activations::Layer& a = act.layers[l];
-
-            // MLP
-            op.gelu_forward(act.hidden, a.fc, N * H);
-            op.matmul_backward(act.dhidden, g.fcproj, g.fcproj_bias, act.dresidual, act.hidden, y.fcproj, N, H, C, C);
-            op.gelu_backward(act.dhidden, act.dhidden, a.fc, N * H);
-            norm_forward(a.residual_mid, a.mean2, a.sigma2, y.ln2_gamma, y.ln2_beta, sites.mlp(l), tokens);
-            op.matmul_backward(act.dbranch, g.fc, g.fc_bias, act.dhidden, act.normed, y.fc, N, C, H, H);
-            norm_backward(a.residual_mid, a.mean2, a.sigma2, y.ln2_gamma, g.ln2_gamma, g.ln2_beta, sites.mlp(l),
-                          tokens);
-            aux_backward(a.residual_mid, a.mean2, sites.mlp(l), aux_scale);
-
-            // attention
-            op.matmul_backward(act.dbranch, g.proj, g.proj_bias, act.dresidual, a.att, y.proj, N, C, C, C);
-            op.attention_backward(act.dqkv, act.dbranch, a.qkv, a.att, a.lse, B, T, C, config.NH);
-            const bool alike = divide_alike(sites.qk(l), sites.v(l));
-            const int64_t columns = alike ? 3 * C : 2 * C;
-            norm_forward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, y.ln1_beta, sites.qk(l), tokens);
-            op.matmul_backward(act.dbranch, g.qkv, g.qkv_bias, act.dqkv, act.normed, y.qkv, N, C, columns, 3 * C);
-            norm_backward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, g.ln1_gamma, g.ln1_beta, sites.qk(l), tokens);
-            if (!alike) {
-                norm_forward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, y.ln1_beta, sites.v(l), tokens);
-                op.matmul_backward(act.dbranch, g.qkv + 2 * C, g.qkv_bias + 2 * C, act.dqkv + 2 * C, act.normed,
-                                   y.qkv + 2 * C, N, C, C, 3 * C);
-                norm_backward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, g.ln1_gamma, g.ln1_beta, sites.v(l), tokens);
-            }
-            aux_backward(a.residual, a.mean1, sites.qk(l), aux_scale);
+            // Where attention and MLP read the same stream, neither's gradient is part of what the other's begins with.
+            if (config.parallel) backward_heads(l);
+            backward_mlp(l, tokens, aux_scale);
+            if (!config.parallel) backward_heads(l);
+            backward_qkv(l, tokens, aux_scale);
             if (see) see(l, act.dresidual);
         }
         if (!see) op.encoder_backward(d.wte, d.wpe, act.dresidual, tokens, B, T, C);
+    }
+
+    // From the gradient behind block l, through its MLP to the stream in front of that.
+    void backward_mlp(int64_t l, const int32_t* tokens, double aux_scale) {
+        const int64_t N = act.B * act.T, C = config.C, F = config.fc_width();
+        const Weights::Layer &y = w.layers[l], &g = d.layers[l];
+        const Activations::Layer& a = act.layers[l];
+        const real* stream = in_front_of_mlp(a);
+        activation_forward(a.fc);
+        op.matmul_backward(act.dhidden, g.fcproj, g.fcproj_bias, act.dresidual, act.hidden, y.fcproj, N, config.n_inner,
+                           C, C);
+        activation_backward(a.fc);
+        norm_forward(stream, a.mean2, a.sigma2, y.ln2_gamma, y.ln2_beta, sites.mlp(l), tokens);
+        op.matmul_backward(act.dbranch, g.fc, g.fc_bias, act.dfc, act.normed, y.fc, N, C, F, F);
+        norm_backward(stream, a.mean2, a.sigma2, y.ln2_gamma, g.ln2_gamma, g.ln2_beta, sites.mlp(l), tokens);
+        aux_backward(stream, a.mean2, sites.mlp(l), aux_scale);
+    }
+
+    // From the gradient behind attention to that of its queries, keys and values, in dqkv.
+    void backward_heads(int64_t l) {
+        const int64_t B = act.B, T = act.T, C = config.C;
+        const Weights::Layer &y = w.layers[l], &g = d.layers[l];
+        const Activations::Layer& a = act.layers[l];
+        op.matmul_backward(act.dbranch, g.proj, g.proj_bias, act.dresidual, a.att, y.proj, B * T, heads.width(), C, C);
+        op.attention_backward(act.dqkv, act.dbranch, a.qkv, a.att, a.lse, B, T, heads);
+        if (config.rotary > 0) op.rotary_backward(act.dqkv, turns.data(), B, T, heads, config.rotary);
+    }
+
+    // From there to the stream in front of attention: qk and v each through its own norm.
+    void backward_qkv(int64_t l, const int32_t* tokens, double aux_scale) {
+        const int64_t N = act.B * act.T, C = config.C, Q = heads.row(), QK = config.qk_width();
+        const Weights::Layer &y = w.layers[l], &g = d.layers[l];
+        const Activations::Layer& a = act.layers[l];
+        const bool alike = divide_alike(sites.qk(l), sites.v(l));
+        norm_forward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, y.ln1_beta, sites.qk(l), tokens);
+        op.matmul_backward(act.dbranch, g.qkv, g.qkv_bias, act.dqkv, act.normed, y.qkv, N, C, alike ? Q : QK, Q);
+        norm_backward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, g.ln1_gamma, g.ln1_beta, sites.qk(l), tokens);
+        if (!alike) {
+            norm_forward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, y.ln1_beta, sites.v(l), tokens);
+            op.matmul_backward(act.dbranch, g.qkv + QK, behind(g.qkv_bias, QK), act.dqkv + QK, act.normed, y.qkv + QK,
+                               N, C, Q - QK, Q);
+            norm_backward(a.residual, a.mean1, a.sigma1, y.ln1_gamma, g.ln1_gamma, g.ln1_beta, sites.v(l), tokens);
+        }
+        aux_backward(a.residual, a.mean1, sites.qk(l), aux_scale);
     }
 
     // ----- the passes of a training step
@@ -1061,6 +1196,7 @@ class GPT2 : public Engine {
     void fetch_moments() override {}
 
     void edit_position0(double factor, const real* added) override {
+        if (w.wpe == nullptr) throw BadInput("a rotary model has no embedding of position 0 that could be changed");
         for (int64_t c = 0; c < config.C; c++)
             w.wpe[c] = static_cast<real>(factor) * w.wpe[c] + (added == nullptr ? real(0) : added[c]);
     }
@@ -1086,7 +1222,7 @@ class GPT2 : public Engine {
         return {act.losses, act.kls, agreements.data()};
     }
     void start_decoding(int64_t B) override {
-        past_qkv.allocate(config.L * B * config.n_ctx * 3 * config.C);
+        past_qkv.allocate(config.L * B * config.n_ctx * heads.row());
         decoded = 0;
     }
     void decode(real* out, const int32_t* tokens, int64_t B, int64_t T) override {
@@ -1166,7 +1302,7 @@ class GPT2 : public Engine {
     void unembed_residual(real* out, const real* residual, int64_t n) override {
         act.reserve(n, 1, false, config);
         std::copy(residual, residual + n * config.C, act.final_residual);
-        op.moments_forward(act.meanf, act.sigmaf, act.final_residual, config.epsilon, n, config.C);
+        op.moments_forward(act.meanf, act.sigmaf, act.final_residual, config.epsilon, config.centred, n, config.C);
         const std::vector<int32_t> no_tokens(n, -1);
         final_norm(no_tokens.data());
         unembed(out, act.normed, n);
@@ -1174,7 +1310,9 @@ class GPT2 : public Engine {
 
   private:
     const Operations& op = operations();
-    Weights w, d;                     // parameters and their gradients
+    Weights w, d;  // parameters and their gradients
+    const Heads heads{config.NH, config.key_heads(), config.head_size()};
+    const std::vector<real> turns;    // (n_ctx,R/2,2) of rotary positions
     bool gradients_are_zero = false;  // as an update leaves them, unless others have updated a part
     GradientTree tree;                // of the step in progress
     Activations act;
@@ -1185,16 +1323,49 @@ class GPT2 : public Engine {
     struct Past {
         int64_t length = 0, capacity = 0;
     } past;
-    Buffer past_qkv;  // (L,B,n_ctx,3C)
+    Buffer past_qkv;  // (L,B,n_ctx,Q)
     int64_t decoded = 0;
 
-    // Puts a layer's new queries, keys and values (B,T,3C) behind its earlier ones, and returns all (B,capacity,3C).
+    // Puts a layer's new queries, keys and values (B,T,Q) behind its earlier ones, and returns all (B,capacity,Q).
     const real* remember(int64_t layer, const real* qkv) {
-        const int64_t rows = act.T * 3 * config.C, capacity = past.capacity * 3 * config.C;
+        const int64_t rows = act.T * heads.row(), capacity = past.capacity * heads.row();
         real* const all = past_qkv.data() + layer * act.B * capacity;
         for (int64_t b = 0; b < act.B; b++)
-            std::copy(qkv + b * rows, qkv + (b + 1) * rows, all + b * capacity + past.length * 3 * config.C);
+            std::copy(qkv + b * rows, qkv + (b + 1) * rows, all + b * capacity + past.length * heads.row());
         return all;
+    }
+
+    const real* turns_from(int64_t position) const { return turns.data() + position * config.rotary; }
+
+    // The stream that the MLP's norm reads.
+    const real* in_front_of_mlp(const Activations::Layer& a) const {
+        return config.parallel ? a.residual : a.residual_mid;
+    }
+
+    // act.hidden = what the neurons make of fc (B,T,F).
+    void activation_forward(const real* fc) {
+        const int64_t N = act.B * act.T, H = config.n_inner;
+        switch (config.activation) {
+            case Activation::gelu_tanh:
+                return op.gelu_forward(act.hidden, fc, N * H);
+            case Activation::gelu_erf:
+                return op.gelu_erf_forward(act.hidden, fc, N * H);
+            case Activation::gated_silu:
+                return op.gated_silu_forward(act.hidden, fc, N, H);
+        }
+    }
+
+    // From act.dhidden to act.dfc.
+    void activation_backward(const real* fc) {
+        const int64_t N = act.B * act.T, H = config.n_inner;
+        switch (config.activation) {
+            case Activation::gelu_tanh:
+                return op.gelu_backward(act.dfc, act.dhidden, fc, N * H);
+            case Activation::gelu_erf:
+                return op.gelu_erf_backward(act.dfc, act.dhidden, fc, N * H);
+            case Activation::gated_silu:
+                return op.gated_silu_backward(act.dfc, act.dhidden, fc, N, H);
+        }
     }
 
     // The stream in front of layer 0..L-1, or in front of ln_f.
@@ -1469,12 +1640,11 @@ void train(Engine& model, const Settings& s, const std::vector<Removal>& schedul
 // LayerNorm with this epsilon divides by 1e6 whatever comes in, as long as the variance is far below 1e12.
 constexpr double kFreezingEpsilon = 1e12;
 
-std::vector<TensorRecipe> plain_recipes(const Engine& model, const std::string& prefix) {
+std::vector<TensorRecipe> plain_recipes(const Engine& model) {
     std::vector<TensorRecipe> recipes;
     for (const Tensor& t : model.tensors) {
         const real* from = model.params.data() + t.offset;
-        recipes.push_back(
-            {prefix + t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
+        recipes.push_back({t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
     }
     return recipes;
 }
@@ -1494,27 +1664,28 @@ static void scale_gamma_for_stock_layernorm(std::vector<TensorRecipe>& recipes, 
     };
 }
 
-// Stock GPT-2 has one ln_1 for two sites. It gets sigma_qk; the v columns make up for it with s = sigma_qk / sigma_v:
+// A stock model has one ln_1 for two sites. It gets sigma_qk; the v columns make up for it with s = sigma_qk / sigma_v:
 // W_v becomes s W_v, and b_v becomes b_v + (1 - s) beta W_v. Exact, because both norms are linear.
 static void move_sigma_v_into_c_attn(std::vector<TensorRecipe>& recipes, Engine& model, int64_t l) {
     const std::string name = "h." + std::to_string(l) + ".";
-    const int64_t C = model.config.C;
+    const int64_t C = model.config.C, Q = model.config.qkv_width(), QK = model.config.qk_width();
     const double s = model.sites.qk(l).sigma_bar / model.sites.v(l).sigma_bar;
     const real* weight = model.tensor(name + "attn.c_attn.weight");
     const real* bias = model.tensor(name + "attn.c_attn.bias");
     const real* beta = model.tensor(name + "ln_1.bias");
-    recipe_named(recipes, "transformer." + name + "attn.c_attn.weight").fill = [=](real* out) {
+    recipe_named(recipes, name + "attn.c_attn.weight").fill = [=](real* out) {
         for (int64_t i = 0; i < C; i++)
-            for (int64_t j = 0; j < 3 * C; j++)
-                out[i * 3 * C + j] = j < 2 * C ? weight[i * 3 * C + j]
-                                               : static_cast<real>(s * static_cast<double>(weight[i * 3 * C + j]));
+            for (int64_t j = 0; j < Q; j++)
+                out[i * Q + j] =
+                    j < QK ? weight[i * Q + j] : static_cast<real>(s * static_cast<double>(weight[i * Q + j]));
     };
-    recipe_named(recipes, "transformer." + name + "attn.c_attn.bias").fill = [=](real* out) {
-        std::copy(bias, bias + 2 * C, out);
-        for (int64_t j = 2 * C; j < 3 * C; j++) {
+    if (beta == nullptr) return;
+    recipe_named(recipes, name + "attn.c_attn.bias").fill = [=](real* out) {
+        std::copy(bias, bias + QK, out);
+        for (int64_t j = QK; j < Q; j++) {
             double beta_W = 0;
             for (int64_t i = 0; i < C; i++)
-                beta_W += static_cast<double>(beta[i]) * static_cast<double>(weight[i * 3 * C + j]);
+                beta_W += static_cast<double>(beta[i]) * static_cast<double>(weight[i * Q + j]);
             out[j] = static_cast<real>(static_cast<double>(bias[j]) + (1 - s) * beta_W);
         }
     };
@@ -1540,13 +1711,13 @@ std::vector<TensorRecipe> hugging_face_recipes(Engine& model, GPT2Config& config
             "was folded from");
     config = model.config;
     config.form = ModelForm::hugging_face;
-    std::vector<TensorRecipe> recipes = plain_recipes(model, "transformer.");
+    std::vector<TensorRecipe> recipes = plain_recipes(model);
     if (model.sites.none_removed()) return recipes;
     require_exportable(model, "hf");
     config.epsilon = kFreezingEpsilon;
     const auto scale = [&](const std::string& norm, double sigma_bar) {
         const std::string name = norm + ".weight";
-        scale_gamma_for_stock_layernorm(recipes, "transformer." + name, model.tensor(name), config.C, sigma_bar);
+        scale_gamma_for_stock_layernorm(recipes, name, model.tensor(name), config.C, sigma_bar);
     };
     for (int64_t l = 0; l < config.L; l++) {
         const std::string h = "h." + std::to_string(l) + ".";
@@ -1558,37 +1729,46 @@ std::vector<TensorRecipe> hugging_face_recipes(Engine& model, GPT2Config& config
     return recipes;
 }
 
-// One column w of a weight matrix that reads FakeLN(x), as a column that reads x: centring, gamma and 1 / sigma_bar go in.
+// What a weight matrix reads: FakeLN(x), of a norm's gamma (C), beta (C) or null, centred or not.
+struct FrozenNorm {
+    const real *gamma, *beta;
+    bool centred;
+    int64_t C;
+};
+
+static FrozenNorm frozen_norm(Engine& model, const std::string& name) {
+    return {model.tensor(name + ".weight"), model.tensor(name + ".bias"), model.config.centred, model.config.C};
+}
+
+// One column w of such a matrix, as a column that reads x: centring, gamma and 1 / sigma_bar go in.
 //     FakeLN(x) w = x w' + beta w   with   w' = (gamma w - mean(gamma w)) / sigma_bar
 // `in` and `out` are strided by `stride`; out may be null. Returns beta w, which belongs into the bias.
-static double fold_column(real* out, const real* in, int64_t stride, const real* gamma, const real* beta,
-                          double sigma_bar, int64_t C) {
+static double fold_column(real* out, const real* in, int64_t stride, const FrozenNorm& norm, double sigma_bar) {
     double mean = 0, beta_w = 0;
-    for (int64_t c = 0; c < C; c++) {
-        mean += static_cast<double>(gamma[c]) * static_cast<double>(in[c * stride]);
-        beta_w += static_cast<double>(beta[c]) * static_cast<double>(in[c * stride]);
+    for (int64_t c = 0; c < norm.C; c++) {
+        mean += static_cast<double>(norm.gamma[c]) * static_cast<double>(in[c * stride]);
+        if (norm.beta != nullptr) beta_w += static_cast<double>(norm.beta[c]) * static_cast<double>(in[c * stride]);
     }
-    mean /= static_cast<double>(C);
+    mean = norm.centred ? mean / static_cast<double>(norm.C) : 0;
     if (out != nullptr)
-        for (int64_t c = 0; c < C; c++)
+        for (int64_t c = 0; c < norm.C; c++)
             out[c * stride] = static_cast<real>(
-                (static_cast<double>(gamma[c]) * static_cast<double>(in[c * stride]) - mean) / sigma_bar);
+                (static_cast<double>(norm.gamma[c]) * static_cast<double>(in[c * stride]) - mean) / sigma_bar);
     return beta_w;
 }
 
 // Folds the norm in front of a Conv1D weight (C,M) and its bias (M); sigma_bar may differ from column to column.
 static void fold_linear(std::vector<TensorRecipe>& recipes, Engine& model, const std::string& linear,
-                        const std::string& norm, const std::function<double(int64_t)>& sigma_bar, int64_t M) {
-    const int64_t C = model.config.C;
+                        const std::string& name, const std::function<double(int64_t)>& sigma_bar, int64_t M) {
     const real *weight = model.tensor(linear + ".weight"), *bias = model.tensor(linear + ".bias");
-    const real *gamma = model.tensor(norm + ".weight"), *beta = model.tensor(norm + ".bias");
+    const FrozenNorm norm = frozen_norm(model, name);
     recipe_named(recipes, linear + ".weight").fill = [=](real* out) {
-        for (int64_t j = 0; j < M; j++) fold_column(out + j, weight + j, M, gamma, beta, sigma_bar(j), C);
+        for (int64_t j = 0; j < M; j++) fold_column(out + j, weight + j, M, norm, sigma_bar(j));
     };
+    if (bias == nullptr) return;
     recipe_named(recipes, linear + ".bias").fill = [=](real* out) {
         for (int64_t j = 0; j < M; j++)
-            out[j] = static_cast<real>(static_cast<double>(bias[j]) +
-                                       fold_column(nullptr, weight + j, M, gamma, beta, 1, C));
+            out[j] = static_cast<real>(static_cast<double>(bias[j]) + fold_column(nullptr, weight + j, M, norm, 1));
     };
 }
 
@@ -1597,32 +1777,32 @@ std::vector<TensorRecipe> folded_recipes(Engine& model, GPT2Config& config) {
     require_exportable(model, "folded");
     config = model.config;
     config.form = ModelForm::folded;
-    std::vector<TensorRecipe> recipes = plain_recipes(model, "");
+    std::vector<TensorRecipe> recipes = plain_recipes(model);
     if (model.config.form == ModelForm::folded) return recipes;
     recipes.erase(std::remove_if(recipes.begin(), recipes.end(),
-                                 [](const TensorRecipe& r) { return r.name.find("ln_") != std::string::npos; }),
+                                 [](const TensorRecipe& r) {
+                                     return r.name.find("ln_") != std::string::npos || r.name == "lm_head.weight";
+                                 }),
                   recipes.end());
-    const int64_t C = config.C, V = config.V;
+    const int64_t C = config.C, V = config.V, QK = config.qk_width();
     for (int64_t l = 0; l < config.L; l++) {
         const std::string h = "h." + std::to_string(l) + ".";
         const double qk = model.sites.qk(l).sigma_bar, v = model.sites.v(l).sigma_bar,
                      mlp = model.sites.mlp(l).sigma_bar;
-        const auto of_column = [=](int64_t j) { return j < 2 * C ? qk : v; };
-        fold_linear(recipes, model, h + "attn.c_attn", h + "ln_1", of_column, 3 * C);
+        const auto of_column = [=](int64_t j) { return j < QK ? qk : v; };
+        fold_linear(recipes, model, h + "attn.c_attn", h + "ln_1", of_column, config.qkv_width());
         fold_linear(
-            recipes, model, h + "mlp.c_fc", h + "ln_2", [=](int64_t) { return mlp; }, config.n_inner);
+            recipes, model, h + "mlp.c_fc", h + "ln_2", [=](int64_t) { return mlp; }, config.fc_width());
     }
-    const real *wte = model.tensor("wte.weight"), *gamma = model.tensor("ln_f.weight"),
-               *beta = model.tensor("ln_f.bias");
+    const real* head = model.weights().head;
+    const FrozenNorm norm = frozen_norm(model, "ln_f");
     const double sigma_f = model.sites.f().sigma_bar;
     recipes.push_back({"lm_head.weight", {static_cast<uint64_t>(V), static_cast<uint64_t>(C)}, [=](real* out) {
-                           for (int64_t i = 0; i < V; i++)
-                               fold_column(out + i * C, wte + i * C, 1, gamma, beta, sigma_f, C);
+                           for (int64_t i = 0; i < V; i++) fold_column(out + i * C, head + i * C, 1, norm, sigma_f);
                        }});
     recipes.push_back({"lm_head.bias", {static_cast<uint64_t>(V)}, [=](real* out) {
                            for (int64_t i = 0; i < V; i++)
-                               out[i] =
-                                   static_cast<real>(fold_column(nullptr, wte + i * C, 1, gamma, beta, sigma_f, C));
+                               out[i] = static_cast<real>(fold_column(nullptr, head + i * C, 1, norm, sigma_f));
                        }});
     return recipes;
 }

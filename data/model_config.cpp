@@ -10,6 +10,12 @@
 
 namespace lnfree {
 
+std::string model_type_of(Family family, ModelForm form) {
+    const char* const families[] = {"gpt2", "gpt_neox", "llama"};
+    const char* const forms[] = {"", "_lnfree_checkpoint", "_lnfree_folded"};
+    return families[static_cast<int>(family)] + std::string(forms[static_cast<int>(form)]);
+}
+
 namespace {
 
 BadInput wrong(const std::string& path, const std::string& what) {
@@ -103,7 +109,7 @@ ConfigOptions options_in(const Json& j, ModelForm form, int64_t vocabulary, cons
 ModelForm form_of(const Json& j, const std::string& path) {
     const std::string type = j.value("model_type", std::string("gpt2"));
     for (ModelForm form : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded})
-        if (type == model_type_of(form)) return form;
+        if (type == model_type_of(Family::gpt2, form)) return form;
     throw wrong(path, "model_type " + quoted_name(type) + " is not supported; only gpt2 is");
 }
 
@@ -178,7 +184,7 @@ GPT2Config parse_nanogpt_config(const Json& model_args, const std::string& path)
 
 Json config_json(const GPT2Config& c, const char* dtype, const Json& kept) {
     Json j;
-    j["model_type"] = model_type_of(c.form);
+    j["model_type"] = model_type_of(c.family, c.form);
     if (c.form == ModelForm::hugging_face) j["architectures"] = Json::array({"GPT2LMHeadModel"});
     j["activation_function"] = "gelu_new";
     j["vocab_size"] = c.V;

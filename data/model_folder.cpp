@@ -153,6 +153,14 @@ const char* torch_dtype_name(DType dtype) {
     }
 }
 
+// The names that stock loaders know the tensors by.
+template <class T>
+static TensorRecipes<T> stock_recipes(TensorRecipes<T> recipes) {
+    for (auto& recipe : recipes)
+        if (recipe.name != "lm_head.weight") recipe.name = "transformer." + recipe.name;
+    return recipes;
+}
+
 template <class T>
 void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes<T>& recipes,
                         DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
@@ -160,8 +168,8 @@ void write_model_folder(const std::string& folder, const GPT2Config& config, con
     fs::create_directories(folder);
     const bool stock = config.form == ModelForm::hugging_face;
     if (tokenizer != nullptr) tokenizer->save(folder);
-    write_safetensors<T>(folder + (stock ? "/model.safetensors" : "/weights.safetensors"), recipes, dtype,
-                         {{"format", "pt"}});
+    write_safetensors<T>(folder + (stock ? "/model.safetensors" : "/weights.safetensors"),
+                         stock ? stock_recipes<T>(recipes) : recipes, dtype, {{"format", "pt"}});
     write_file_atomically(folder + "/lnfree.json", lnfree.dump(2) + "\n");
     if (!card.empty()) write_file_atomically(folder + "/README.md", card);
     write_companions(companions, folder);

@@ -37,6 +37,7 @@ struct Site {
     SiteKind kind = SiteKind::f;
     int layer = 0;
     bool folded = false;     // no norm at all: gamma, beta, sigma_bar and the centring live in the next weights
+    bool centred = true;     // LayerNorm; else RMSNorm, the same with 0 for the mean
     double a = 0;            // how far it has gone; the paper knows 0 and 1 only
     bool tapers = false;     // goes TaperNorm's way
     double sigma_bar = NAN;  // frozen at removal
@@ -232,10 +233,10 @@ struct SigmaSum {
 struct Probe {
     // The stream (B,T,C) in front of block `layer`, or in front of ln_f for layer L. What is written to it counts.
     std::function<void(int64_t layer, real* residual)> residual;
-    // What the heads bring, side by side and before c_proj: heads (B,T,C); and what they were made from: qkv (B,T,3C),
-    // lse (B,NH,T).
+    // What the heads bring, side by side and before c_proj: heads (B,T,A); and what they were made from: qkv (B,T,Q), with
+    // rotary queries and keys turned, lse (B,NH,T).
     std::function<void(int64_t layer, const real* heads, const real* qkv, const real* lse)> attention;
-    // The MLP's neurons after GELU, hidden (B,T,n_inner), and what it adds to the stream, output (B,T,C).
+    // The MLP's neurons after GELU or its like, hidden (B,T,n_inner), and what it adds to the stream, output (B,T,C).
     std::function<void(int64_t layer, const real* hidden, const real* output)> mlp;
 };
 
@@ -246,16 +247,17 @@ struct AdamWStep {
     uint64_t seed = 1;          // of stochastic rounding, where an engine has it
 };
 
-// Pointers into a flat buffer of parameters, or of their gradients, as tensor_table lays them out. Norm pointers are null
-// in the folded form, whose unembedding is its own tensor with a bias; otherwise the unembedding is wte and has none.
+// Pointers into a flat buffer of parameters, or of their gradients, as tensor_table lays them out; null for what the model
+// does not have: norms in the folded form, whose unembedding is its own tensor with a bias, wpe in a rotary model, ...
+// A, Q, F are the widths of heads, c_attn and c_fc (GPT2Config): C, 3C, n_inner in a GPT-2.
 template <class Number>
 struct WeightsOf {
     struct Layer {
         Number *ln1_gamma, *ln1_beta;  // (C), (C)
-        Number *qkv, *qkv_bias;        // (C,3C), (3C)
-        Number *proj, *proj_bias;      // (C,C), (C)
+        Number *qkv, *qkv_bias;        // (C,Q), (Q)
+        Number *proj, *proj_bias;      // (A,C), (C)
         Number *ln2_gamma, *ln2_beta;  // (C), (C)
-        Number *fc, *fc_bias;          // (C,n_inner), (n_inner)
+        Number *fc, *fc_bias;          // (C,F), (F)
         Number *fcproj, *fcproj_bias;  // (n_inner,C), (C)
     };
     Number *wte = nullptr, *wpe = nullptr;  // (V,C), (n_ctx,C)
@@ -266,30 +268,29 @@ struct WeightsOf {
     WeightsOf() = default;
     WeightsOf(Number* base, const std::vector<Tensor>& table, const GPT2Config& c) {
         size_t next = 0;
-        const auto take = [&] { return base + table[next++].offset; };
-        const bool norms = c.form != ModelForm::folded;
-        const auto take_norm = [&] { return norms ? take() : nullptr; };
-        wte = take();
-        wpe = take();
+        const auto take = [&](bool there) { return there ? base + table[next++].offset : nullptr; };
+        const bool norms = c.has_norms(), betas = norms && c.norm_bias, folded = !norms;
+        wte = take(true);
+        wpe = take(c.rotary == 0);
         layers.resize(static_cast<size_t>(c.L));
         for (Layer& y : layers) {
-            y.ln1_gamma = take_norm();
-            y.ln1_beta = take_norm();
-            y.qkv = take();
-            y.qkv_bias = take();
-            y.proj = take();
-            y.proj_bias = take();
-            y.ln2_gamma = take_norm();
-            y.ln2_beta = take_norm();
-            y.fc = take();
-            y.fc_bias = take();
-            y.fcproj = take();
-            y.fcproj_bias = take();
+            y.ln1_gamma = take(norms);
+            y.ln1_beta = take(betas);
+            y.qkv = take(true);
+            y.qkv_bias = take(c.attention_bias);
+            y.proj = take(true);
+            y.proj_bias = take(c.attention_bias);
+            y.ln2_gamma = take(norms);
+            y.ln2_beta = take(betas);
+            y.fc = take(true);
+            y.fc_bias = take(c.mlp_bias);
+            y.fcproj = take(true);
+            y.fcproj_bias = take(c.mlp_bias);
         }
-        lnf_gamma = take_norm();
-        lnf_beta = take_norm();
-        head = norms ? wte : take();
-        if (!norms) head_bias = take();
+        lnf_gamma = take(norms);
+        lnf_beta = take(betas);
+        head = c.has_own_head() ? take(true) : wte;
+        head_bias = take(folded);
     }
 };
 using Weights = WeightsOf<real>;
@@ -326,7 +327,10 @@ class Engine {
 
     explicit Engine(const GPT2Config& c) : config(c), sites(static_cast<int>(c.L)), tensors(tensor_table(c)) {
         params.allocate(parameter_count(tensors));
-        for (Site& site : sites.all) site.folded = c.form == ModelForm::folded;
+        for (Site& site : sites.all) {
+            site.folded = !c.has_norms();
+            site.centred = c.centred;
+        }
         clear_sigma_sums();
     }
     virtual ~Engine() = default;

@@ -91,7 +91,7 @@ struct TensorRecipe {
 };
 
 // A model as it is, names with this prefix.
-std::vector<TensorRecipe> plain_recipes(const Engine& model, const std::string& prefix);
+std::vector<TensorRecipe> plain_recipes(const Engine& model);
 // Hugging Face form: a stock GPT2LMHeadModel; a model that never lost a site is simply itself. Throws BadInput for a model
 // half-way, and for a folded one. `config` is what describes it.
 std::vector<TensorRecipe> hugging_face_recipes(Engine& model, GPT2Config& config);

@@ -59,7 +59,7 @@ template <class T>
 void write_tiny(const std::string& folder, ModelForm form, const std::vector<T>& values,
                 const Tokenizer* tokenizer = nullptr) {
     write_model_folder(folder, tiny_config(form),
-                       recipes_of(values, form == ModelForm::hugging_face ? "transformer." : ""), dtype_of<T>(),
+                       recipes_of(values, ""), dtype_of<T>(),
                        {{"version", kFormatVersion}, {"note", "σ"}}, tokenizer, "# A card\n");
 }
 
@@ -77,7 +77,7 @@ TEST_CASE_TEMPLATE("a model folder of every form comes back as it was", T, float
     const std::vector<T> values = random_values<T>();
     const std::unique_ptr<Tokenizer> bytes = load_tokenizer("byte");
     for (const ModelForm form : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded}) {
-        const std::string path = scratch / model_type_of(form);
+        const std::string path = scratch / model_type_of(Family::gpt2, form);
         write_tiny(path, form, values, bytes.get());
         ModelFolder folder(path);
         CHECK(folder.config().form == form);
@@ -170,7 +170,7 @@ TEST_CASE("what came with a model goes out as it came, and is removed with it") 
     write_bytes(scratch / "m/notes.txt", "mine");
     std::string from = scratch / "m";
     for (const ModelForm form : {ModelForm::checkpoint, ModelForm::hugging_face}) {  // and on from there
-        const std::string out = scratch / model_type_of(form);
+        const std::string out = scratch / model_type_of(Family::gpt2, form);
         const ModelFolder folder(from);
         CHECK(folder.config().end_of_text == 2);
         GPT2Config c = folder.config();

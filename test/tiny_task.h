@@ -59,7 +59,7 @@ struct TinyTask {
         tokenize_files(tokenize);
         const std::unique_ptr<Engine> model = make_reference(c);
         initialise(*model, 1);
-        write_model(scratch / "base", c, plain_recipes(*model, "transformer."), WeightType::f32,
+        write_model(scratch / "base", c, plain_recipes(*model), WeightType::f32,
                     {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
         request.command = "remove";
         request.json_output = true;  // keeps standard output clean

@@ -196,11 +196,11 @@ void OpList::add_attention(const GPT2Config& c, int64_t B, int64_t T) {
     forward.calls = backward.calls = static_cast<double>(c.L);
     forward.flops = 2 * product;  // scores and weighted values, each half of a T x T square
     forward.bytes = 4.0 * static_cast<double>(4 * N * C);
-    forward.run = [=] { operations().attention_forward(out, lse, qkv, B, T, C, NH, 0, T); };
+    forward.run = [=] { operations().attention_forward(out, lse, qkv, B, T, {NH, NH, C / NH}, 0, T); };
     backward.name = "attention, backward";
     backward.flops = 4 * product;  // dq, dk, dv, dp; remaking the scores is not counted
     backward.bytes = 4.0 * static_cast<double>(8 * N * C);
-    backward.run = [=] { operations().attention_backward(dqkv, out, qkv, out, lse, B, T, C, NH); };
+    backward.run = [=] { operations().attention_backward(dqkv, out, qkv, out, lse, B, T, {NH, NH, C / NH}); };
     ops.push_back(std::move(forward));
     ops.push_back(std::move(backward));
 }
@@ -226,7 +226,7 @@ void OpList::add_norms(const GPT2Config& c, int64_t N) {
     real *out = memory_.take(N * C), *dinp = memory_.take(N * C);
     real *mean = memory_.take(N), *sigma = memory_.take(N);
     real *gamma = memory_.take(C), *beta = memory_.take(C), *dgamma = memory_.take(C), *dbeta = memory_.take(C);
-    streaming("mean and sigma", norms, NC, [=] { operations().moments_forward(mean, sigma, inp, 1e-5, N, C); });
+    streaming("mean and sigma", norms, NC, [=] { operations().moments_forward(mean, sigma, inp, 1e-5, true, N, C); });
     streaming("norm, forward (twice)", 2 * norms - 1, 2 * NC,
               [=] { operations().norm_forward(out, inp, mean, sigma, gamma, beta, N, C); });
     // (LayerNorm's divisor is sigma itself.)

@@ -30,26 +30,34 @@ struct AdamWNumbers {
     real scale;        // of the gradient: clipping
 };
 
+// The heads of an attention: NH of queries, KH of keys and of values, each serving NH / KH of the queries', all of HS numbers.
+// They lie side by side in a row of qkv: queries, keys, values.
+struct Heads {
+    int64_t NH, KH, HS;
+    int64_t width() const { return NH * HS; }           // of what attention makes: C in a GPT-2
+    int64_t row() const { return (NH + 2 * KH) * HS; }  // of qkv: 3C in a GPT-2
+};
+
 // Gradients are squared and summed in blocks of so many.
 constexpr int64_t kNormBlock = kFlatBlock;
 
 struct Operations {
     const char* isa;  // as the Makefile calls it
 
-    // out (B,T,C), tokens (B,T), wte (V,C), wpe (n_ctx,C)
+    // out (B,T,C), tokens (B,T), wte (V,C), wpe (n_ctx,C) or null
     void (*encoder_forward)(real* out, const int32_t* tokens, const real* wte, const real* wpe, int64_t B, int64_t T,
                             int64_t C);
     void (*encoder_backward)(real* dwte, real* dwpe, const real* dout, const int32_t* tokens, int64_t B, int64_t T,
                              int64_t C);
     // mean, sigma (N), inp (N,C)
-    void (*moments_forward)(real* mean, real* sigma, const real* inp, double eps, int64_t N, int64_t C);
+    void (*moments_forward)(real* mean, real* sigma, const real* inp, double eps, bool centred, int64_t N, int64_t C);
     // divisor, sigma (B,T), tokens (B,T)
     void (*norm_divisors)(real* divisor, const Site& site, const real* sigma, const int32_t* tokens,
                           int32_t end_of_text, int64_t B, int64_t T);
-    // out, inp (N,C), mean, divisor (N), gamma, beta (C)
+    // out, inp (N,C), mean, divisor (N), gamma, beta (C), which may be null
     void (*norm_forward)(real* out, const real* inp, const real* mean, const real* divisor, const real* gamma,
                          const real* beta, int64_t N, int64_t C);
-    // adds to dinp (N,C), dgamma, dbeta (C); of `site` how far it has gone, and which way
+    // adds to dinp (N,C), dgamma, dbeta (C) unless null; of `site` what norm it is, how far it has gone, and which way
     void (*norm_backward)(real* dinp, real* dgamma, real* dbeta, const real* dout, const real* inp, const real* gamma,
                           const real* mean, const real* sigma, const real* divisor, const Site& site, int64_t N,
                           int64_t C);
@@ -62,23 +70,32 @@ struct Operations {
     // C (M,N) = op(A) (M,K) op(B) (K,N) [+ C if accumulate] [+ bias (N) to every row]
     void (*matmul)(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const real* A, int64_t lda,
                    const real* B, int64_t ldb, real* C, int64_t ldc, bool accumulate, const real* bias);
-    // out (N,M), inp (N,K), weight (K,M), bias (M); rows of weight and out are `stride` apart
+    // out (N,M), inp (N,K), weight (K,M), bias (M) or null; rows of weight and out are `stride` apart
     void (*matmul_forward)(real* out, const real* inp, const real* weight, const real* bias, int64_t N, int64_t K,
                            int64_t M, int64_t stride);
-    // dinp (N,K) is overwritten; adds to dweight (K,M), dbias (M)
+    // dinp (N,K) is overwritten; adds to dweight (K,M), dbias (M) unless null
     void (*matmul_backward)(real* dinp, real* dweight, real* dbias, const real* dout, const real* inp,
                             const real* weight, int64_t N, int64_t K, int64_t M, int64_t stride);
     // adds the N rows of dout (N,M), `stride` apart, to dbias (M)
     void (*bias_backward)(real* dbias, const real* dout, int64_t N, int64_t M, int64_t stride);
-    // out (B,T-first,C), lse (B,NH,T-first), qkv (B,capacity,3C): positions first..T-1 look at 0..T-1
-    void (*attention_forward)(real* out, real* lse, const real* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+    // out (B,T-first,A), lse (B,NH,T-first), qkv (B,capacity,Q), A and Q the heads' width and row: positions first..T-1 look
+    // at 0..T-1
+    void (*attention_forward)(real* out, real* lse, const real* qkv, int64_t B, int64_t T, const Heads& heads,
                               int64_t first, int64_t capacity);
-    // dqkv (B,T,3C) is overwritten
+    // dqkv (B,T,Q) is overwritten
     void (*attention_backward)(real* dqkv, const real* dout, const real* qkv, const real* out, const real* lse,
-                               int64_t B, int64_t T, int64_t C, int64_t NH);
+                               int64_t B, int64_t T, const Heads& heads);
+    // turns the queries and keys of qkv (B,T,Q) in place; turns (T,R/2,2): cosine and sine of each pair's angle
+    void (*rotary_forward)(real* qkv, const real* turns, int64_t B, int64_t T, const Heads& heads, int64_t R);
+    void (*rotary_backward)(real* dqkv, const real* turns, int64_t B, int64_t T, const Heads& heads, int64_t R);
     void (*gelu_forward)(real* out, const real* inp, int64_t n);
     // dinp is overwritten, and may be dout itself
     void (*gelu_backward)(real* dinp, const real* dout, const real* inp, int64_t n);
+    void (*gelu_erf_forward)(real* out, const real* inp, int64_t n);
+    void (*gelu_erf_backward)(real* dinp, const real* dout, const real* inp, int64_t n);
+    // out (N,H), inp (N,2H); dinp (N,2H) is overwritten
+    void (*gated_silu_forward)(real* out, const real* inp, int64_t N, int64_t H);
+    void (*gated_silu_backward)(real* dinp, const real* dout, const real* inp, int64_t N, int64_t H);
     void (*residual_forward)(real* out, const real* stream, const real* branch, int64_t n);
     // losses (rows), logits (rows,V), which become their gradients times scale if asked, targets (rows)
     void (*softmax_cross_entropy)(real* losses, real* logits, const int32_t* targets, double scale, bool with_gradient,

@@ -151,7 +151,7 @@ void write_files(const std::string& folder, const Session& session, const Json& 
     write_buffer(folder + "/adam_v.safetensors", model, model.v);
     GPT2Config config = model.config;
     if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
-    write_model(folder, config, plain_recipes(model, ""), WeightType::of_real, record, session.tokenizer.get(), "",
+    write_model(folder, config, plain_recipes(model), WeightType::of_real, record, session.tokenizer.get(), "",
                 session.companions);
 }
 

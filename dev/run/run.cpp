@@ -42,7 +42,7 @@ void prepare(Session& session) {
 std::vector<TensorRecipe> recipes_with_f(const Engine& model, GPT2Config& config) {
     config = model.config;
     config.form = ModelForm::checkpoint;
-    return plain_recipes(model, "");
+    return plain_recipes(model);
 }
 
 // The finished model becomes the output folder itself, in Hugging Face form (folded models stay folded).

@@ -295,7 +295,7 @@ std::vector<std::string> write_three_forms(const TemporaryFolder& scratch) {
                     "");
         return scratch / name;
     };
-    std::vector<std::string> folders = {write("norms", plain_recipes(*model, "transformer."))};
+    std::vector<std::string> folders = {write("norms", plain_recipes(*model))};
     double sigma = 0.6;
     for (Site& site : model->sites.all) freeze(site, sigma += 0.17);
     const std::vector<TensorRecipe> recipes = hugging_face_recipes(*model, c);

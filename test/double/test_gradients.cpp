@@ -12,6 +12,7 @@
 #include "data/random.h"
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
+#include "dev/method.h"
 #include "test/test_models.h"
 #include "test/threads.h"
 
@@ -80,7 +81,7 @@ struct NormCase {
                       dbeta = dgamma;
 
     double loss(bool fake) {
-        op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+        op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, true, N, C);
         op.norm_forward(out.data(), x.data(), mean.data(), fake ? frozen.data() : sigma.data(), gamma.data(),
                         beta.data(), N, C);
         return dot(out, d);
@@ -133,7 +134,7 @@ TEST_CASE(
         site.a = a;
         site.tapers = step < 0;
         const auto loss = [&] {
-            op.moments_forward(n.mean.data(), n.sigma.data(), n.x.data(), 1e-5, n.N, n.C);
+            op.moments_forward(n.mean.data(), n.sigma.data(), n.x.data(), 1e-5, true, n.N, n.C);
             op.norm_divisors(n.frozen.data(), site, n.sigma.data(), tokens.data(), 9, 1, n.N);
             op.norm_forward(n.out.data(), n.x.data(), n.mean.data(), n.frozen.data(), n.gamma.data(), n.beta.data(),
                             n.N, n.C);
@@ -159,14 +160,14 @@ TEST_CASE("auxiliary loss: no gradient flows through sigma_hat") {
     const double lambda = 0.3;
     for (const double position0 : {1.0, 4.0}) {
         std::fill(dx.begin(), dx.end(), 0.0);
-        op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+        op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, true, N, C);
         const AuxLoss at_start =
             op.aux_loss_forward(sigma.data(), tokens.data(), 9, {lambda, false, false, position0}, B, T);
         REQUIRE(at_start.active);
         CHECK(at_start.sigma_hat == doctest::Approx((sigma[2] + sigma[3] + sigma[5] + sigma[7]) / 4).epsilon(1e-12));
         op.aux_loss_backward(dx.data(), at_start, x.data(), mean.data(), sigma.data(), 0.5, B, T, C);
         const auto loss = [&] {
-            op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, N, C);
+            op.moments_forward(mean.data(), sigma.data(), x.data(), 1e-5, true, N, C);
             double sum = 0;
             for (int64_t n = 0; n < N; n++)
                 sum += std::pow(sigma[n] - (n % T == 0 ? position0 : 1) * at_start.sigma_hat, 2);
@@ -217,21 +218,110 @@ TEST_CASE("attention: queries, keys and values, within one block of queries and 
     const auto d = random_values(B * T * C, 14);
     std::vector<real> out(d.size()), lse(B * NH * T), dqkv(qkv.size(), 99.0);
     const auto loss = [&] {
-        op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH, 0, T);
+        op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, {NH, NH, C / NH}, 0, T);
         return dot(out, d);
     };
     loss();
-    op.attention_backward(dqkv.data(), d.data(), qkv.data(), out.data(), lse.data(), B, T, C, NH);
+    op.attention_backward(dqkv.data(), d.data(), qkv.data(), out.data(), lse.data(), B, T, {NH, NH, C / NH});
     CHECK(gradient_error(qkv.data(), dqkv, loss) < kTolerance);
+}
+
+TEST_CASE("attention whose heads of keys and values serve several of queries equals one with a copy for each") {
+    const int64_t B = 2, T = 35, HS = 3;
+    for (const auto& [NH, KH] : {std::pair<int64_t, int64_t>{4, 2}, {3, 1}, {6, 2}}) {
+        CAPTURE(NH);
+        const Heads heads{NH, KH, HS};
+        auto qkv = random_values(B * T * heads.row(), 13);
+        const auto d = random_values(B * T * heads.width(), 14);
+        std::vector<real> out(d.size()), lse(B * NH * T), dqkv(qkv.size(), 99.0);
+        const auto loss = [&] {
+            op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, heads, 0, T);
+            return dot(out, d);
+        };
+        loss();
+        op.attention_backward(dqkv.data(), d.data(), qkv.data(), out.data(), lse.data(), B, T, heads);
+        CHECK(gradient_error(qkv.data(), dqkv, loss, 7) < kTolerance);
+
+        const Heads copied{NH, NH, HS};
+        std::vector<real> wide(B * T * copied.row()), same(out.size());
+        for (int64_t n = 0; n < B * T; n++)
+            for (int64_t h = 0; h < 3 * NH; h++) {  // queries, keys, values
+                const int64_t from = h < NH ? h : NH + (h / NH - 1) * KH + h % NH / (NH / KH);
+                for (int64_t i = 0; i < HS; i++)
+                    wide[n * copied.row() + h * HS + i] = qkv[n * heads.row() + from * HS + i];
+            }
+        op.attention_forward(same.data(), lse.data(), wide.data(), B, T, copied, 0, T);
+        loss();
+        CHECK(largest_difference(out, same) == 0);
+    }
+}
+
+TEST_CASE("rotary positions turn queries and keys, so that their product depends on the distance alone") {
+    const int64_t T = 6, R = 4;
+    const Heads heads{2, 1, 6};
+    std::vector<real> turns;
+    for (int64_t t = 0; t < T; t++)
+        for (const double speed : {1.0, 0.1}) {
+            turns.push_back(std::cos(t * speed));
+            turns.push_back(std::sin(t * speed));
+        }
+    const auto one = random_values(heads.row(), 15);
+    std::vector<real> qkv;
+    for (int64_t t = 0; t < T; t++) qkv.insert(qkv.end(), one.begin(), one.end());
+    const std::vector<real> straight = qkv;
+    op.rotary_forward(qkv.data(), turns.data(), 1, T, heads, R);
+    const auto score = [&](int64_t t, int64_t u) {
+        double sum = 0;
+        for (int64_t i = 0; i < heads.HS; i++)
+            sum += qkv[t * heads.row() + i] * qkv[u * heads.row() + heads.width() + i];
+        return sum;
+    };
+    CHECK(score(5, 3) == doctest::Approx(score(2, 0)).epsilon(1e-12));
+    CHECK(std::abs(score(5, 3) - score(5, 2)) > 1e-3);
+    // Number i goes with number i + R/2; what is behind R, and the values, stay.
+    const real *x = &straight[heads.row()], *turned = &qkv[heads.row()];
+    CHECK(turned[0] == doctest::Approx(std::cos(1) * x[0] - std::sin(1) * x[2]));
+    CHECK(turned[3] == doctest::Approx(std::sin(0.1) * x[1] + std::cos(0.1) * x[3]));
+    CHECK(turned[4] == x[4]);
+    CHECK(turned[3 * heads.HS] == x[3 * heads.HS]);
+    op.rotary_backward(qkv.data(), turns.data(), 1, T, heads, R);
+    CHECK(largest_difference(qkv, straight) < 1e-12);
+}
+
+TEST_CASE("GELU by the error function, and gated SiLU, equal their formulas, and so do their gradients") {
+    const int64_t N = 3, H = 7;
+    auto x = random_values(2 * N * H, 16, 3);
+    const auto d = random_values(2 * N * H, 17);
+    std::vector<real> out(2 * N * H), dx(2 * N * H);
+    const auto gelu = [&] {
+        op.gelu_erf_forward(out.data(), x.data(), 2 * N * H);
+        return dot(out, d);
+    };
+    gelu();
+    for (size_t i = 0; i < x.size(); i++)
+        CHECK(out[i] == doctest::Approx(0.5 * x[i] * (1 + std::erf(x[i] / std::sqrt(2)))).epsilon(1e-12));
+    op.gelu_erf_backward(dx.data(), d.data(), x.data(), 2 * N * H);
+    CHECK(gradient_error(x.data(), dx, gelu) < kTolerance);
+
+    std::vector<real> gated(N * H), d_gated(d.begin(), d.begin() + N * H);
+    const auto silu = [&] {
+        op.gated_silu_forward(gated.data(), x.data(), N, H);
+        return dot(gated, d_gated);
+    };
+    silu();
+    const real g = x[2 * H + 1], u = x[2 * H + H + 1];
+    CHECK(gated[H + 1] == doctest::Approx(g / (1 + std::exp(-g)) * u).epsilon(1e-12));
+    op.gated_silu_backward(dx.data(), d_gated.data(), x.data(), N, H);
+    CHECK(gradient_error(x.data(), dx, silu) < kTolerance);
 }
 
 TEST_CASE("attention never looks ahead") {
     const int64_t B = 1, T = 4, C = 4, NH = 1;
     auto qkv = random_values(T * 3 * C, 15);
     std::vector<real> out(T * C), again(T * C), lse(T);
-    op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, C, NH, 0, T);
+    op.attention_forward(out.data(), lse.data(), qkv.data(), B, T, {NH, NH, C / NH}, 0, T);
     for (int64_t i = 0; i < 3 * C; i++) qkv[3 * 3 * C + i] += 5;
-    op.attention_forward(again.data(), lse.data(), qkv.data(), B, T, C, NH, 0, T);
+    op.attention_forward(again.data(), lse.data(), qkv.data(), B, T, {NH, NH, C / NH}, 0, T);
     for (int64_t i = 0; i < 3 * C; i++) CHECK(out[i] == again[i]);
     CHECK(out[3 * C] != again[3 * C]);
 }
@@ -482,4 +572,101 @@ TEST_CASE(
     analysis();
     CHECK(model->gradient_norm() > 0);
     CHECK(largest() == 0);
+}
+
+// Shapes beyond GPT-2's, each with something that the others do not have.
+static std::vector<GPT2Config> other_shapes() {
+    const GPT2Config base = shape_of(2, 4, 12, 13, 6, 10);
+    std::vector<GPT2Config> shapes(5, base);
+    GPT2Config &pythia = shapes[0], &llama = shapes[1], &wide = shapes[2], &rms = shapes[3], &untied = shapes[4];
+    pythia.rotary = 2;
+    pythia.parallel = true;
+    pythia.activation = Activation::gelu_erf;
+    pythia.tied = false;
+    llama.NH = 6;
+    llama.rotary = 2;
+    llama.rotary_base = 100;
+    llama.shared_heads = 2;
+    llama.centred = llama.norm_bias = llama.attention_bias = llama.mlp_bias = false;
+    llama.activation = Activation::gated_silu;
+    wide = llama;
+    wide.own_head_size = 4;
+    wide.rotary = 4;
+    wide.shared_heads = 1;
+    wide.attention_bias = true;
+    wide.tied = false;
+    rms.centred = false;
+    untied.norm_bias = false;
+    untied.tied = false;
+    return shapes;
+}
+
+TEST_CASE("models of other shapes, with and without their norms, folded too") {
+    const std::unique_ptr<Engine> teacher = teacher_model();
+    for (const GPT2Config& shape : other_shapes())
+        for (const int stage : {0, 1, 2, 3}) {
+            CAPTURE(shape.rotary);
+            CAPTURE(shape.shared_heads);
+            CAPTURE(stage);
+            GPT2Config c = shape;
+            if (stage == 3) c.form = ModelForm::folded;
+            const auto model = random_model(c, 19, 0.4);
+            model->prepare_training();
+            for (int64_t l = 0; stage == 1 && l < c.L; l++) {
+                freeze(model->sites.mlp(l), 0.9 + l);
+                freeze(model->sites.qk(l), 0.7);
+                model->sites.v(l).sigma_bar = 1.3;
+                model->sites.v(l).a = 0.4;
+            }
+            for (Site& site : model->sites.all)
+                if (stage == 2) freeze(site, 0.8 + 0.1 * static_cast<int>(site.kind));
+            check_model(*model, {stage == 3 ? 0 : 0.1}, {0.5, teacher.get()});
+        }
+}
+
+// Of a finished model, from recipes to a model of the form that they make.
+static std::unique_ptr<Engine> made_from(const std::vector<TensorRecipe>& recipes, const GPT2Config& config) {
+    std::unique_ptr<Engine> made = make_reference(config);
+    REQUIRE(recipes.size() == made->tensors.size());
+    for (const TensorRecipe& recipe : recipes) recipe.fill(made->tensor(recipe.name));
+    return made;
+}
+
+TEST_CASE("both exact forms of finished models of other shapes predict the same") {
+    const int64_t B = 2, T = 5, V = 13;
+    const std::vector<int32_t> tokens = random_tokens(B * T, V);
+    const auto predictions = [&](Engine& model) {
+        std::vector<real> logits(B * T * V);
+        model.logits(logits.data(), tokens.data(), B, T);
+        return logits;
+    };
+    for (const GPT2Config& shape : other_shapes()) {
+        CAPTURE(shape.rotary);
+        const auto model = random_model(shape, 20, 0.2);
+        for (Site& site : model->sites.all) freeze(site, 0.8 + 0.1 * static_cast<int>(site.kind));
+        const std::vector<real> expected = predictions(*model);
+        GPT2Config config;
+        const auto folded = folded_recipes(*model, config);
+        CHECK(largest_difference(predictions(*made_from(folded, config)), expected) < 1e-10);
+        // A stock loader runs the norm that it knows, with the epsilon of config.json.
+        const auto stock = hugging_face_recipes(*model, config);
+        CHECK(config.epsilon_freezes_sigma());
+        CHECK(largest_difference(predictions(*made_from(stock, config)), expected) < 1e-10);
+    }
+}
+
+TEST_CASE("decoding token by token gives what one pass does, whatever the shape") {
+    const int64_t T = 6, V = 13;
+    const std::vector<int32_t> tokens = random_tokens(T, V);
+    for (const GPT2Config& shape : other_shapes()) {
+        CAPTURE(shape.rotary);
+        const auto model = random_model(shape, 20, 0.4);
+        std::vector<real> expected(T * V), got(V);
+        model->logits(expected.data(), tokens.data(), 1, T);
+        model->start_decoding(1);
+        model->decode(got.data(), tokens.data(), 1, 2);
+        for (int64_t t = 2; t < T; t++) model->decode(got.data(), tokens.data() + t, 1, 1);
+        const std::vector<real> last(expected.end() - V, expected.end());
+        CHECK(largest_difference(got, last) < 1e-12);
+    }
 }

@@ -454,7 +454,7 @@ struct Reported {
     void write_weights(const std::string& name, uint64_t seed) {
         const GPT2Config config = shape_of(2, 3, 15, 257, 32, 22);
         const auto model = random_model(seed, config);
-        write_model(folder / name, config, plain_recipes(*model, "transformer."), WeightType::f32,
+        write_model(folder / name, config, plain_recipes(*model), WeightType::f32,
                     {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
     }
     void write_text(uint64_t seed) {
@@ -574,7 +574,7 @@ TEST_CASE("--paper says what it cannot measure") {
     r.options.out = "";
     SUBCASE("the first model's neurons in a model that has others") {
         const GPT2Config config = shape_of(2, 3, 15, 257, 32, 23);
-        write_model(r.folder / "wider", config, plain_recipes(*random_model(3, config), "transformer."),
+        write_model(r.folder / "wider", config, plain_recipes(*random_model(3, config)),
                     WeightType::f32, {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
         r.options.models.push_back(r.folder / "wider");
         CHECK_THROWS_WITH_AS(analyze_command("confidence", r.options), doctest::Contains("another shape"), BadInput);

@@ -555,7 +555,7 @@ struct Cached {
 
     Cached() {
         GPT2Config config = kExplained;
-        write_model(folder / "model", config, plain_recipes(*model, "transformer."), WeightType::f32,
+        write_model(folder / "model", config, plain_recipes(*model), WeightType::f32,
                     {{"version", kFormatVersion}}, nullptr, "");
         ShardWriter writer(folder / "x", static_cast<uint32_t>(kExplained.V), 1000);
         writer.append(text.data(), text.size());

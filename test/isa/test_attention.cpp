@@ -91,8 +91,9 @@ TEST_CASE("attention, forward and backward, equals plain loops") {
         const int64_t C = s.NH * s.HS, N = s.B * s.T;
         const auto qkv = values(N * 3 * C, 1), dout = values(N * C, 2);
         std::vector<real> out(static_cast<size_t>(N * C)), lse(static_cast<size_t>(N * s.NH)), dqkv(qkv.size(), 9);
-        op.attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH, 0, s.T);
-        op.attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, C, s.NH);
+        op.attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, {s.NH, s.NH, C / s.NH}, 0, s.T);
+        op.attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T,
+                              {s.NH, s.NH, C / s.NH});
         std::vector<double> expected(out.size()), expected_gradient(qkv.size());
         plain_attention(expected, expected_gradient, qkv, dout, s);
         CHECK(relative_error(out, expected) < 2e-6);
@@ -108,8 +109,9 @@ TEST_CASE("attention gives the same bits with any number of threads") {
     for (const int threads : {1, 2, 3, 5}) {
         const Threads here(threads);
         std::vector<real> out(static_cast<size_t>(N * C)), lse(static_cast<size_t>(N * s.NH)), dqkv(qkv.size());
-        op.attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, C, s.NH, 0, s.T);
-        op.attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, C, s.NH);
+        op.attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, {s.NH, s.NH, C / s.NH}, 0, s.T);
+        op.attention_backward(dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T,
+                              {s.NH, s.NH, C / s.NH});
         out.insert(out.end(), dqkv.begin(), dqkv.end());
         results.push_back(out);
     }
