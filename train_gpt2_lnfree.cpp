@@ -37,6 +37,7 @@
 
 #include "data/error.h"
 #include "data/gpt2_config.h"
+#include "data/random.h"
 #include "dev/cpu/gradient_tree.h"
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
@@ -849,7 +850,7 @@ std::vector<Tensor> tensor_table(const GPT2Config& c) {
     int64_t offset = 0;
     const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
         const bool decay = shape.size() == 2;  // weight matrices and embeddings, no biases, no norm parameters
-        Tensor t{name, {}, decay, offset, 1};
+        Tensor t{name, {}, decay, offset, 1, 1};
         for (const int64_t extent : shape) {
             t.shape.push_back(static_cast<uint64_t>(extent));
             t.size *= extent;
@@ -1163,6 +1164,7 @@ class GPT2 : public Engine {
 
     void prepare_training(int64_t B, int64_t T) override {
         if (grads.size() == 0) grads.allocate(params.size());
+        if (low_rank.grads.size() == 0 && low_rank.R > 0) low_rank.grads.allocate(trained_numbers());
         d = Weights(grads.data(), tensors, config);
         if (B * T > 0) act.reserve(B, T, true, config);
     }
@@ -1175,14 +1177,15 @@ class GPT2 : public Engine {
     BatchLoss forward_backward(const int32_t* inputs, const int32_t* targets, int64_t B, int64_t T,
                                const AuxSettings& aux_settings, int64_t grad_accum,
                                const Distillation& distillation) override {
-        if (tree.holds_some()) op.zero(grads.data(), grads.size());
+        if (tree.holds_some() || low_rank.R > 0) op.zero(grads.data(), grads.size());
         act.reserve(B, T, true, config);
         forward(inputs);
         collect_sigmas();
         BatchLoss result = classify(inputs, targets, 1.0 / static_cast<double>(B * T * grad_accum), distillation);
         result.aux = auxiliary_losses(inputs, aux_settings);
         backward(inputs, 1.0 / static_cast<double>(grad_accum));
-        tree.take(op, grads, grad_accum);
+        if (low_rank.R > 0) gradients_of_low_rank();
+        tree.take(op, trained_grads(), grad_accum);
         return result;
     }
 
@@ -1191,6 +1194,9 @@ class GPT2 : public Engine {
     void prepare_optimiser() override;
     double gradient_norm() override;
     void update(const AdamWStep& step) override;
+    Buffer& trained_grads() { return low_rank.R > 0 ? low_rank.grads : grads; }
+    void gradients_of_low_rank();
+    void add_low_rank_update(const std::vector<real>& before);
     void resume(uint64_t) override {}
     void fetch_parameters() override {}
     void fetch_moments() override {}
@@ -1474,10 +1480,11 @@ double clip_scale(double norm, double clip) {
 // and of the moments one part of the flat buffer, which it updates; then all get all parameters. Alone, the part is the whole.
 
 double GPT2::gradient_norm() {
-    tree.reduce(op, grads);
-    const Range part = processes().part(grads.size());
-    std::vector<double> partial((grads.size() + kNormBlock - 1) / kNormBlock);
-    op.sum_squares(partial.data() + part.first / kNormBlock, grads.data() + part.first, part.size());
+    Buffer& g = trained_grads();
+    tree.reduce(op, g);
+    const Range part = processes().part(g.size());
+    std::vector<double> partial((g.size() + kNormBlock - 1) / kNormBlock);
+    op.sum_squares(partial.data() + part.first / kNormBlock, g.data() + part.first, part.size());
     processes().all_gather(partial.data(), sizeof partial[0], processes().shares(partial.size()));
     double total = 0;
     for (const double sum : partial) total += sum;
@@ -1485,7 +1492,7 @@ double GPT2::gradient_norm() {
 }
 
 void GPT2::prepare_optimiser() {
-    const int64_t part = processes().part(params.size()).size();
+    const int64_t part = processes().part(trained_numbers()).size();
     m.allocate(part);
     v.allocate(part);
     updates = 0;
@@ -1500,18 +1507,121 @@ void GPT2::update(const AdamWStep& s) {
     a.one_minus_b1 = static_cast<real>(1 - s.beta1);
     a.one_minus_b2 = static_cast<real>(1 - s.beta2);
     a.eps = static_cast<real>(s.eps);
-    a.step = static_cast<real>(s.lr / (1 - std::pow(s.beta1, t)));
     a.root2 = static_cast<real>(1 / std::sqrt(1 - std::pow(s.beta2, t)));
-    a.scale = static_cast<real>(s.gradient_scale);
-    const Range part = processes().part(params.size());
-    for (const Tensor& tensor : tensors) {
+    Buffer& values = low_rank.R > 0 ? low_rank.values : params;
+    const std::vector<real> before(values.data(), values.data() + (low_rank.R > 0 ? values.size() : 0));
+    const Range part = processes().part(values.size());
+    for (const Tensor& tensor : trained()) {
         const Range mine = common(part, {tensor.offset, tensor.offset + tensor.size});
         const int64_t at = mine.first, in_part = at - part.first;
         a.keep = static_cast<real>(tensor.decay ? 1 - s.lr * s.weight_decay : 1);
-        op.adamw(params.data() + at, m.data() + in_part, v.data() + in_part, grads.data() + at, a, mine.size());
+        a.step = static_cast<real>(tensor.unit * s.lr / (1 - std::pow(s.beta1, t)));
+        a.scale = static_cast<real>(tensor.unit * s.gradient_scale);
+        op.adamw(values.data() + at, m.data() + in_part, v.data() + in_part, trained_grads().data() + at, a,
+                 mine.size());
     }
-    gradients_are_zero = processes().size() == 1;
-    processes().complete(params.data(), params.size());
+    gradients_are_zero = processes().size() == 1 && low_rank.R == 0;
+    processes().complete(values.data(), values.size());
+    if (low_rank.R > 0) add_low_rank_update(before);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Low-rank updates (dev/engine.h): W = W_0 + A B. Both passes know W alone; what AdamW trains is A and B, whose gradients
+// follow from W's:    dA = dW B^T,    dB = A^T dW.    That is exact, and the whole gradient of one micro-batch is in memory anyway;
+// what low rank saves is AdamW's moments, sums of gradients, and what processes send each other.
+
+// A tensor that has a matrix of its own is a weight matrix inside a block; all others are trained as they are or not at all.
+static bool gets_low_rank_update(const Tensor& t) {
+    return t.shape.size() == 2 && t.name.compare(0, 2, "h.") == 0;
+}
+
+std::vector<Tensor> low_rank_table(const std::vector<Tensor>& tensors, int64_t R, bool embeddings) {
+    std::vector<Tensor> table;
+    int64_t offset = 0;
+    const auto add = [&](const std::string& name, const std::vector<uint64_t>& shape, bool decay) {
+        int64_t size = 1;
+        for (const uint64_t extent : shape) size *= static_cast<int64_t>(extent);
+        table.push_back({name, shape, decay, offset, size, 1});
+        offset += size;
+    };
+    for (const Tensor& t : tensors) {
+        const bool norm = t.name.find("ln_") != std::string::npos, embedding = t.shape.size() == 2;
+        if (gets_low_rank_update(t)) {
+            add(t.name + ".lora_A", {t.shape[0], static_cast<uint64_t>(R)}, true);
+            add(t.name + ".lora_B", {static_cast<uint64_t>(R), t.shape[1]}, true);
+        } else if (norm || (embedding && embeddings)) {
+            add(t.name, t.shape, t.decay);
+        }
+    }
+    return table;
+}
+
+// Calls of_matrix(tensor, A, B) and of_copy(tensor, copy) with the offsets of what is trained for each tensor.
+template <class OfMatrix, class OfCopy>
+static void for_each_trained(const std::vector<Tensor>& tensors, const std::vector<Tensor>& table, OfMatrix of_matrix,
+                             OfCopy of_copy) {
+    size_t next = 0;
+    for (const Tensor& t : tensors) {
+        if (next == table.size()) return;
+        if (gets_low_rank_update(t)) {
+            of_matrix(t, table[next].offset, table[next + 1].offset);
+            next += 2;
+        } else if (table[next].name == t.name) {
+            of_copy(t, table[next++].offset);
+        }
+    }
+}
+
+// A is random and B is 0, so that W starts as it is and B has a gradient.
+void Engine::start_low_rank(int64_t R, bool embeddings, uint64_t seed) {
+    low_rank.R = R;
+    low_rank.table = low_rank_table(tensors, R, embeddings);
+    low_rank.values.allocate(trained_numbers());
+    SplitMix64 random(seed);
+    const auto start = [&](const Tensor& t, int64_t A, int64_t) {
+        const double spread = std::sqrt(1 / static_cast<double>(t.shape[0]));
+        const int64_t n = static_cast<int64_t>(t.shape[0]) * R;
+        for (int64_t i = 0; i < n; i++) low_rank.values.data()[A + i] = static_cast<real>(spread * random.normal());
+    };
+    const auto copy = [&](const Tensor& t, int64_t at) {
+        std::copy(params.data() + t.offset, params.data() + t.offset + t.size, low_rank.values.data() + at);
+    };
+    for_each_trained(tensors, low_rank.table, start, copy);
+}
+
+// Of the micro-batch whose gradients are in `grads`.
+void GPT2::gradients_of_low_rank() {
+    const int64_t R = low_rank.R;
+    const auto of_matrix = [&](const Tensor& t, int64_t A, int64_t B) {
+        const int64_t K = static_cast<int64_t>(t.shape[0]), M = static_cast<int64_t>(t.shape[1]);
+        const real *dW = grads.data() + t.offset, *values = low_rank.values.data();
+        real* g = low_rank.grads.data();
+        op.matmul(Transpose::No, Transpose::Yes, K, R, M, dW, M, values + B, M, g + A, R, false, nullptr);
+        op.matmul(Transpose::Yes, Transpose::No, R, M, K, values + A, R, dW, M, g + B, M, false, nullptr);
+    };
+    const auto of_copy = [&](const Tensor& t, int64_t at) {
+        std::copy(grads.data() + t.offset, grads.data() + t.offset + t.size, low_rank.grads.data() + at);
+    };
+    for_each_trained(tensors, low_rank.table, of_matrix, of_copy);
+}
+
+// What an update of A and B does to W:   A B - A_0 B_0 = (A - A_0) B + A_0 (B - B_0),   small numbers, which round less than W
+// would if A_0 B_0 were taken from it. `before` holds A_0 and B_0.
+void GPT2::add_low_rank_update(const std::vector<real>& before) {
+    const int64_t R = low_rank.R;
+    const real* now = low_rank.values.data();
+    std::vector<real> step(before.size());
+    for (size_t i = 0; i < step.size(); i++) step[i] = now[i] - before[i];
+    const auto of_matrix = [&](const Tensor& t, int64_t A, int64_t B) {
+        const int64_t K = static_cast<int64_t>(t.shape[0]), M = static_cast<int64_t>(t.shape[1]);
+        real* W = params.data() + t.offset;
+        op.matmul(Transpose::No, Transpose::No, K, M, R, step.data() + A, R, now + B, M, W, M, true, nullptr);
+        op.matmul(Transpose::No, Transpose::No, K, M, R, before.data() + A, R, step.data() + B, M, W, M, true, nullptr);
+    };
+    const auto of_copy = [&](const Tensor& t, int64_t at) {
+        std::copy(now + at, now + at + t.size, params.data() + t.offset);
+    };
+    for_each_trained(tensors, low_rank.table, of_matrix, of_copy);
 }
 
 // =====================================================================================================================
@@ -1852,8 +1962,6 @@ int main(int argc, char** argv) {
 }
 
 #elif !defined(LNFREE_NO_MAIN)
-
-#include "data/random.h"
 
 namespace lnfree {
 namespace {

@@ -67,6 +67,7 @@ struct Tensor {
     bool decay;      // weight decay applies: weight matrices and embeddings only (protocol.md 5)
     int64_t offset;  // of its first element in the flat buffers
     int64_t size;
+    double unit = 1;  // AdamW trains the values in this unit: LayerNorm Scaling (Engine::scale_norms_by_depth)
 };
 
 }  // namespace lnfree

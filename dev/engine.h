@@ -173,6 +173,10 @@ struct Settings {
     std::string precision = "fp32";  // of the operands of matrix products; weights, sums and the optimiser stay fp32
     Experiments experiment;
 
+    std::string norm_scale = "none";  // or depth: norms of block l shrink by 1 / sqrt(l), counted from 1
+    int64_t lora = 0;                 // rank of the updates of weight matrices; 0: they are trained whole
+    bool lora_embeddings = false;     // embeddings are trained nevertheless
+
     int64_t tokens_per_step() const { return batch * seq * grad_accum; }
     AuxSettings aux() const {
         return {aux_weight, experiment.aux_everywhere, experiment.aux_relative, experiment.grow_position0};
@@ -308,6 +312,18 @@ inline int64_t parameter_count(const std::vector<Tensor>& table) {
     return table.back().offset + table.back().size;
 }
 
+// Low-rank updates (LoRA, arXiv 2106.09685): of a weight matrix W (K,M) only a product of two thin ones is trained, which
+// starts at 0: W + A B with A (K,R), B (R,M). The norms' gamma and beta are trained as they are, and embeddings if asked. Weights
+// always hold the product; what AdamW works on is here, in buffers of its own.
+struct LowRank {
+    int64_t R = 0;  // 0: there are none, and the parameters themselves are trained
+    std::vector<Tensor> table;
+    Buffer values, grads;
+};
+
+// What is trained instead of these tensors: NAME.lora_A and NAME.lora_B of every weight matrix, and norms, and embeddings.
+std::vector<Tensor> low_rank_table(const std::vector<Tensor>& tensors, int64_t R, bool embeddings);
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The interface
 
@@ -322,6 +338,7 @@ class Engine {
     // copies brings them here in fetch_parameters, fetch_moments. Of several processes each has its part of the moments
     // alone (processes.h).
     Buffer params, grads, m, v;
+    LowRank low_rank;                  // m and v are laid out by its table where there is one
     int64_t updates = 0;               // that AdamW has made
     std::vector<SigmaSum> sigma_sums;  // of the micro-batches since the last clear, one per site
 
@@ -338,6 +355,9 @@ class Engine {
     Engine& operator=(const Engine&) = delete;
 
     int64_t parameters() const { return params.size(); }
+    // What AdamW trains.
+    const std::vector<Tensor>& trained() const { return low_rank.R > 0 ? low_rank.table : tensors; }
+    int64_t trained_numbers() const { return parameter_count(trained()); }
     // Null if there is none of that name.
     real* tensor(const std::string& name) {
         for (const Tensor& t : tensors)
@@ -351,6 +371,15 @@ class Engine {
     // Memory for gradients and, if B and T are given, for the activations of such micro-batches, so that the first step is
     // no slower than the others.
     virtual void prepare_training(int64_t B = 0, int64_t T = 0) = 0;
+    // LayerNorm Scaling (arXiv 2502.05795) multiplies what the norms of block l = 1, 2, ... bring by 1 / sqrt(l). Here gamma and
+    // beta hold that factor, so that the model is an ordinary one, and AdamW trains them as if they did not.
+    void scale_norms_by_depth() {
+        for (Tensor& t : tensors)
+            if (t.name.compare(0, 2, "h.") == 0 && t.name.find(".ln_") != std::string::npos)
+                t.unit = 1 / std::sqrt(1 + std::stod(t.name.substr(2)));
+    }
+    // From now on low-rank updates are trained, which are 0 so far. Before prepare_optimiser.
+    void start_low_rank(int64_t R, bool embeddings, uint64_t seed);
     // AdamW's moments become 0, as before its first update.
     virtual void prepare_optimiser() = 0;
     virtual void zero_gradients() = 0;

@@ -102,7 +102,10 @@ void add_shape_flags(CLI::App& command, ModelShape& shape, const std::string& de
     command.add_option("--size", shape.size, "tiny (4 layers x 128), or GPT-2's small, medium, large, xl")
         ->capture_default_str();
     command.add_option("--n-layer", shape.L, "layers [from --size]");
+    command.add_option("--family", shape.family, "gpt2, neox (as Pythia) or llama (RMSNorm, rotary, gated SiLU)")
+        ->capture_default_str();
     command.add_option("--n-head", shape.NH, "attention heads [from --size]");
+    command.add_option("--n-key-head", shape.KH, "heads of keys and values, of a llama [as many]");
     command.add_option("--n-embd", shape.C, "width of the residual stream [from --size]");
     command.add_option("--n-ctx", shape.n_ctx, "longest sequence [from --size]");
     command.add_option("--vocab-size", shape.V, "vocabulary " + default_V);

@@ -10,8 +10,8 @@
 namespace lnfree {
 
 struct ModelShape {
-    std::string size = "tiny";
-    std::optional<int64_t> L, NH, C, n_ctx, V;  // where another value than the size's is wanted
+    std::string size = "tiny", family = "gpt2";
+    std::optional<int64_t> L, NH, KH, C, n_ctx, V;  // where another value than the size's is wanted
 
     ModelShape() = default;
     explicit ModelShape(const char* named) : size(named) {}

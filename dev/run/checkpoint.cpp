@@ -13,6 +13,7 @@
 #include "dev/processes.h"
 #include "dev/run/models.h"
 #include "dev/run/records.h"
+#include "dev/run/start.h"
 
 namespace lnfree {
 
@@ -115,22 +116,22 @@ bool will_be_written(const Session& session, int64_t step) {
 }
 
 // One tensor of a flat buffer of which every process holds its part, `mine`: whole, in the first one's `out`. Collective.
-void collect_tensor(real* out, const Tensor& t, const Buffer& mine, int64_t parameters) {
+void collect_tensor(real* out, const Tensor& t, const Buffer& mine, int64_t numbers) {
     const Range tensor = {t.offset, t.offset + t.size};
     std::vector<int64_t> counts;
     for (int r = 0; r < processes().size(); r++)
-        counts.push_back(common(part_of(parameters, r, processes().size()), tensor).size());
-    const Range part = processes().part(parameters);
+        counts.push_back(common(part_of(numbers, r, processes().size()), tensor).size());
+    const Range part = processes().part(numbers);
     processes().collect(out, mine.data() + (common(part, tensor).first - part.first), counts);
 }
 
-void write_buffer(const std::string& path, const Engine& model, const Buffer& buffer) {
+void write_buffer(const std::string& path, const Engine& model, const Buffer& buffer, bool in_parts) {
     TensorRecipes<real> recipes;
-    for (const Tensor& t : model.tensors) {
+    for (const Tensor& t : model.trained()) {
         const real* from = buffer.data() + t.offset;
-        if (is_in_parts(model))
+        if (in_parts)
             recipes.push_back(
-                {t.name, t.shape, [&](real* out) { collect_tensor(out, t, buffer, model.parameters()); }});
+                {t.name, t.shape, [&](real* out) { collect_tensor(out, t, buffer, model.trained_numbers()); }});
         else
             recipes.push_back({t.name, t.shape, [from, n = t.size](real* out) { std::copy(from, from + n, out); }});
     }
@@ -142,13 +143,14 @@ void give_moments(const Session& session, int64_t step) {
     const Engine& model = *session.model;
     if (!is_in_parts(model) || !will_be_written(session, step)) return;
     for (const Buffer* buffer : {&model.m, &model.v})
-        for (const Tensor& t : model.tensors) collect_tensor(nullptr, t, *buffer, model.parameters());
+        for (const Tensor& t : model.trained()) collect_tensor(nullptr, t, *buffer, model.trained_numbers());
 }
 
 void write_files(const std::string& folder, const Session& session, const Json& record) {
     const Engine& model = *session.model;
-    write_buffer(folder + "/adam_m.safetensors", model, model.m);
-    write_buffer(folder + "/adam_v.safetensors", model, model.v);
+    write_buffer(folder + "/adam_m.safetensors", model, model.m, is_in_parts(model));
+    write_buffer(folder + "/adam_v.safetensors", model, model.v, is_in_parts(model));
+    if (model.low_rank.R > 0) write_buffer(folder + "/low_rank.safetensors", model, model.low_rank.values, false);
     GPT2Config config = model.config;
     if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
     write_model(folder, config, plain_recipes(model), WeightType::of_real, record, session.tokenizer.get(), "",
@@ -200,11 +202,12 @@ std::string newest_checkpoint(const std::string& out) {
 // This process's part of the flat buffer in the file, or all of it for an engine that holds all.
 void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
     const SafetensorsFile file(path);
-    const std::vector<TensorView> views = match_tensors(model.tensors, file.tensors(), path);
-    if (buffer.size() == model.parameters()) return copy_tensors(buffer.data(), model.tensors, views, path);
-    Buffer whole(model.parameters());
-    copy_tensors(whole.data(), model.tensors, views, path);
-    const Range part = processes().part(model.parameters());
+    const std::vector<Tensor>& table = model.trained();
+    const std::vector<TensorView> views = match_tensors(table, file.tensors(), path);
+    if (buffer.size() == model.trained_numbers()) return copy_tensors(buffer.data(), table, views, path);
+    Buffer whole(model.trained_numbers());
+    copy_tensors(whole.data(), table, views, path);
+    const Range part = processes().part(model.trained_numbers());
     std::copy(whole.data() + part.first, whole.data() + part.last, buffer.data());
 }
 
@@ -244,7 +247,9 @@ void take_model(Session& session, LoadedModel& loaded, const std::string& folder
     session.companions = std::move(loaded.companions);
     Engine& model = *session.model;
     if (model.config.form == ModelForm::checkpoint) model.config.form = ModelForm::hugging_face;
+    choose_what_is_trained(session);
     model.prepare_optimiser();
+    if (model.low_rank.R > 0) read_buffer(model.low_rank.values, model, folder + "/low_rank.safetensors");
     read_buffer(model.m, model, folder + "/adam_m.safetensors");
     read_buffer(model.v, model, folder + "/adam_v.safetensors");
     restore_engine(model, session.state);

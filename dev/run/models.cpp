@@ -162,7 +162,7 @@ void initialise(Engine& model, uint64_t seed) {
         const bool onto_residual = ends_with(t.name, "c_proj.weight");
         const double scale = 0.02 / (onto_residual ? std::sqrt(2.0 * static_cast<double>(model.config.L)) : 1.0);
         for (int64_t i = 0; i < t.size; i++)
-            w[i] = static_cast<real>(gamma ? 1.0 : t.decay ? scale * random.normal() : 0.0);
+            w[i] = static_cast<real>(gamma ? t.unit : t.decay ? scale * random.normal() : 0.0);
     }
 }
 

@@ -26,6 +26,7 @@ namespace {
 // Memory, moments and the output folder, which is the first process's alone; from here on a signal saves.
 void prepare(Session& session) {
     const Settings& s = session.settings();
+    if (!session.request.resume) choose_what_is_trained(session);
     session.model->prepare_training(s.batch, s.seq);
     stop_on_signals();
     if (session.request.resume) {

@@ -102,6 +102,25 @@ std::vector<Setting> make_table() {
          kAside, "--model, as it is when the run begins",
          "model folder whose predictions are to be kept; with --resume: where that folder lies now"},
 
+        // ----- what is trained
+        {"lora", "--lora", [](RunSettings& s) -> int64_t& { return s.values.lora; }, 0, 65536, kFromModel, kTrajectory,
+         kRecorded, "0: they are trained whole",
+         "rank of the updates that weight matrices get (LoRA); norms are trained as they are, all else stays"},
+        {"norm_scale",
+         "--norm-scale",
+         [](RunSettings& s) -> std::string& { return s.values.norm_scale; },
+         0,
+         0,
+         kPretrain,
+         kTrajectory,
+         kRecorded,
+         "none",
+         "none, or depth: norms of block l bring 1 / sqrt(l) of what they would (LayerNorm Scaling, 2502.05795)",
+         false,
+         {"none", "depth"}},
+        {"lora_embeddings", "--lora-embeddings", [](RunSettings& s) -> bool& { return s.values.lora_embeddings; }, 0, 0,
+         kFromModel, kTrajectory, kRecorded, "", "with --lora: train the embeddings and the unembedding as well"},
+
         // ----- the auxiliary loss and sigma
         {"aux_weight", "--aux-weight", [](RunSettings& s) -> double& { return s.values.aux_weight; }, 0, kHighest,
          kRemove, kTrajectory, kRecorded, "paper: 0.1; 0.03; 0.01; auto: a tenth",

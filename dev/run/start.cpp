@@ -32,6 +32,12 @@ void configure_engine(const Session& session) {
     if (backend().use_options != nullptr) backend().use_options(session.options().engine);
 }
 
+void choose_what_is_trained(const Session& session) {
+    const Settings& s = session.settings();
+    if (s.norm_scale == "depth") session.model->scale_norms_by_depth();
+    if (s.lora > 0) session.model->start_low_rank(s.lora, s.lora_embeddings, s.seed);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // A new run
 
@@ -58,6 +64,7 @@ void make_new_model(Session& session) {
     if (tokenizer != nullptr) config.end_of_text = tokenizer->end_of_text();
     parse_config(config_json(config, "float32").dump(), "the new model");  // refuses what could not be read again
     session.model = backend().make(config);
+    if (session.options().values.norm_scale == "depth") session.model->scale_norms_by_depth();
     initialise(*session.model, session.options().values.seed);
 }
 
@@ -136,6 +143,7 @@ int64_t steps_within(Session& session, double seconds) {
     configure_engine(session);
     const Settings& s = session.settings();
     Engine& model = *session.model;
+    choose_what_is_trained(session);
     model.prepare_training(s.batch, s.seq);
     model.prepare_optimiser();
     const std::vector<int32_t> tokens(static_cast<size_t>(s.batch * s.seq), 0);

@@ -28,6 +28,9 @@ void require_same_run(const Session& session);
 // Precision and engine options of the run come into force. BadInput for what this machine cannot do.
 void configure_engine(const Session& session);
 
+// What --lora and --norm-scale ask of the model, whose optimiser has not been prepared yet.
+void choose_what_is_trained(const Session& session);
+
 // Makes --out and takes its lock. Refuses a folder that holds anything, unless --force; then only files of an earlier run
 // are replaced. RunFailure when the disk fails.
 void claim_output_folder(Session& session);

@@ -48,8 +48,8 @@ static double gradient_error(real* x, const std::vector<real>& gradient, const s
         const double below = loss();
         x[i] = kept;
         worst = std::max(worst, std::abs((above - below) / (2 * h) - gradient[i]));
-        largest = std::max(largest, std::abs(gradient[i]));
     }
+    for (const real g : gradient) largest = std::max(largest, std::abs(g));
     return worst / std::max(largest, 1e-12);
 }
 
@@ -419,9 +419,10 @@ static std::unique_ptr<Engine> small_model(ModelForm form) {
     return model;
 }
 
-// Finite differences of every 7th parameter of the whole model. The targets of the auxiliary loss carry no gradient, so
+// Finite differences of every so-many-th parameter of the whole model. The targets of the auxiliary loss carry no gradient, so
 // the difference quotient holds them fixed: the loss is recomputed around their values at the start.
-static void check_model(Engine& model, const AuxSettings& aux, const Distillation& distillation = {}) {
+static void check_model(Engine& model, const AuxSettings& aux, const Distillation& distillation = {},
+                        size_t every = 7) {
     const int64_t B = 2, T = 5;
     const std::vector<int32_t> inputs = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2}, targets = {5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
     const auto run = [&] { return model.forward_backward(inputs.data(), targets.data(), B, T, aux, 1, distillation); };
@@ -447,7 +448,7 @@ static void check_model(Engine& model, const AuxSettings& aux, const Distillatio
         }
         return total;
     };
-    CHECK(gradient_error(model.params.data(), gradient, loss, 7) < 1e-6);
+    CHECK(gradient_error(model.params.data(), gradient, loss, every) < 1e-6);
 }
 
 // A teacher of another depth and width, that has its own way with some sites.
@@ -610,7 +611,7 @@ TEST_CASE("models of other shapes, with and without their norms, folded too") {
             CAPTURE(stage);
             GPT2Config c = shape;
             if (stage == 3) c.form = ModelForm::folded;
-            const auto model = random_model(c, 19, 0.4);
+            const auto model = random_model(c, 19, 0.3);
             model->prepare_training();
             for (int64_t l = 0; stage == 1 && l < c.L; l++) {
                 freeze(model->sites.mlp(l), 0.9 + l);
@@ -620,7 +621,7 @@ TEST_CASE("models of other shapes, with and without their norms, folded too") {
             }
             for (Site& site : model->sites.all)
                 if (stage == 2) freeze(site, 0.8 + 0.1 * static_cast<int>(site.kind));
-            check_model(*model, {stage == 3 ? 0 : 0.1}, {0.5, teacher.get()});
+            check_model(*model, {stage == 3 ? 0 : 0.1}, {0.5, teacher.get()}, 23);
         }
 }
 
@@ -668,5 +669,130 @@ TEST_CASE("decoding token by token gives what one pass does, whatever the shape"
         for (int64_t t = 2; t < T; t++) model->decode(got.data(), tokens.data() + t, 1, 1);
         const std::vector<real> last(expected.end() - V, expected.end());
         CHECK(largest_difference(got, last) < 1e-12);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Low-rank updates
+
+// A B of the tensor of this name, entry by entry.
+static std::vector<double> product_of_update(const Engine& model, const Tensor& t) {
+    const auto at = [&](const std::string& name) {
+        for (const Tensor& u : model.low_rank.table)
+            if (u.name == name) return u.offset;
+        return int64_t{-1};
+    };
+    const auto K = static_cast<int64_t>(t.shape[0]), M = static_cast<int64_t>(t.shape[1]), R = model.low_rank.R;
+    const int64_t A = at(t.name + ".lora_A"), B = at(t.name + ".lora_B");
+    std::vector<double> product(static_cast<size_t>(K * M), 0);
+    for (int64_t k = 0; k < K && A >= 0; k++)
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t r = 0; r < R; r++)
+                product[k * M + m] +=
+                    model.low_rank.values.data()[A + k * R + r] * model.low_rank.values.data()[B + r * M + m];
+    return product;
+}
+
+TEST_CASE("low-rank updates: gradients, weights that hold the product, and nothing else that changes") {
+    const int64_t B = 2, T = 5;
+    const std::vector<int32_t> inputs = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2}, targets = {5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
+    for (const bool embeddings : {false, true}) {
+        CAPTURE(embeddings);
+        GPT2Config c = shape_of(2, 3, 9, 13, 6, 17);
+        const auto model = random_model(c, 19, 0.4);
+        freeze(model->sites.v(1), 1.1);
+        const std::vector<real> start(model->params.data(), model->params.data() + model->params.size());
+        model->start_low_rank(2, embeddings, 3);
+        model->prepare_training();
+        model->prepare_optimiser();
+        const auto run = [&] {
+            model->zero_gradients();
+            return model->forward_backward(inputs.data(), targets.data(), B, T, {}, 1).loss;
+        };
+        const double first = run();
+        for (int step = 0; step < 3; step++) {
+            run();
+            model->gradient_norm();
+            model->update({0.05});
+        }
+        CHECK(run() < first);
+
+        // The weights are what they were, plus the product; gamma and beta are those of the table; all else is as it was.
+        const auto of_the_weights = [&] {
+            for (const Tensor& t : model->tensors) {
+                const std::vector<double> product =
+                    t.shape.size() == 2 ? product_of_update(*model, t) : std::vector<double>();
+                const real *now = model->params.data() + t.offset, *before = start.data() + t.offset;
+                const bool matrix = t.shape.size() == 2 && t.name[0] == 'h', norm = t.name.find("ln_") < 9;
+                const bool as_it_is = norm || (embeddings && t.name[0] == 'w');
+                for (int64_t i = 0; i < t.size; i++) {
+                    if (matrix) CHECK(now[i] == doctest::Approx(before[i] + product[i]).epsilon(1e-12));
+                    if (!matrix && !as_it_is) CHECK(now[i] == before[i]);
+                }
+                if (as_it_is) CHECK(now[0] != before[0]);
+            }
+        };
+        of_the_weights();
+
+        // Finite differences of A, B and what is trained as it is, through weights made anew from them.
+        const std::vector<real> gradient(model->low_rank.grads.data(),
+                                         model->low_rank.grads.data() + model->low_rank.grads.size());
+        const auto loss = [&] {
+            for (const Tensor& t : model->tensors) {
+                real* now = model->params.data() + t.offset;
+                if (t.shape.size() == 2 && t.name[0] == 'h') {
+                    const std::vector<double> product = product_of_update(*model, t);
+                    for (int64_t i = 0; i < t.size; i++) now[i] = start[t.offset + i] + product[i];
+                }
+                for (const Tensor& u : model->low_rank.table)
+                    if (u.name == t.name) std::copy_n(model->low_rank.values.data() + u.offset, t.size, now);
+            }
+            return run();
+        };
+        CHECK(gradient_error(model->low_rank.values.data(), gradient, loss, 11) < 1e-6);
+    }
+}
+
+TEST_CASE("low-rank updates of full rank that start at 0 leave the model's predictions alone") {
+    const auto model = random_model(shape_of(2, 3, 9, 13, 6, 17), 19, 0.4);
+    const std::vector<real> before(model->params.data(), model->params.data() + model->params.size());
+    model->start_low_rank(17, true, 3);
+    model->prepare_training();
+    model->prepare_optimiser();
+    const std::vector<int32_t> tokens = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
+    model->zero_gradients();
+    model->forward_backward(tokens.data(), tokens.data() + 1, 2, 5, {}, 1);
+    model->gradient_norm();
+    model->update({});  // its learning rate is 0
+    CHECK(largest_difference(before, {model->params.data(), model->params.data() + model->params.size()}) == 0);
+}
+
+TEST_CASE("LayerNorm Scaling: gamma and beta hold the factor, and AdamW trains what they would be without it") {
+    const auto model = random_model(shape_of(3, 3, 9, 13, 6, 17), 19, 0.4);
+    model->scale_norms_by_depth();
+    model->prepare_training();
+    model->prepare_optimiser();
+    const AdamWStep s{0.01, 0.9, 0.999, 1e-8, 0.1, 0.7};
+    for (const Tensor& t : model->tensors) {
+        const bool scaled = t.name.find(".ln_") != std::string::npos;
+        CHECK(t.unit == doctest::Approx(scaled ? 1 / std::sqrt(1.0 + (t.name[2] - '0')) : 1));
+    }
+    std::vector<double> m(model->params.size()), v(m.size()), theta(m.size());
+    for (const Tensor& t : model->tensors)
+        for (int64_t i = t.offset; i < t.offset + t.size; i++) theta[i] = model->params.data()[i] / t.unit;
+    for (int step = 1; step <= 2; step++) {
+        const auto gradient = random_values(model->params.size(), 30 + static_cast<uint64_t>(step));
+        std::copy(gradient.begin(), gradient.end(), model->grads.data());
+        model->update(s);
+        for (const Tensor& t : model->tensors)
+            for (int64_t i = t.offset; i < t.offset + t.size; i++) {
+                const double g = 0.7 * t.unit * gradient[i];
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.999 * v[i] + 0.001 * g * g;
+                const double decayed = t.shape.size() == 2 ? theta[i] * (1 - 0.01 * 0.1) : theta[i];
+                theta[i] = decayed - 0.01 * (m[i] / (1 - std::pow(0.9, step))) /
+                                         (std::sqrt(v[i] / (1 - std::pow(0.999, step))) + 1e-8);
+                CHECK(model->params.data()[i] == doctest::Approx(t.unit * theta[i]).epsilon(1e-10));
+            }
     }
 }
