@@ -120,6 +120,12 @@ def divisor(site, sigma, inputs, removal):
     return result
 
 
+def turning_speeds(shape):
+    """base^(-2i/R) of the R/2 pairs of a head, (R/2), with every step rounded to float32, as transformers computes it."""
+    exponents = as_float32([2 * i / shape.rotary for i in range(shape.rotary // 2)])
+    return as_float32(1 / as_float32(shape.rotary_base**exponents))
+
+
 def turned(x, shape):
     """x (B, heads, T, head_size) with its first `rotary` numbers turned by their position.
 
@@ -130,9 +136,8 @@ def turned(x, shape):
     float32's rounding of anything else.
     """
     half = shape.rotary // 2
-    speeds = as_float32([shape.rotary_base ** (-2 * i / shape.rotary) for i in range(half)])
     positions = torch.arange(x.shape[2], dtype=torch.float64)
-    angles = as_float32(positions[:, None] * speeds)
+    angles = as_float32(positions[:, None] * turning_speeds(shape))
     pairs = torch.complex(x[..., :half], x[..., half : 2 * half]) * torch.polar(torch.ones_like(angles), angles)
     return torch.cat([pairs.real, pairs.imag, x[..., 2 * half :]], dim=-1)
 

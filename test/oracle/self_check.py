@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import (GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM,
                           get_cosine_with_min_lr_schedule_with_warmup)
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import oracle
 
@@ -128,12 +129,11 @@ class PatchedFusedInput(nn.Module):
 
 
 class PatchedRotary(nn.Module):
-    """Cosine and sine in float64, of the angles that the stock module takes them of in float32."""
+    """Cosine and sine in float64, of the very angles that the stock module takes them of in float32."""
 
-    def __init__(self, shape):
+    def __init__(self, stock):
         super().__init__()
-        exponents = torch.arange(0, shape.rotary, 2) / shape.rotary
-        self.speeds = (1 / shape.rotary_base**exponents).float()
+        self.speeds = stock.inv_freq.float()
 
     def forward(self, x, position_ids):
         angles = (position_ids.unsqueeze(-1).float() * self.speeds).double()
@@ -159,7 +159,7 @@ def patch_neox(model, shape, sites):
         block.input_layernorm = nn.Identity()
         block.post_attention_layernorm = PatchedNorm(block.post_attention_layernorm, f"mlp[{l}]", sites)
     body.final_layer_norm = PatchedNorm(body.final_layer_norm, "f", sites)
-    body.rotary_emb = PatchedRotary(shape)
+    body.rotary_emb = PatchedRotary(body.rotary_emb)
 
 
 def patch_llama(model, shape, sites):
@@ -173,7 +173,7 @@ def patch_llama(model, shape, sites):
         block.input_layernorm = nn.Identity()
         block.post_attention_layernorm = PatchedNorm(block.post_attention_layernorm, f"mlp[{l}]", sites)
     body.norm = PatchedNorm(body.norm, "f", sites)
-    body.rotary_emb = PatchedRotary(shape)
+    body.rotary_emb = PatchedRotary(body.rotary_emb)
 
 
 PATCHES = {"gpt2": patch_gpt2, "neox": patch_neox, "llama": patch_llama}
@@ -374,6 +374,18 @@ def compare_final(worst, shape, name, value, final):
     worst.add("trajectory final parameters", value, final)
 
 
+# A model's heads are larger than the oracle's, and its bases others: pairs of Pythia, SmolLM2 and Llama 3.
+ROTARY_SIZES = [(16, 10000.0), (20, 10000.0), (64, 10000.0), (64, 100000.0), (128, 500000.0)]
+
+
+def check_speeds(worst):
+    for size, base in ROTARY_SIZES:
+        shape = oracle.Shape(n_head=1, n_key_head=1, head_size=size, n_embd=size, n_inner=1, rotary=size, rotary_base=base)
+        config = LlamaConfig(head_dim=size, rope_parameters={"rope_type": "default", "rope_theta": base})
+        stock = LlamaRotaryEmbedding(config).inv_freq.double()
+        worst.add("rotary speeds, in units of their last place", (oracle.turning_speeds(shape) / stock - 1) * 2**24, 0.0)
+
+
 def check_trajectory(worst, model, run, files):
     """Trains the patched model with torch's optimiser and transformers' learning rate, given the run's events."""
     s, tensors = run["settings"], files["trajectories"]
@@ -481,6 +493,8 @@ def self_check(model, description, files):
     for run in description["trajectories"]:
         check_events(worst, model, run, files)
         check_trajectory(worst, model, run, files)
+    if model == "llama":
+        check_speeds(worst)
     if model == "gpt2":
         check_exported(worst, description, files)
         for n_layer, start, gap_mlp, gap_qk, gap_v, expected in PRESETS:
