@@ -81,12 +81,13 @@ class Shape:
     tied: bool = True  # the unembedding is wte
 
 
-# Widths differ where the shape allows it, so that none can be taken for another; two pairs of every head turn, at two speeds.
+# Widths differ where the shape allows it, so that none can be taken for another; two pairs of every head turn, at two
+# speeds. 1 / sqrt(300) rounded at once is another float32 number than rounded step by step.
 SHAPES = {
     "gpt2": Shape(n_head=2, n_key_head=2, head_size=4, n_embd=8, n_inner=32),
     "neox": Shape(n_head=2, n_key_head=2, head_size=6, n_embd=12, n_inner=20, rotary=4, parallel=True,
                   activation="gelu_erf", tied=False),
-    "llama": Shape(n_head=4, n_key_head=2, head_size=4, n_embd=12, n_inner=18, centred=False, rotary=4, rotary_base=50.0,
+    "llama": Shape(n_head=4, n_key_head=2, head_size=4, n_embd=12, n_inner=18, centred=False, rotary=4, rotary_base=300.0,
                    activation="gated_silu", bias=False),
 }
 
