@@ -6,11 +6,17 @@
 static const lnfree::OracleTolerance tight_without_key_bias{1e-11, 1e-11, 1e-10, false};
 
 TEST_CASE("forward passes and gradients equal the oracle's at every stage of removal") {
-    lnfree::check_static_cases(tight_without_key_bias);
+    CHECK(lnfree::check_static_cases("gpt2", tight_without_key_bias) == 35);
 }
 TEST_CASE("40 steps through all removals follow the oracle's trajectory") {
-    lnfree::check_trajectories(tight_without_key_bias);
+    CHECK(lnfree::check_trajectories("gpt2", tight_without_key_bias) == 7);
 }
 TEST_CASE("key biases follow the oracle's up to what Adam makes of rounding") {
-    lnfree::check_trajectories({1e-11, 1e-11, 1e-8, true});
+    for (const char* model : {"gpt2", "neox"}) lnfree::check_trajectories(model, {1e-11, 1e-11, 1e-8, true});
+}
+TEST_CASE("GPT-NeoX's shape and Llama's: passes and gradients equal the oracle's") {
+    for (const char* model : {"neox", "llama"}) CHECK(lnfree::check_static_cases(model, tight_without_key_bias) == 6);
+}
+TEST_CASE("GPT-NeoX's shape and Llama's: 40 steps through all removals follow the oracle's trajectory") {
+    for (const char* model : {"neox", "llama"}) CHECK(lnfree::check_trajectories(model, tight_without_key_bias) == 1);
 }
