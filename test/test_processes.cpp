@@ -244,6 +244,17 @@ TEST_CASE("a removal with a teacher gives the same weights, checkpoints and log 
     }
 }
 
+TEST_CASE("a removal by low-rank updates gives the same weights for any number of processes") {
+    if (!several_processes()) return;
+    TemporaryFolder runs;
+    const Words low_rank = {"--lora", "3", "--lora-embeddings"};
+    succeed(workbench().removal(runs / "one", low_rank));
+    for (const int n : {2, 3}) {
+        succeed(workbench().removal(runs / "several", joined(low_rank, {"--force"})), on(n));
+        check_same(result_of(runs / "several"), result_of(runs / "one"));
+    }
+}
+
 TEST_CASE("gradients that are exchanged in several pieces give the same weights") {
     if (!several_processes()) return;
     const Workbench& w = workbench();

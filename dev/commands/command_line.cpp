@@ -293,6 +293,9 @@ void add_info(CommandLine& line) {
     c.add_option("--batch", o->batch, "with --memory: sequences per micro-batch")
         ->capture_default_str()
         ->check(whole_number(1, 65536));
+    c.add_option("--lora", o->lora, "with --memory: training low-rank updates of this rank")
+        ->check(whole_number(1, 65536));
+    c.add_flag("--lora-embeddings", o->lora_embeddings, "with --memory and --lora: and the embeddings");
     c.add_option("--grad-accum", o->grad_accum, "with --memory: micro-batches per step [16, or one for each process]")
         ->check(whole_number(1, 65536));
     c.add_option("--data", o->data, "shards: also measure sigma at position 0 and elsewhere, on 64 sequences");

@@ -319,6 +319,11 @@ int64_t processes_of(const Session& session) {
     return session.request.processes > 0 ? session.request.processes : processes().size();
 }
 
+StepShape step_shape(const Session& session) {
+    const Settings& s = session.settings();
+    return {s.batch, s.seq, s.grad_accum, processes_of(session), s.lora, s.lora_embeddings};
+}
+
 // Of a process: weights, gradients and two moments, activations.
 int64_t training_bytes(const Session& session) {
     const Settings& s = session.settings();
@@ -326,8 +331,8 @@ int64_t training_bytes(const Session& session) {
     if (backend().device_bytes != nullptr)
         return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
                                       static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute))) +
-               teacher_bytes(session) - moments_elsewhere(c, processes_of(session));
-    return training_memory(c, s.batch, s.seq, s.grad_accum, processes_of(session)).all() + teacher_bytes(session);
+               teacher_bytes(session) - bytes_saved(c, step_shape(session));
+    return training_memory(c, step_shape(session)).all() + teacher_bytes(session);
 }
 
 // While a model writes its own text it holds the keys and values of so many sequences (on the processor also the queries),
@@ -402,7 +407,7 @@ Json dry_run(const Session& session) {
     j["memory_bytes"] = std::max(training_bytes(session), sampling_bytes(session));
     if (processes_of(session) > 1) {
         j["processes"] = processes_of(session);
-        j["traffic_bytes"] = traffic_per_step(session.model->config, s.grad_accum, processes_of(session));
+        j["traffic_bytes"] = traffic_per_step(session.model->config, step_shape(session));
     }
     j["estimated_seconds"] = estimated_seconds(session, tokens);
     if (s.removes) {
