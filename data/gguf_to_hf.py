@@ -357,7 +357,7 @@ def model_card(metadata, types, origin):
     values, path = metadata.values, metadata.path
     authors = values.get("general.organization", values.get("general.author"))
     licence = values.get("general.license")
-    held = ", ".join(f"{kind} ({count} tensors)" for kind, count in types.most_common())
+    held = ", ".join(f"{kind} ({count} of its tensors)" for kind, count in types.most_common())
     if types.keys() <= {"F64", "F32", "F16", "BF16"}:
         fidelity = "Here all are float32, of the same values."
     else:
@@ -370,7 +370,7 @@ def model_card(metadata, types, origin):
         "",
         f"# {values.get('general.name', path.stem)}",
         "",
-        f"* From `{path.name}`, SHA-256 `{sha256(path)}`." + (f" {origin}" if origin else ""),
+        " ".join([f"* From `{path.name}`, SHA-256 `{sha256(path)}`.", *origin.split()]),
         f"* By {authors}, as the file says." if authors else "* The file does not say by whom.",
         f"* Licence, as the file says: {licence}." if licence else "* The file names no licence; ask where it is from.",
         f"* The file holds {held}. {fidelity}",
