@@ -1,6 +1,6 @@
 // data/openwebtext.py and data/pile.py against data/tokenize.h, data/pile_filtered.py on made-up shards,
-// data/gguf_to_hf.py against transformers. They need Python with numpy, the first two also tiktoken and ../shared/data/gpt2-bpe, the last
-// torch, transformers, gguf and safetensors; PYTHON names another interpreter.
+// data/gguf_to_hf.py against transformers. They need Python with numpy, the first two also tiktoken and
+// ../shared/data/gpt2-bpe, the last torch, transformers, gguf and safetensors; PYTHON names another interpreter.
 
 #include <doctest/doctest.h>
 #include <sys/wait.h>
