@@ -200,7 +200,7 @@ std::string newest_checkpoint(const std::string& out) {
 // This process's part of the flat buffer in the file, or all of it for an engine that holds all.
 void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
     const SafetensorsFile file(path);
-    const std::vector<TensorView> views = match_tensors(model.tensors, file.tensors(), path);
+    const std::vector<MatchedTensor> views = match_tensors(model.tensors, file.tensors(), path);
     if (buffer.size() == model.parameters()) return copy_tensors(buffer.data(), model.tensors, views, path);
     Buffer whole(model.parameters());
     copy_tensors(whole.data(), model.tensors, views, path);

@@ -66,7 +66,7 @@ DType stored_as(WeightType type) {
 LoadedModel load_model(const std::string& folder) {
     ModelFolder files(folder);
     const std::vector<Tensor> table = tensor_table(files.config());
-    const std::vector<TensorView> views = files.tensors(table);  // before anything is allocated
+    const std::vector<MatchedTensor> views = files.tensors(table);  // before anything is allocated
     const Json record = files.lnfree();
     if (files.config().form == ModelForm::checkpoint && record.is_object()) require_checkpoint_version(record, folder);
 
