@@ -7,6 +7,7 @@
 #include "data/family_configs.h"
 #include "data/files.h"
 #include "data/json.h"
+#include "data/stock_layout.h"
 
 namespace lnfree {
 
@@ -176,11 +177,9 @@ void write_gpt2_keys(Json& j, const GPT2Config& c) {
 }  // namespace
 
 Json config_json(const GPT2Config& c, const char* dtype, const Json& kept) {
-    static const char* const architectures[] = {"GPT2LMHeadModel", "GPTNeoXForCausalLM", "LlamaForCausalLM"};
     Json j;
     j["model_type"] = model_type_of(c.family, c.form);
-    if (c.form == ModelForm::hugging_face)
-        j["architectures"] = Json::array({architectures[static_cast<int>(c.family)]});
+    if (c.form == ModelForm::hugging_face) j["architectures"] = Json::array({stock_names(c.family).model_class});
     if (c.family == Family::gpt2) write_gpt2_keys(j, c);
     if (c.family == Family::neox) write_neox_keys(j, c);
     if (c.family == Family::llama) write_llama_keys(j, c);

@@ -40,20 +40,22 @@ void require_finite(const Tensor& t, const T* values, const std::string& folder)
 
 // A piece that the file has in another layout passes through memory of its own.
 template <class T>
-static void copy_piece(T* to, const Tensor& t, const MatchedPiece& from) {
-    if (from.piece.is_whole()) return copy_tensor(from.view, to);
-    std::vector<T> as_in_file(from.piece.count());
-    copy_tensor(from.view, as_in_file.data());
-    put_piece(from.piece, as_in_file.data(), to, t.shape);
+static void copy_piece(T* to, const Tensor& t, const MatchedPiece& from, const std::string& folder) {
+    Tensor in_file = t;
+    in_file.name = from.view.name;
+    in_file.size = static_cast<int64_t>(from.piece.count());
+    std::vector<T> other_layout(from.piece.is_whole() ? 0 : from.piece.count());
+    T* const values = from.piece.is_whole() ? to : other_layout.data();
+    copy_tensor(from.view, values);
+    require_finite(in_file, values, folder);
+    if (!from.piece.is_whole()) put_piece(from.piece, values, to, t.shape);
 }
 
 template <class T>
 void copy_tensors(T* to, const std::vector<Tensor>& table, const std::vector<MatchedTensor>& matched,
                   const std::string& folder) {
-    for (size_t i = 0; i < table.size(); i++) {
-        for (const MatchedPiece& piece : matched[i]) copy_piece(to + table[i].offset, table[i], piece);
-        require_finite(table[i], to + table[i].offset, folder);
-    }
+    for (size_t i = 0; i < table.size(); i++)
+        for (const MatchedPiece& piece : matched[i]) copy_piece(to + table[i].offset, table[i], piece, folder);
 }
 
 template void require_finite(const Tensor&, const float*, const std::string&);

@@ -14,11 +14,12 @@ namespace lnfree {
 // in folders, by every version, and lm_head in version 5's classes.
 const StockNames& stock_names(Family family) {
     static const StockNames all[] = {
-        {"GPT-2", "transformer.", "wpe.weight", "h.", "n_layer", "wte.weight", "lm_head.weight"},
-        {"GPT-NeoX", "gpt_neox.", "layers.0.input_layernorm.weight", "layers.", "num_hidden_layers", "embed_in.weight",
-         "embed_out.weight"},
-        {"Llama", "model.", "layers.0.input_layernorm.weight", "layers.", "num_hidden_layers", "embed_tokens.weight",
+        {"GPT-2", "GPT2LMHeadModel", "transformer.", "wpe.weight", "h.", "n_layer", "layer_norm_epsilon", "wte.weight",
          "lm_head.weight"},
+        {"GPT-NeoX", "GPTNeoXForCausalLM", "gpt_neox.", "layers.0.input_layernorm.weight", "layers.",
+         "num_hidden_layers", "layer_norm_eps", "embed_in.weight", "embed_out.weight"},
+        {"Llama", "LlamaForCausalLM", "model.", "layers.0.input_layernorm.weight", "layers.", "num_hidden_layers",
+         "rms_norm_eps", "embed_tokens.weight", "lm_head.weight"},
     };
     return all[static_cast<int>(family)];
 }

@@ -12,13 +12,15 @@ namespace lnfree {
 
 // The words of a family's folders.
 struct StockNames {
-    const char* model;   // for messages
-    const char* trunk;   // prefix of all names but the head's
-    const char* anchor;  // a tensor that every such model has, and has once: what is in front of it is in front of all
-    const char* block;   // how the names of a block begin, before its number
-    const char* layers;  // config.json's key for the number of blocks
-    const char* embedding;  // wte.weight
-    const char* head;       // lm_head.weight
+    const char* model;        // for messages
+    const char* model_class;  // of transformers
+    const char* trunk;        // prefix of all names but the head's
+    const char* anchor;       // a tensor that every such model has once: its prefix is that of all
+    const char* block;        // how the names of a block begin, before its number
+    const char* layers;       // config.json's key for the number of blocks
+    const char* epsilon;      // and for the epsilon of its norms
+    const char* embedding;    // wte.weight
+    const char* head;         // lm_head.weight
 };
 const StockNames& stock_names(Family family);
 
