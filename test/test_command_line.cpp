@@ -536,7 +536,7 @@ TEST_CASE("a config.json that is missing, broken or contradicts the weights is r
         {"eos_token_id", "256", {"eos_token_id", "whole number"}},
         {"n_positions", 32, {"wpe.weight", "[32,16]"}},
         {"layer_norm_epsilon", 0, {"layer_norm_epsilon"}},
-        {"model_type", "llama", {"llama", "gpt2"}},
+        {"model_type", "mistral", {"mistral", "window", "gpt2, gpt_neox and llama"}},
         {"model_type", 5, {"config.json"}},
         {"activation_function", "relu", {"relu", "gelu_new"}},
         {"model_type", "lla\nma", {"lla?ma", "gpt2"}},  // a message is one line, whatever the file holds

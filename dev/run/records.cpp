@@ -47,6 +47,12 @@ const char* norm_name(const Site& site) {
     return site.has_layer_norm() ? "layernorm" : site.removed() ? "fakeln" : "gradual";
 }
 
+double largest_sigma(const Sites& sites) {
+    double largest = NAN;
+    for (const Site& site : sites.all) largest = std::fmax(largest, std::fmax(site.sigma_bar, site.sigma_avg));
+    return largest;
+}
+
 Json sites_json(const Sites& sites) {
     Json list = Json::array();
     for (const Site& site : sites.all) {

@@ -158,16 +158,18 @@ TEST_CASE("LayerNorm-free folders that others published are recognised, keep the
 
 TEST_CASE("a card has one loading section, the one of its form, however often it is exported") {
     const std::string card = "# Mine\n\n## Loading\n\nold words\n\n## Protocol\n\ntable\n";
-    const std::string folded = card_for_form(card, ModelForm::folded);
+    GPT2Config of_folded, of_stock;
+    of_folded.form = ModelForm::folded;
+    const std::string folded = card_for_form(card, of_folded);
     CHECK(contains(folded, "no norm at all"));
     CHECK_FALSE(contains(folded, "old words"));
     CHECK(contains(folded, "\n\n## Protocol\n\ntable\n"));
-    const std::string stock = card_for_form(folded, ModelForm::hugging_face);
+    const std::string stock = card_for_form(folded, of_stock);
     CHECK_FALSE(contains(stock, "no norm at all"));
-    CHECK(card_for_form(stock, ModelForm::folded) == folded);
-    const std::string added = card_for_form("---\nlicense: mit\n---\n# Theirs", ModelForm::folded);
+    CHECK(card_for_form(stock, of_folded) == folded);
+    const std::string added = card_for_form("---\nlicense: mit\n---\n# Theirs", of_folded);
     CHECK(added.find("---\nlicense: mit\n---\n# Theirs\n\n## Loading\n\n") == 0);
-    CHECK(card_for_form(added, ModelForm::folded) == added);
+    CHECK(card_for_form(added, of_folded) == added);
 }
 
 TEST_CASE("half-precision exports stay close to the model and the impossible one is refused") {
