@@ -2,48 +2,26 @@
 
 #include <utf8proc.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <vector>
 
+#include "data/nfc_characters.h"
 #include "data/pretokenize.h"
 
 namespace lnfree {
 
 namespace {
 
-constexpr uint32_t code_points = 0x110000;
-
-// Fully decomposed canonically, and how many code points that are. No character has more than four (Unicode 15).
-struct Decomposed {
-    utf8proc_int32_t points[8];
-    utf8proc_ssize_t count = 0;
-
-    explicit Decomposed(uint32_t c) {
-        int boundary = 0;
-        count = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), points, 8, UTF8PROC_DECOMPOSE, &boundary);
-    }
-};
-
-bool stays_itself(Decomposed parts, uint32_t c) {
-    const auto options = static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-    return utf8proc_normalize_utf32(parts.points, parts.count, options) == 1 &&
-           parts.points[0] == static_cast<utf8proc_int32_t>(c);
-}
-
 // 1 for every code point that is in form C by itself and joins no character before it, whatever that is: before such a
 // character a text may be cut and its parts be normalized one by one (annex 15, "Detecting Normalization Forms").
 const uint8_t* settled_table() {
     static const std::vector<uint8_t> table = [] {
-        std::vector<uint8_t> settled(code_points, 1);
-        for (uint32_t c = 0; c < code_points; ++c) {
-            const Decomposed parts(c);
-            const bool marks = utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->combining_class != 0;
-            if (marks || !stays_itself(parts, c)) settled[c] = 0;
-            // Whatever joins a character before it is in the decomposition of what they make, and not its first part.
-            for (utf8proc_ssize_t i = 1; i < parts.count; ++i) settled[static_cast<uint32_t>(parts.points[i])] = 0;
-        }
+        std::vector<uint8_t> settled(0x110000, 1);
+        for (const CodePointRange& r : nfc_unsettled) std::fill(&settled[r.first], &settled[r.last] + 1, uint8_t{0});
         return settled;
     }();
     return table.data();
@@ -65,13 +43,15 @@ const char* find_unsettled(const char* p, const char* end, const uint8_t* settle
     return end;
 }
 
-// Where the character that ends just before `p` begins; `p` if there is none, or a stray byte.
+// Where the character that ends just before `p` begins, which a mark at `p` may join; `p` if there is none, or a stray byte,
+// or a mark that is newer than the table: utf8proc would move it.
 const char* character_before(const char* begin, const char* p) {
     if (p == begin) return p;
     const char* first = p - 1;
     while (first > begin && p - first < 4 && (*first & 0xC0) == 0x80) --first;
     uint32_t c = 0;
-    return first + decode_utf8(first, p, c) == p ? first : p;
+    if (first + decode_utf8(first, p, c) != p) return p;
+    return utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->combining_class == 0 ? first : p;
 }
 
 // Where the run of characters that are not settled, which begins at `p`, ends.
@@ -108,7 +88,7 @@ std::string_view to_nfc(std::string_view text, std::string& storage) {
     storage.clear();
     const char* done = begin;
     for (; unsettled < end; unsettled = find_unsettled(done, end, settled)) {
-        const char* const first = character_before(done, unsettled);  // which a mark may join
+        const char* const first = character_before(done, unsettled);
         storage.append(done, first);
         done = end_of_unsettled(unsettled, end, settled);
         append_normalized(first, done, storage);

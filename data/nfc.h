@@ -8,9 +8,10 @@
 namespace lnfree {
 
 // `text` in form C: `text` itself if that is its form already, else `storage`, which is filled with it. Bytes that are no
-// UTF-8 stay as they are, and nothing joins across them. By utf8proc, whose edition of Unicode decides about characters
-// that are newer than it; what was assigned before never changes (Unicode's stability policy). Any number of threads may
-// call it.
+// UTF-8 stay as they are, and nothing joins across them. utf8proc does it, for the characters that a frozen table lists
+// (nfc_characters.h): what Unicode assigned later stays as it is, as in Hugging Face's tokenizers, whatever edition of
+// Unicode the machine's utf8proc has; about older ones no edition changes (Unicode's stability policy). Any number of
+// threads may call it.
 std::string_view to_nfc(std::string_view text, std::string& storage);
 
 }  // namespace lnfree

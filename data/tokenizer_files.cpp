@@ -163,9 +163,10 @@ void read_parts(const Json& file, const std::string& source, BpeVocabulary& out)
          "its normalizer, " + quoted_name(name_of_part(normalizer, "normalizers")) + ", is not NFC");
     const Json& pre = json_value(file, "pre_tokenizer");
     const bool merges = !json_value(model, "merges").empty() || out.ignore_merges;
-    need(read_pre_tokenizer(pre, merges, out), "its pre_tokenizer, " + quoted_name(name_of_part(pre, "pretokenizers")) +
-                                                   ", is not ByteLevel with the pattern of GPT-2, with individual "
-                                                   "digits before it, or with Llama 3's or Qwen2's");
+    need(read_pre_tokenizer(pre, merges, out),
+         "its pre_tokenizer, " + quoted_name(name_of_part(pre, "pretokenizers")) +
+             ", is not ByteLevel (use_regex, add_prefix_space) with the pattern of GPT-2, with individual "
+             "digits before it, or with Llama 3's or Qwen2's");
 }
 
 // An added token as tokenizer.json, added_tokens_decoder and special tokens spell it; without flags where it is a string.
