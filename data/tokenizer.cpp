@@ -372,14 +372,17 @@ void BpeTokenizer::take_end_of_text(const BpeVocabulary& vocabulary, const std::
 }
 
 void BpeTokenizer::take_bytes(const BpeVocabulary& vocabulary, const std::string& source) {
+    const auto none = vocabulary.ids.end();
     for (uint32_t b = 0; b < 256; ++b) {
         const auto found = vocabulary.ids.find(byte_symbols()[b]);
-        if (found == vocabulary.ids.end()) {
+        const auto instead = found == none && vocabulary.lacks_bytes ? vocabulary.ids.find(vocabulary.unknown) : found;
+        const bool left_out = vocabulary.lacks_bytes && vocabulary.unknown.empty();
+        if (instead == none && !left_out) {
             throw BadInput(source + ": the vocabulary lacks the byte " + std::to_string(b) +
                            "; only byte-level BPE vocabularies can be used");
         }
-        byte_tokens_[b] = found->second;
-        fingerprint_.add(static_cast<uint32_t>(found->second));
+        byte_tokens_[b] = instead == none ? -1 : instead->second;
+        fingerprint_.add(static_cast<uint32_t>(byte_tokens_[b]));
     }
 }
 
@@ -482,15 +485,23 @@ uint32_t BpeTokenizer::merge_piece(const char* p, uint64_t n, int32_t* tokens) c
     tokens[0] = whole_piece(p, n);
     if (tokens[0] >= 0) return 1;
     MergeTable::Merge pairs[most_short_bytes_];
-    for (uint64_t i = 0; i < n; ++i) tokens[i] = byte_tokens_[static_cast<uint8_t>(p[i])];
-    return merge_short(merges_, tokens, static_cast<uint32_t>(n), pairs);
+    return merge_short(merges_, tokens, static_cast<uint32_t>(byte_tokens(p, n, tokens)), pairs);
+}
+
+uint64_t BpeTokenizer::byte_tokens(const char* p, uint64_t n, int32_t* tokens) const {
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < n; ++i) {
+        tokens[count] = byte_tokens_[static_cast<uint8_t>(p[i])];
+        count += tokens[count] >= 0;
+    }
+    return count;
 }
 
 void BpeTokenizer::encode_long_piece(const char* p, uint64_t n, std::vector<int32_t>& out) const {
     const int32_t whole = whole_piece(p, n);
     if (whole >= 0) return out.push_back(whole);
     std::vector<int32_t> tokens(n);
-    for (uint64_t i = 0; i < n; ++i) tokens[i] = byte_tokens_[static_cast<uint8_t>(p[i])];
+    tokens.resize(byte_tokens(p, n, tokens.data()));
     merge_long(merges_, tokens);
     out.insert(out.end(), tokens.begin(), tokens.end());
 }

@@ -131,6 +131,8 @@ struct BpeVocabulary {
     bool nfc = false;                                         // text comes into Unicode's form NFC first (data/nfc.h)
     Split split = Split::gpt2;                                // into pieces, within which pairs merge
     bool ignore_merges = false;                               // a piece that is a token as it stands is that token
+    bool lacks_bytes = false;  // may do so: they are left out of every text, or are this token:
+    std::string unknown;       // empty: there is none
 };
 
 // The object {symbols: id, ...} that vocab.json and encoder.json are and tokenizer.json holds. BadInput if it is not one.
@@ -238,6 +240,9 @@ class BpeTokenizer final : public Tokenizer {
     // The token that n bytes are as a whole by ignore_merges; -1 if they are none.
     int32_t whole_piece(const char* p, uint64_t n) const;
 
+    // The tokens of n bytes before any merge into tokens, which has room for n; returns how many there are.
+    uint64_t byte_tokens(const char* p, uint64_t n, int32_t* tokens) const;
+
     // The tokens of n <= most_short_bytes_ bytes into tokens, which has room for n; returns how many there are.
     uint32_t merge_piece(const char* p, uint64_t n, int32_t* tokens) const;
 
@@ -252,7 +257,7 @@ class BpeTokenizer final : public Tokenizer {
     Split split_;
     std::unordered_map<std::string, int32_t> whole_pieces_;  // empty without ignore_merges
     int32_t end_of_text_ = 0;
-    int32_t byte_tokens_[256] = {};
+    int32_t byte_tokens_[256] = {};    // -1 for a byte that is left out
     std::vector<std::string> tokens_;  // bytes of every token; empty where there is no such id
     Fingerprint fingerprint_;
     uint64_t instance_ = 0;  // for the cache, which is shared by all tokenizers of a thread

@@ -158,6 +158,9 @@ void read_parts(const Json& file, const std::string& source, BpeVocabulary& out)
     const Json& ignore_merges = json_value(model, "ignore_merges");
     out.ignore_merges = ignore_merges == true;
     need(out.ignore_merges || is_unset(ignore_merges), "model.ignore_merges is neither true nor false");
+    const Json& unknown = json_value(model, "unk_token");
+    out.unknown = unknown.is_string() ? unknown.string() : "";
+    out.lacks_bytes = out.unknown.empty() || is_unset(json_value(model, "fuse_unk"));
     const Json& normalizer = json_value(file, "normalizer");
     need(read_normalizer(normalizer, out),
          "its normalizer, " + quoted_name(name_of_part(normalizer, "normalizers")) + ", is not NFC");

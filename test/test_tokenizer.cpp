@@ -1027,6 +1027,22 @@ TEST_CASE("SmolLM2's tokenizer makes every digit a piece, also under the class G
     CHECK(encode(*small_tokenizer(), "lo  1") == Ids{256, ' ', ' ', '1'});
 }
 
+TEST_CASE("bytes that a tokenizer.json's vocabulary lacks are left out of a text, or its unknown token") {
+    J vocab = small_vocab();
+    vocab.erase(byte_symbols()[4]);
+    const auto leaving_out = tokenizer_like({{"/model/vocab", vocab}});
+    CHECK(encode(*leaving_out, " l\4ow\4\4er") == Ids{' ', 'l', 'o', 'w', 260});
+    CHECK(encode(*leaving_out, "\4") == Ids());
+    CHECK(encode(*leaving_out, std::string(200, 'a') + "\4" + std::string(200, 'a')).size() == 100);
+    const auto with_unknown = tokenizer_like({{"/model/vocab", vocab}, {"/model/unk_token", "<|endoftext|>"}});
+    CHECK(encode(*with_unknown, "lo\4\4") == Ids{256, small_end_of_text, small_end_of_text});
+    CHECK(leaving_out->fingerprint() != with_unknown->fingerprint());
+    CHECK_THROWS_AS(tokenizer_like({{"/model/vocab", vocab}, {"/model/unk_token", "<?>"}}), BadInput);
+    CHECK_THROWS_AS(
+        tokenizer_like({{"/model/vocab", vocab}, {"/model/unk_token", "<|endoftext|>"}, {"/model/fuse_unk", true}}),
+        BadInput);
+}
+
 TEST_CASE("with ignore_merges a piece that is a token needs no merges") {
     const std::string unmade(150, 'x');
     const auto tokenizer = tokenizer_like({{"/pre_tokenizer", sequence({split_by(llama3_pattern), byte_level(false)})},

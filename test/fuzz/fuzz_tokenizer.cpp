@@ -38,10 +38,10 @@ BpeVocabulary parse_file(uint8_t kind, const std::string& file) {
     return vocabulary;
 }
 
-// Whether it normalizes a text, puts a space before it, or takes white space along with a token: then it does not come back
+// Whether it normalizes a text, may leave bytes out, puts a space before it, or takes white space along with a token: then it does not come back
 // whole.
 bool changes_text(const BpeVocabulary& vocabulary) {
-    return vocabulary.prefix_space || vocabulary.nfc ||
+    return vocabulary.prefix_space || vocabulary.nfc || vocabulary.lacks_bytes ||
            std::any_of(vocabulary.added.begin(), vocabulary.added.end(),
                        [](const auto& entry) { return entry.second.lstrip || entry.second.rstrip; });
 }

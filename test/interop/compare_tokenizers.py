@@ -93,7 +93,12 @@ def write_folders(work):
     yield "NFC, more added tokens", write(work / "added", neox, "PreTrainedTokenizerFast"), True
 
     smollm2 = trained(digits_then_bytes(), None, [END, "<|im_start|>", "<|im_end|>"])
-    yield "SmolLM2", write(work / "smollm2", smollm2, "PreTrainedTokenizerFast"), True
+
+    def lack_bytes(file):  # as SmolLM2's own vocabulary does: here NUL and DEL
+        for symbol in ("\u0100", "\u0121"):
+            del file["model"]["vocab"][symbol]
+
+    yield "SmolLM2", write(work / "smollm2", smollm2, "PreTrainedTokenizerFast", lack_bytes), True
     yield "SmolLM2, its own class", write(work / "smollm2_class", smollm2, "GPT2Tokenizer"), False
 
     llama3 = trained(split_then_bytes(CL100K % "{1,3}"), None, [END, "<|begin_of_text|>"])
@@ -102,6 +107,7 @@ def write_folders(work):
     def ignore_merges(file):  # a token that no merge makes, and ids beyond 65,535
         file["model"]["ignore_merges"] = True
         file["model"]["vocab"]["Ġunmade"] = 70000
+        file["model"]["vocab"]["<|eot_id|>"] = 70001
         file["added_tokens"].append(dict(file["added_tokens"][0], id=70001, content="<|eot_id|>"))
 
     yield "Llama 3", write(work / "llama3", llama3, "PreTrainedTokenizerFast", ignore_merges), True
