@@ -88,7 +88,7 @@ LANGUAGE := -std=c++17 -fno-math-errno -fno-trapping-math -Wall -Wextra $(if $(W
 # Several processes: with MPI's own flags (MPI=0: without it). Its leaks are not the sanitizers' business.
 MPI_FOUND := $(if $(filter 0,$(MPI))$(SAN),,$(filter mpi,$(FOUND)))
 MPI_FLAGS := $(if $(MPI_FOUND),-DLNFREE_MPI $(shell scripts/detect.sh --mpi compile))
-LIBS := -lpcre2-8 -lz -ldl $(if $(MPI_FOUND),$(shell scripts/detect.sh --mpi link))
+LIBS := -lpcre2-8 -lutf8proc -lz -ldl $(if $(MPI_FOUND),$(shell scripts/detect.sh --mpi link))
 ifdef SAN
     LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
     CXXFLAGS ?= -O1
