@@ -2,25 +2,10 @@
 #pragma once
 
 #include <memory>
-#include <string>
-#include <vector>
 
-#include "dev/processes.h"
+#include "dev/run/launched_processes.h"
 
 namespace lnfree {
-
-class LaunchedProcesses : public Processes {
-  public:
-    // How many of them are on this machine.
-    virtual int on_this_machine() const = 0;
-    // The machine of this process, and of all: collective.
-    virtual std::string machine() const = 0;
-    virtual std::vector<std::string> machines() = 0;
-    // Whether all processes have come here to end, waited for at most so many seconds (negative: as long as it takes).
-    virtual bool all_end(double seconds) = 0;
-    virtual void finalize() = 0;
-    virtual void abort(int status) = 0;
-};
 
 bool built_with_mpi();
 

@@ -118,7 +118,7 @@ TEST_CASE("in each process: parts become sums over all, and everyone's" * doctes
     const auto value = [&](int r, int64_t i) { return 1 / static_cast<float>(1 + (i % 1000) + 7 * r); };
     std::vector<float> flat(static_cast<size_t>(n));
     for (int64_t i = 0; i < n; i++) flat[static_cast<size_t>(i)] = value(rank, i);
-    cuda::sum_over_processes(flat.data(), n, nullptr);
+    cuda::sum_over_processes(flat.data(), n, {0, n}, nullptr);
     double off = 0;
     for (int64_t i = processes().part(n).first; i < processes().part(n).last; i++) {
         double sum = 0;
