@@ -182,6 +182,7 @@ bool is_child() {
 
 }  // namespace
 
+// Its name is that of cases which are carried out by processes that others start.
 TEST_CASE("in each process: the program" * doctest::skip(!is_child())) {
     std::vector<std::string> words = {"train_gpt2_lnfree"};
     std::istringstream lines(std::getenv(kWords));
@@ -227,7 +228,7 @@ TEST_CASE("two and three processes that a file joins make what one makes, and th
         CHECK(weights_of(out) == weights_of(runs / "mpi"));
         CHECK(losses == losses_of(runs / "mpi"));
         for (const char* name : {"adam_m", "adam_v", "model"}) {
-            const std::string file = std::string("/checkpoints/step_12/") + name + ".safetensors";
+            const std::string file = std::string("/checkpoints/step_000012/") + name + ".safetensors";
             CHECK(fs::exists(out + file));
             CHECK(read_bytes(out + file) == read_bytes(runs / "mpi" + file));
         }
