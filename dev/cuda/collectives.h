@@ -3,9 +3,11 @@
 // over MPI or sockets.
 #pragma once
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../../data/error.h"
@@ -66,6 +68,19 @@ class Collectives {
         if (processes().leads()) require_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
         processes().broadcast(&id, sizeof id);
         require_nccl(ncclCommInitRank(&all_, processes().size(), id, processes().rank()), "ncclCommInitRank");
+        std::thread([all = all_] { watch(all); }).detach();
+    }
+
+    // A GPU whose connection to another breaks would wait for ever, and the main thread with it: NCCL notes it, and whoever uses
+    // it must look (user guide, "Asynchronous errors and error handling").
+    static void watch(ncclComm_t all) {
+        for (ncclResult_t error = ncclSuccess; error == ncclSuccess || error == ncclInProgress;) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(500));
+            if (ncclCommGetAsyncError(all, &error) != ncclSuccess) return;
+            if (error != ncclSuccess && error != ncclInProgress)
+                processes().give_up(std::string("its GPU lost the others: NCCL says ") + ncclGetErrorString(error) +
+                                    " (NCCL_DEBUG=INFO says more); --resume goes on from the last checkpoint");
+        }
     }
 
     template <class F>

@@ -3,6 +3,7 @@
 // own they are carried out as late as that allows (runtime.h).
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -17,12 +18,21 @@ typedef void* ncclComm_t;
 struct ncclUniqueId {
     char internal[128];
 };
-constexpr ncclResult_t ncclSuccess = 0;
+constexpr ncclResult_t ncclSuccess = 0, ncclSystemError = 2, ncclInProgress = 7;
 constexpr ncclDataType_t ncclUint8 = 1, ncclFloat = 7;
 constexpr ncclRedOp_t ncclSum = 0;
 
-inline const char* ncclGetErrorString(ncclResult_t) {
-    return "nothing: it is emulated";
+inline const char* ncclGetErrorString(ncclResult_t error) {
+    return error == ncclSuccess ? "no error" : "an emulated error";
+}
+// What a test lets the connections between GPUs come to.
+inline std::atomic<ncclResult_t>& ncclEmulatedAsyncError() {
+    static std::atomic<ncclResult_t> error{ncclSuccess};
+    return error;
+}
+inline ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t* error) {
+    *error = ncclEmulatedAsyncError();
+    return ncclSuccess;
 }
 inline ncclResult_t ncclGetUniqueId(ncclUniqueId*) {
     return ncclSuccess;

@@ -73,7 +73,7 @@ void say(const std::string& line) {
 }
 
 std::unique_ptr<LaunchedProcesses> join_by_launcher(const Launcher& by) {
-    std::unique_ptr<LaunchedProcesses> joined = join_over_mpi();
+    std::unique_ptr<LaunchedProcesses> joined = join_over_mpi(say);
     if (joined != nullptr) return joined;
     const std::string copies = std::to_string(number_in(by.copies));
     if (number_in(by.number) > 0) fall_silent();
@@ -179,8 +179,7 @@ int leave_processes(int status, const std::string& line) {
         g_launched->finalize();
         return status;
     }
-    if (!line.empty() && silent)
-        say("process " + std::to_string(g_launched->rank()) + " on " + g_launched->machine() + ": " + line);
+    if (!line.empty() && silent) say(of_process(g_launched->rank(), g_launched->machine(), line));
     g_launched->abort(status);
     return status;
 }

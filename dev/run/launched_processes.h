@@ -12,6 +12,11 @@
 
 namespace lnfree {
 
+// What process `rank` on this machine has to say.
+inline std::string of_process(int rank, const std::string& machine, const std::string& line) {
+    return "process " + std::to_string(rank) + " on " + machine + ": " + line;
+}
+
 class LaunchedProcesses : public Processes {
   public:
     // How many of them are on this machine.

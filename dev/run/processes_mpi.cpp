@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "data/error.h"
 #include "dev/cpu/machine.h"
@@ -57,7 +58,7 @@ MPI_Datatype type_of(int64_t bytes) {
 
 class MpiProcesses final : public LaunchedProcesses {
   public:
-    MpiProcesses() {
+    explicit MpiProcesses(std::function<void(const std::string&)> say) : say_(std::move(say)) {
         MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
         MPI_Comm_size(MPI_COMM_WORLD, &size_);
         // Ends are agreed on beside what else is going on.
@@ -130,8 +131,14 @@ class MpiProcesses final : public LaunchedProcesses {
     }
     void finalize() override { MPI_Finalize(); }
     void abort(int status) override { MPI_Abort(MPI_COMM_WORLD, status); }
+    // MPI is the main thread's. Its launcher ends the others when one ends without a farewell.
+    void give_up(const std::string& line) override {
+        say_(of_process(rank_, machine(), line));
+        ::_exit(1);
+    }
 
   private:
+    const std::function<void(const std::string&)> say_;
     int rank_ = 0, size_ = 1, on_this_machine_ = 1, place_on_machine_ = 0;
     MPI_Comm run_ = MPI_COMM_NULL, end_ = MPI_COMM_NULL;
 };
@@ -142,11 +149,11 @@ bool built_with_mpi() {
     return true;
 }
 
-std::unique_ptr<LaunchedProcesses> join_over_mpi() {
+std::unique_ptr<LaunchedProcesses> join_over_mpi(const std::function<void(const std::string&)>& say) {
     int provided = 0, size = 1;
     MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    if (size > 1) return std::make_unique<MpiProcesses>();
+    if (size > 1) return std::make_unique<MpiProcesses>(say);
     MPI_Finalize();
     return nullptr;
 }
@@ -161,7 +168,7 @@ bool built_with_mpi() {
     return false;
 }
 
-std::unique_ptr<LaunchedProcesses> join_over_mpi() {
+std::unique_ptr<LaunchedProcesses> join_over_mpi(const std::function<void(const std::string&)>&) {
     return nullptr;
 }
 

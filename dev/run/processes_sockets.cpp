@@ -117,11 +117,12 @@ enum class News : int32_t {
     refused,    // from 0: it does not, and 0 has said why
     end,        // to 0: this process has come to its end
     all_ended,  // from 0: all have
-    abort,      // to 0, and from there to all: end with this status
+    abort,      // to 0, and from there to all: end with this number as exit status
+    give_up,    // to 0, which ends all: so many bytes of why follow
 };
 struct Notice {
     News news;
-    int32_t status;
+    int32_t number;
 };
 
 // Both connections with a process.
@@ -130,8 +131,8 @@ struct Peer {
     bool is_there() const { return data.is_open() && ends.is_open(); }
 };
 
-bool send_notice(const Peer& to, News news, int status = 0) {
-    const Notice notice = {news, status};
+bool send_notice(const Peer& to, News news, int number = 0) {
+    const Notice notice = {news, number};
     return send_all(to.ends.get(), &notice, sizeof notice);
 }
 
@@ -373,6 +374,18 @@ class SocketProcesses final : public LaunchedProcesses {
         const std::lock_guard<std::mutex> lock(mutex_);
         end_all(status);
     }
+    void give_up(const std::string& line) override {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (rank_ == 0) {
+            say_(of_process(0, names_[0], line));
+            end_all(1);
+        }
+        send_notice(peers_[0], News::give_up, static_cast<int>(line.size()));
+        send_all(peers_[0].ends.get(), line.data(), line.size());
+        lock.unlock();
+        ::sleep(10);  // process 0 ends this one
+        ::_exit(1);
+    }
 
   private:
     const int rank_, size_;
@@ -445,7 +458,8 @@ class SocketProcesses final : public LaunchedProcesses {
     void hear(size_t i) {
         Notice notice{};
         if (!receive_all(peers_[i].ends.get(), &notice, sizeof notice)) return miss(i);
-        if (notice.news == News::abort) return end_all(notice.status);
+        if (notice.news == News::abort) return end_all(notice.number);
+        if (notice.news == News::give_up) return end_for(i, static_cast<size_t>(notice.number));
         if (notice.news == News::end) return note_end();
         all_ended_ = true;
         changed_.notify_all();
@@ -456,6 +470,13 @@ class SocketProcesses final : public LaunchedProcesses {
         all_ended_ = true;
         for (size_t r = 1; r < peers_.size(); r++) send_notice(peers_[r], News::all_ended);
         changed_.notify_all();
+    }
+    // Several may find the same; process 0 says it once.
+    void end_for(size_t i, size_t length) {
+        std::string line(std::min<size_t>(length, 4096), ' ');
+        if (!receive_all(peers_[i].ends.get(), line.data(), line.size())) return miss(i);
+        say_(of_process(static_cast<int>(i), names_[i], line));
+        end_all(1);
     }
     // One is gone that should be there. Process 0 says so, or, if it is that, process 1.
     void miss(size_t i) {

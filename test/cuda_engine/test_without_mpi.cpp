@@ -2,10 +2,10 @@
 // find each other through a file. What they make is what mpirun's make, and whatever happens to one, all end within seconds
 // with one line. The processes carry out the first case here, which is the whole program.
 #include <doctest/doctest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "dev/commands/commands.h"
+#include "dev/cuda/collectives.h"
 #include "dev/cuda/cuda_engine.h"
 #include "dev/cuda_on_cpu/options.h"
 #include "dev/engine.h"
@@ -32,7 +33,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr double kSeconds = 60;  // within which everything must have ended, on a busy machine too
-constexpr char kWords[] = "LNFREE_TEST_WORDS", kEngine[] = "LNFREE_TEST_ENGINE";
+constexpr char kWords[] = "LNFREE_TEST_WORDS", kEngine[] = "LNFREE_TEST_ENGINE", kBroken[] = "LNFREE_TEST_BROKEN";
 
 Words joined(Words words, const Words& more) {
     words.insert(words.end(), more.begin(), more.end());
@@ -171,6 +172,31 @@ void wait_for_lines(Process& process, const std::string& out, std::ptrdiff_t lin
     }
 }
 
+// Another program, at the port that an earlier run had: it says nothing, or answers whatever it is told.
+class Stranger {
+  public:
+    explicit Stranger(bool talks)
+        : listener_(listen_anywhere(port_)), thread_([this, talks] {
+              std::vector<FileDescriptor> connected;
+              while (!over_) {
+                  connected.push_back(accept_within(listener_.get(), 0.05));
+                  const char answer[64] = "HTTP/1.1 400 Bad Request\r\n";
+                  if (talks && connected.back().is_open()) send_all(connected.back().get(), answer, sizeof answer);
+              }
+          }) {}
+    ~Stranger() {
+        over_ = true;
+        thread_.join();
+    }
+    int port() const { return port_; }
+
+  private:
+    int port_ = 0;
+    FileDescriptor listener_;
+    std::atomic<bool> over_{false};
+    std::thread thread_;
+};
+
 // What no process may have begun to write.
 std::string nowhere() {
     return workbench().folder / "nowhere";
@@ -196,6 +222,11 @@ TEST_CASE("in each process: the program" * doctest::skip(!is_child())) {
         backend().use_device = [](int) {};
         backend().trains_together = engine == "cuda";
     }
+    if (std::getenv(kBroken) != nullptr)
+        std::thread([] {
+            std::this_thread::sleep_for(std::chrono::seconds(2));
+            ncclEmulatedAsyncError() = ncclSystemError;
+        }).detach();
     std::exit(run_program(static_cast<int>(argv.size()), argv.data()));
 }
 
@@ -227,7 +258,7 @@ TEST_CASE("two and three processes that a file joins make what one makes, and th
         check_succeed(over_mpi);
         CHECK(weights_of(out) == weights_of(runs / "mpi"));
         CHECK(losses == losses_of(runs / "mpi"));
-        for (const char* name : {"adam_m", "adam_v", "model"}) {
+        for (const char* name : {"adam_m", "adam_v"}) {
             const std::string file = std::string("/checkpoints/step_000012/") + name + ".safetensors";
             CHECK(fs::exists(out + file));
             CHECK(read_bytes(out + file) == read_bytes(runs / "mpi" + file));
@@ -267,6 +298,21 @@ TEST_CASE("one that is killed ends the others within seconds, with one line that
         for (int r = 0; r < 3; r++) CHECK(outcomes[static_cast<size_t>(r)].status == (r == killed ? -SIGKILL : 1));
         check_one_line(outcomes,
                        {"process " + std::to_string(killed) + " on ", "has ended without a word", "--resume"});
+    }
+}
+
+TEST_CASE("when the connection between GPUs breaks, all end within seconds, and one line says so") {
+    if (is_child()) return;
+    for (const int broken : {0, 2}) {
+        CAPTURE(broken);
+        TemporaryFolder runs;
+        Started started;
+        for (int r = 0; r < 3; r++) {
+            Variables variables = place(r, 3, runs / "rendezvous");
+            if (r >= broken) variables[kBroken] = "1";  // all of them notice, or one does
+            started.push_back(start(workbench().removal(runs / "run", {}, "20000"), variables));
+        }
+        check_ends(started, 1, {"process ", " on ", "NCCL says an emulated error", "--resume"});
     }
 }
 
@@ -364,12 +410,9 @@ TEST_CASE("a file that an earlier run left is not taken for this run's") {
     TemporaryFolder runs;
     const std::string rendezvous = runs / "rendezvous";
     const Words any = {"--help"};
-    int port = 0;
-    const FileDescriptor stranger = listen_anywhere(port);  // which accepts, and never says a word
-    const std::string left[] = {"gpt2-lnfree rendezvous 1\nlocalhost\n1 2 3\n127.0.0.1\n",
-                                "gpt2-lnfree rendezvous 1\nlocalhost\n" + std::to_string(port) + " 2 3\n127.0.0.1\n"};
-    for (const std::string& text : left) {
-        write_bytes(rendezvous, text);
+    const Stranger silent(false), talking(true);
+    for (const int port : {1, silent.port(), talking.port()}) {  // at the first nobody listens
+        write_bytes(rendezvous, "gpt2-lnfree rendezvous 1\nlocalhost\n" + std::to_string(port) + " 2 3\n127.0.0.1\n");
         Started started;
         started.push_back(start(any, place(1, 2, rendezvous)));
         ::usleep(500'000);  // it has read the old one
