@@ -24,6 +24,7 @@ namespace lnfree {
 
 namespace {
 
+constexpr char kGoOn[] = "--resume goes on from the last checkpoint";
 constexpr double kAnswer = 5;  // seconds that a process which is there takes to answer at most
 
 std::string name_of_this_machine() {
@@ -480,11 +481,8 @@ class SocketProcesses final : public LaunchedProcesses {
     }
     // One is gone that should be there. Process 0 says so, or, if it is that, process 1.
     void miss(size_t i) {
-        if (rank_ <= 1)
-            say_("process " + std::to_string(i) + " on " + names_[i] +
-                 " has ended without a word (killed, or its machine is gone): so do all others; --resume goes on from "
-                 "the "
-                 "last checkpoint");
+        const std::string who = "process " + std::to_string(i) + " on " + names_[i];
+        if (rank_ <= 1) say_(who + " has ended without a word (killed, or its machine is gone), so all do; " + kGoOn);
         end_all(1);
     }
     [[noreturn]] void end_all(int status) {

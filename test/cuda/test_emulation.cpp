@@ -945,6 +945,10 @@ TEST_CASE("a stream beside the others is as late as events allow, and must wait 
     give();
     CHECK(cudaStreamSynchronize(beside) == cudaSuccess);
     CHECK(done == 4);
+    emulation::streams_are_late() = false;
+    give();
+    CHECK(done == 5);
+    emulation::streams_are_late() = true;
     CHECK(cudaEventDestroy(event) == cudaSuccess);
     CHECK(cudaStreamDestroy(beside) == cudaSuccess);
     CHECK(cudaStreamDestroy(stream) == cudaSuccess);

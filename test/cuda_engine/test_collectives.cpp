@@ -168,14 +168,19 @@ TEST_CASE("in each process: a removal with a teacher gives the reference's losse
 TEST_CASE("in each process: sums beside the backward pass are those after it, to the bit" *
           doctest::skip(!is_launched())) {
     const cuda::TemporaryEmulationOptions without_checks(false, 0);
-    const Trained beside = train_by(cuda::make_engine);
+    const Trained beside = train_by(cuda::make_engine);  // as late as it is allowed
+    cuda::emulation::streams_are_late() = false;         // as soon as they are given
+    const Trained soon = train_by(cuda::make_engine);
+    cuda::emulation::streams_are_late() = true;
     cuda::device_options().cuda_graphs = true;  // a recorded pass is over before anything is summed
     const Trained after = train_by(cuda::make_engine);
     cuda::device_options().cuda_graphs = false;
-    CHECK(beside.losses == after.losses);
-    CHECK(beside.norms == after.norms);
-    const int64_t n = beside.model->parameters();
-    CHECK(std::equal(beside.model->params.data(), beside.model->params.data() + n, after.model->params.data()));
+    const int64_t n = after.model->parameters();
+    for (const Trained* const other : {&beside, &soon}) {
+        CHECK(other->losses == after.losses);
+        CHECK(other->norms == after.norms);
+        CHECK(std::equal(other->model->params.data(), other->model->params.data() + n, after.model->params.data()));
+    }
     leave_processes(0, "");
 }
 

@@ -150,10 +150,6 @@ const Workbench& workbench() {
     return made;
 }
 
-std::string weights_of(const std::string& out) {
-    return read_bytes(out + "/model.safetensors");
-}
-
 std::vector<double> losses_of(const std::string& out) {
     std::vector<double> losses;
     std::istringstream lines(read_bytes(out + "/log.jsonl"));
@@ -230,38 +226,64 @@ TEST_CASE("in each process: the program" * doctest::skip(!is_child())) {
     std::exit(run_program(static_cast<int>(argv.size()), argv.data()));
 }
 
-TEST_CASE("two and three processes that a file joins make what one makes, and the same bytes as mpirun's") {
+namespace {
+
+// What two and three processes make of the removal, in folders run2 and run3.
+struct Removals {
+    TemporaryFolder runs;
+    Removals() {
+        for (const int n : {2, 3}) {
+            check_succeed(start_all(n, workbench().removal(of(n)), runs / "rendezvous"));
+            CHECK_FALSE(fs::exists(runs / "rendezvous"));
+        }
+    }
+    std::string of(int n) const { return runs / ("run" + std::to_string(n)); }
+};
+
+const Removals& removals() {
+    static const Removals made;
+    return made;
+}
+
+}  // namespace
+
+TEST_CASE("two and three processes that a file joins make what one makes") {
     if (is_child()) return;
     TemporaryFolder runs;
-    {
-        Started one;
-        one.push_back(start(workbench().removal(runs / "one"), {}));
-        check_succeed(one);
-    }
+    Started one;
+    one.push_back(start(workbench().removal(runs / "one"), {}));
+    check_succeed(one);
     const std::vector<double> expected = losses_of(runs / "one");
     REQUIRE(expected.size() == 16);
-    const bool with_mpi = built_with_mpi() && std::system("mpirun --version >/dev/null 2>&1") == 0;
-    if (!with_mpi) std::printf("SKIPPED: beside mpirun's processes: there is none\n");
     for (const int n : {2, 3}) {
         CAPTURE(n);
-        const std::string out = runs / ("run" + std::to_string(n));
-        check_succeed(start_all(n, workbench().removal(out), runs / "rendezvous"));
-        CHECK_FALSE(fs::exists(runs / "rendezvous"));
-        const std::vector<double> losses = losses_of(out);
+        const std::vector<double> losses = losses_of(removals().of(n));
         REQUIRE(losses.size() == expected.size());
         for (size_t i = 0; i < losses.size(); i++) CHECK(losses[i] == doctest::Approx(expected[i]).epsilon(2e-3));
-        if (!with_mpi) continue;
+    }
+}
+
+TEST_CASE("two and three processes that a file joins make the same bytes as mpirun's") {
+    if (is_child()) return;
+    if (!built_with_mpi() || std::system("mpirun --version >/dev/null 2>&1") != 0) {
+        std::printf("SKIPPED: processes without MPI beside mpirun's: there is no MPI\n");
+        return;
+    }
+    for (const int n : {2, 3}) {
+        CAPTURE(n);
+        TemporaryFolder runs;
+        const std::string ours = removals().of(n), theirs = runs / "mpi";
         const Variables as_root = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"}, {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"}};
         Started over_mpi;
-        over_mpi.push_back(start(workbench().removal(runs / "mpi", {"--force"}), as_root, "cuda",
+        over_mpi.push_back(start(workbench().removal(theirs), as_root, "cuda",
                                  {"mpirun", "--oversubscribe", "--bind-to", "none", "-np", std::to_string(n)}));
         check_succeed(over_mpi);
-        CHECK(weights_of(out) == weights_of(runs / "mpi"));
-        CHECK(losses == losses_of(runs / "mpi"));
-        for (const char* name : {"adam_m", "adam_v"}) {
-            const std::string file = std::string("/checkpoints/step_000012/") + name + ".safetensors";
-            CHECK(fs::exists(out + file));
-            CHECK(read_bytes(out + file) == read_bytes(runs / "mpi" + file));
+        CHECK(losses_of(ours) == losses_of(theirs));
+        for (const char* name : {"model", "checkpoints/step_000012/adam_m", "checkpoints/step_000012/adam_v"}) {
+            const std::string file = std::string("/") + name + ".safetensors";
+            CAPTURE(file);
+            CHECK(fs::exists(ours + file));
+            CHECK(read_bytes(ours + file) == read_bytes(theirs + file));
         }
     }
 }
