@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -25,7 +26,9 @@ namespace lnfree {
 namespace {
 
 constexpr char kGoOn[] = "--resume goes on from the last checkpoint";
-constexpr double kAnswer = 5;  // seconds that a process which is there takes to answer at most
+// Seconds at most that one of ours takes to say what it has to once it is connected; and until process 0 answers, which may
+// have to listen to others before.
+constexpr double kHello = 2, kAnswer = 6;
 
 std::string name_of_this_machine() {
     char name[256] = "";
@@ -52,19 +55,11 @@ std::string text_of(const Meeting& m) {
     return text.str();
 }
 
-// False if nothing is there (yet). BadInput if it is something else.
-bool read_meeting(Meeting& m, const std::string& path) {
-    if (!std::filesystem::exists(path)) return false;
-    std::string text;
-    try {
-        text = read_file(path, 1 << 16);
-    } catch (const BadInput&) {
-        if (!std::filesystem::exists(path)) return false;  // all have come meanwhile
-        throw;
-    }
-    std::istringstream lines(text);
+// BadInput if the file at `path` holds something else.
+Meeting parse_meeting(const std::string& text, const std::string& path) {
+    Meeting m;
     std::string first;
-    m = {};
+    std::istringstream lines(text);
     std::getline(lines, first);
     std::getline(lines, m.machine);
     lines >> m.port >> m.question >> m.answer;
@@ -72,7 +67,25 @@ bool read_meeting(Meeting& m, const std::string& path) {
         throw BadInput("LNFREE_RENDEZVOUS=" + path +
                        ": there is a file of another kind; name one that is not there yet");
     for (std::string address; lines >> address;) m.addresses.push_back(address);
-    return true;
+    return m;
+}
+
+constexpr uint64_t kLongest = 1 << 16;
+
+// Nothing: it is not there yet, or cannot be read just now (network file systems). What is wrong with a file of another kind
+// process 0 says.
+std::optional<Meeting> find_meeting(const std::string& path) {
+    std::string text;
+    try {
+        text = read_file(path, kLongest);
+    } catch (const BadInput&) {
+        return std::nullopt;
+    }
+    try {
+        return parse_meeting(text, path);
+    } catch (const BadInput& e) {
+        throw ToldElsewhere(e.what());
+    }
 }
 
 uint64_t secret() {
@@ -81,9 +94,8 @@ uint64_t secret() {
 }
 
 void write_meeting(const Meeting& m, const std::string& path) {
-    Meeting left;
-    read_meeting(left, path);                          // what is no such file is not overwritten
-    const mode_t before = ::umask(S_IRWXG | S_IRWXO);  // who can read it can take part
+    if (std::filesystem::exists(path)) parse_meeting(read_file(path, kLongest), path);  // another kind stays
+    const mode_t before = ::umask(S_IRWXG | S_IRWXO);                                   // who can read it can take part
     std::string failure;
     try {
         write_file_atomically(path, text_of(m));
@@ -94,13 +106,13 @@ void write_meeting(const Meeting& m, const std::string& path) {
     if (!failure.empty()) throw BadInput("LNFREE_RENDEZVOUS: " + failure);
 }
 
-// Unless another run has put its own there.
+// Unless somebody has put another there. Left behind, it does no harm.
 void remove_meeting(const Meeting& m, const std::string& path) {
-    Meeting found;
     try {
-        if (read_meeting(found, path) && found.question == m.question) std::filesystem::remove(path);
+        const std::optional<Meeting> found = find_meeting(path);
+        if (found && found->question == m.question) std::filesystem::remove(path);
     } catch (const std::exception&) {
-        return;  // left behind, it does no harm
+        return;
     }
 }
 
@@ -141,6 +153,13 @@ uint64_t refusal(const Meeting& m) {
     return ~m.answer;
 }
 
+std::string too_late(const PlaceInRun& place, const std::string& what) {
+    std::ostringstream seconds;
+    seconds << place.patience;
+    return "LNFREE_RENDEZVOUS=" + place.rendezvous + ": " + what + " within " + seconds.str() +
+           " s (LNFREE_RENDEZVOUS_SECONDS); start all, with a path on a disk that all see";
+}
+
 // ----- process 0's side of the meeting
 
 std::string missing(const std::vector<Peer>& peers) {
@@ -158,7 +177,8 @@ std::string objection(const std::vector<Peer>& peers, const Hello& hello) {
         return "process " + rank + " was started with WORLD_SIZE=" + std::to_string(hello.size) + ", process 0 with " +
                std::to_string(peers.size()) + "; all need the same";
     const Peer& peer = peers[static_cast<size_t>(hello.rank)];  // below WORLD_SIZE, above 0: it has looked itself
-    if ((hello.for_ends != 0 ? peer.ends : peer.data).is_open())
+    const FileDescriptor& earlier = hello.for_ends != 0 ? peer.ends : peer.data;
+    if (earlier.is_open() && !is_over(earlier.get()))  // else it has lost patience and tries again
         return "two processes were started with RANK=" + rank + "; each needs another";
     return "";
 }
@@ -166,7 +186,7 @@ std::string objection(const std::vector<Peer>& peers, const Hello& hello) {
 // Takes a connection in if it is one of ours.
 void take_in(std::vector<Peer>& peers, FileDescriptor connection, const Meeting& m) {
     Hello hello{};
-    set_patience(connection.get(), kAnswer);
+    set_patience(connection.get(), kHello);
     if (!receive_all(connection.get(), &hello, sizeof hello) || hello.question != m.question) return;
     const std::string why_not = objection(peers, hello);
     const uint64_t answer = why_not.empty() ? m.answer : refusal(m);
@@ -191,14 +211,9 @@ std::vector<Peer> gather_others(const PlaceInRun& place) {
     const auto is_there = [](const Peer& peer) { return peer.is_there(); };
     try {
         while (!std::all_of(peers.begin() + 1, peers.end(), is_there)) {
+            if (seconds_now() >= deadline) throw BadInput(too_late(place, missing(peers) + " did not come"));
             FileDescriptor next = accept_within(listener.get(), deadline - seconds_now());
             if (next.is_open()) take_in(peers, std::move(next), m);
-            if (seconds_now() < deadline) continue;
-            std::ostringstream seconds;
-            seconds << place.patience;
-            throw BadInput("LNFREE_RENDEZVOUS=" + place.rendezvous + ": " + missing(peers) + " did not come within " +
-                           seconds.str() +
-                           " s (LNFREE_RENDEZVOUS_SECONDS); start all, with a path on a disk that all see");
         }
     } catch (const BadInput&) {
         for (const Peer& peer : peers)
@@ -247,33 +262,19 @@ Peer reach(const Meeting& m, const PlaceInRun& place) {
     throw ToldElsewhere(line);
 }
 
-// Process 0 says it of a file of another kind.
-bool is_written(Meeting& m, const std::string& path) {
-    try {
-        return read_meeting(m, path);
-    } catch (const BadInput& e) {
-        throw ToldElsewhere(e.what());
-    }
-}
-
 Peer find_first(const PlaceInRun& place) {
     const double deadline = seconds_now() + place.patience;
     bool found = false;
     while (seconds_now() < deadline) {
-        Meeting m;
-        if (is_written(m, place.rendezvous)) {
+        if (const std::optional<Meeting> m = find_meeting(place.rendezvous)) {
             found = true;
-            Peer peer = reach(m, place);
+            Peer peer = reach(*m, place);
             if (peer.is_there()) return peer;
         }
         ::usleep(50'000);
     }
-    std::ostringstream seconds;
-    seconds << place.patience;
-    say_for_all(place, "LNFREE_RENDEZVOUS=" + place.rendezvous + ": process 0 " +
-                           (found ? "cannot be reached where this file says" : "did not come") + " within " +
-                           seconds.str() +
-                           " s (LNFREE_RENDEZVOUS_SECONDS); start all, with a path on a disk that all see");
+    say_for_all(place,
+                too_late(place, found ? "process 0 cannot be reached where this file says" : "process 0 did not come"));
 }
 
 std::vector<Peer> join_first(const PlaceInRun& place) {

@@ -68,6 +68,10 @@ bool receive_all(int connection, void* bytes, size_t n) {
     return true;
 }
 
+bool is_over(int connection) {
+    return is_ready(connection, POLLRDHUP, 0);
+}
+
 void set_patience(int connection, double seconds) {
     timeval time{};
     time.tv_sec = static_cast<time_t>(seconds);

@@ -15,6 +15,9 @@ namespace lnfree {
 bool send_all(int connection, const void* bytes, size_t n);
 bool receive_all(int connection, void* bytes, size_t n);
 
+// Whether the other side has closed it.
+bool is_over(int connection);
+
 // Seconds that one of these waits for the other side at most; 0: as long as that lives.
 void set_patience(int connection, double seconds);
 
