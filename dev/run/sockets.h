@@ -1,5 +1,5 @@
-// TCP connections between machines (over IPv4), for processes that no MPI joins. Only what processes_sockets.cpp needs: bytes that all
-// arrive or do not, and an end that is noticed, of the process at the other side as well as of its machine.
+// TCP connections between machines (over IPv4), for processes that no MPI joins. Only what processes_sockets.cpp needs: bytes
+// that all arrive or do not, and an end that is noticed, of the process at the other side as well as of its machine.
 #pragma once
 
 #include <cstddef>
