@@ -186,6 +186,24 @@ TEST_CASE("in each process: sums beside the backward pass are those after it, to
     leave_processes(0, "");
 }
 
+TEST_CASE("blocks lie one after another in the table of tensors, so that what is left of it is two ranges") {
+    for (const ModelForm form : {ModelForm::hugging_face, ModelForm::folded}) {
+        GPT2Config c = kThreeBlocks;
+        c.form = form;
+        const std::vector<Tensor> table = tensor_table(c);
+        Range all = cuda::range_of_block(table, 0);
+        CHECK(all.first == c.V * c.C + c.n_ctx * c.C);
+        for (int64_t l = 1; l < c.L; l++) {
+            const Range block = cuda::range_of_block(table, l);
+            CHECK(block.first == all.last);
+            CHECK(block.size() == cuda::range_of_block(table, 0).size());
+            all.last = block.last;
+        }
+        CHECK(all.last < parameter_count(table));  // the last norm, or the head
+        CHECK(cuda::range_of_block(table, c.L).size() == 0);
+    }
+}
+
 namespace {
 
 const Words kCases = {"--test-case=in each process*"};
