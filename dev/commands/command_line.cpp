@@ -473,7 +473,7 @@ void require_several_can(const CLI::App& app) {
     const bool loss = command.get_name() == "analyze" && command.count("measurement") > 0 &&
                       command.get_option("measurement")->as<std::string>() == "loss";
     if (processes().size() > 1 && shared.count(command.get_name()) == 0 && !loss)
-        throw BadInput(command.get_name() + ": runs in one process; start it without mpirun");
+        throw BadInput(command.get_name() + ": runs in one process; start it once");
 }
 
 }  // namespace
