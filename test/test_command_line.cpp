@@ -581,7 +581,11 @@ TEST_CASE(
     check_refused(training("remove", {"--shrink-position0", "3"}), {"--shrink-position0", "rotary"});
     CHECK_FALSE(fs::exists(scratch / "out"));
     succeed(training("remove", {"--dry-run"}));
-    succeed(training("remove", {}));
+    succeed(training("remove", {"--save-every", "4", "--keep-checkpoints", "3"}));
+    fs::create_directories(scratch / "again/checkpoints");
+    fs::copy(scratch / "out/checkpoints/step_000004", scratch / "again/checkpoints/step_000004");
+    succeed({"remove", "--resume", "--out", scratch / "again"});
+    CHECK(read_bytes(scratch / "again/model.safetensors") == read_bytes(scratch / "out/model.safetensors"));
     CHECK(json_file(scratch / "out/config.json")["rms_norm_eps"] == 1e12);
     const json info = json::parse(succeed({"info", "--json", "--model", scratch / "out"}).out);
     CHECK(info["family"] == "Llama");
