@@ -47,6 +47,11 @@ const char* norm_name(const Site& site) {
     return site.has_layer_norm() ? "layernorm" : site.removed() ? "fakeln" : "gradual";
 }
 
+void set_sites(Engine& model, const Sites& sites) {
+    model.sites = sites;
+    for (Site& site : model.sites.all) site.centred = model.config.centred;
+}
+
 double largest_sigma(const Sites& sites) {
     double largest = NAN;
     for (const Site& site : sites.all) largest = std::fmax(largest, std::fmax(site.sigma_bar, site.sigma_avg));

@@ -25,6 +25,8 @@ double number_or_nan(const Json& j, const char* key);  // NaN if absent or no nu
 std::string hex(uint64_t x);
 
 Json sites_json(const Sites& sites);
+// Makes these the model's sites. Whether norms are centred is no record's to say: it stays as the model's config has it.
+void set_sites(Engine& model, const Sites& sites);
 // The largest mean sigma of a site that they say, measured or frozen; NaN if they say none.
 double largest_sigma(const Sites& sites);
 // Throws BadInput unless the list names exactly the sites of an L-layer model, in order, with usable sigma_bars.

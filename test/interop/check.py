@@ -371,6 +371,10 @@ def check_all(engine, checks):
             checks.run(f"{stock.name}: folded, fine-tuned", check_published, engine, folder)
         checks.run(f"{stock.name}: exported again", check_round_trip, engine, folder, stock)
 
+    import check_families  # which takes its tools from here
+
+    check_families.check_families(checks, engine)
+
     tokens = random_tokens(257, 4)
     exports = {}  # our logits by folder
     for form, dtype in (("hf", "f32"), ("hf", "bf16"), ("folded", "f32"), ("folded", "bf16"), ("folded", "f16")):

@@ -7,11 +7,13 @@ Needs torch, transformers and safetensors alone. FOLDER: models to be compared a
 runs this as a part of `make test-interop`.
 """
 
+import dataclasses
 import pathlib
 import sys
 import tempfile
 
 import torch
+import transformers
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -60,27 +62,36 @@ PUBLISHED = [
 ]
 
 
+def close_logits(ours, theirs):
+    """As same_logits, of logits beyond 10 to 1e-5 of the largest: float32's own error grows with them."""
+    return same_logits(ours, theirs, check.EXACT * max(1, theirs.abs().max().item() / 10))
+
+
 def check_folder(engine, folder):
     """A folder as it is."""
     tokens = check.random_tokens(engine.run("info", "--model", folder)["vocab_size"], 1)
-    return same_logits(engine.evaluate(folder, tokens)[1], stock_folders.logits(folder, tokens[:-1]))
+    return close_logits(engine.evaluate(folder, tokens)[1], stock_folders.logits(folder, tokens[:-1]))
 
 
-def check_forms(engine, folder, vocabulary, number):
-    """All norms taken out in a few steps: from_pretrained loads the hf form, and the folded one computes the same."""
+def check_forms(engine, stock, number):
+    """All norms taken out in a few steps: from_pretrained loads the hf form, and the folded one computes the same.
+
+    Embeddings are long, for gated neurons square whatever stands out where no norm holds it back.
+    """
     work = engine.work
-    made = work / f"removed_{number}"
-    tokens = check.random_tokens(vocabulary, 4)
+    folder, made = work / f"long_{number}", work / f"removed_{number}"
+    stock_folders.write(dataclasses.replace(stock, embedding=2), folder, number)
+    tokens = check.random_tokens(stock.shape["vocab_size"], 4)
     shard = work / "tokens.bin"
     engine.evaluate(folder, tokens)  # leaves the shard
-    brief = ("--steps", 24, "--batch", 2, "--seq", 64, "--grad-accum", 1, "--val-tokens", 256, "--lr", 1e-4)
+    brief = ("--steps", 24, "--batch", 2, "--seq", 64, "--grad-accum", 1, "--val-tokens", 256, "--lr", 1e-6)
     engine.run("remove", "--model", folder, "--data", shard, "--val", shard, *brief, "--out", made)
     result, ours = engine.evaluate(made, tokens)
     require(result["layernorm_free"], "is not free of norms")
-    told = same_logits(ours, stock_folders.logits(made, tokens[:-1]))
+    told = close_logits(ours, stock_folders.logits(made, tokens[:-1]))
     folded = work / f"folded_{number}"
     engine.run("export", "--model", made, "--form", "folded", "--out", folded)
-    same_logits(engine.evaluate(folded, tokens)[1], ours)
+    close_logits(engine.evaluate(folded, tokens)[1], ours)
     return told
 
 
@@ -90,8 +101,7 @@ def check_families(checks, engine, folders=()):
         folder = work / f"family_{number}"
         checks.run(f"in:  {stock.name}", check.check_stock_folder, engine, folder, stock, number)
         checks.run(f"out: {stock.name}", check.check_round_trip, engine, folder, stock)
-        vocabulary = stock.shape["vocab_size"]
-        checks.run(f"without norms: {stock.name}", check_forms, engine, folder, vocabulary, number)
+        checks.run(f"without norms: {stock.name}", check_forms, engine, stock, number)
     for number, stock in enumerate(PUBLISHED):
         folder = work / f"family_published_{number}"
         checks.run(f"in:  {stock.name}", check.check_stock_folder, engine, folder, stock, number)
@@ -103,6 +113,9 @@ def main():
     if len(sys.argv) < 2:
         print(f"usage: {sys.argv[0]} ENGINE [FOLDER ...]", file=sys.stderr)
         return 2
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     checks = check.Checks()
     with tempfile.TemporaryDirectory() as work:
         check_families(checks, check.Engine(sys.argv[1], pathlib.Path(work)), sys.argv[2:])

@@ -38,6 +38,7 @@ class Stock:
     layernorm_free: bool = False
     config: dict = field(default_factory=dict)
     family: str = "gpt2"
+    embedding: float = 0  # standard deviation of its numbers; 0: that of other matrices
 
 
 def random_model(stock, seed):
@@ -51,6 +52,8 @@ def random_model(stock, seed):
         for name, parameter in model.named_parameters():
             gamma = ("ln_" in name or "norm" in name) and name.endswith("weight")
             scale = min(0.15, 1.2 / math.sqrt(config.hidden_size)) if parameter.dim() == 2 else 0.15
+            if stock.embedding and "embed" in name:
+                scale = stock.embedding
             parameter.normal_(1 if gamma else 0, scale)
             if gamma and stock.layernorm_free:
                 sigma_bar = 0.5 + torch.rand(()).item()
