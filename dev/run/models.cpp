@@ -29,7 +29,7 @@ void take_sites(Engine& model, const Json& record, const std::string& folder) {
         adopt_frozen_layernorms(model, recorded && sites.all_removed() ? &sites : nullptr);
     } else if (model.config.form == ModelForm::checkpoint) {
         if (!recorded) throw BadInput(folder + ": a checkpoint without lnfree.json cannot be read");
-        model.sites = sites;
+        restore_sites(model, sites);
     } else if (model.config.form == ModelForm::hugging_face && !sites.none_removed()) {
         throw BadInput(folder +
                        ": lnfree.json lists removed LayerNorms but config.json's layer_norm_epsilon would run them; "

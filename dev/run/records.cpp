@@ -120,6 +120,11 @@ Sites sites_from_json(const Json& list, int L, const std::string& path) try {
                    ": \"sites\" holds a value of the wrong type; take the file from the same folder as the weights");
 }
 
+void restore_sites(Engine& model, const Sites& recorded) {
+    model.sites = recorded;
+    for (Site& site : model.sites.all) site.centred = model.config.centred;
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Events
 

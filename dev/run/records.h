@@ -28,6 +28,9 @@ Json sites_json(const Sites& sites);
 // Throws BadInput unless the list names exactly the sites of an L-layer model, in order, with usable sigma_bars.
 Sites sites_from_json(const Json& list, int L, const std::string& path);
 
+// The sites of a record become the model's. Whether they are those of LayerNorm or RMSNorm no record says: the shape does.
+void restore_sites(Engine& model, const Sites& recorded);
+
 Json events_json(const std::vector<Event>& events, const Sites& sites);
 std::vector<Event> events_from_json(const Json& list, const Sites& sites);
 
