@@ -243,18 +243,18 @@ TEST_CASE("as the paper's code measures: nothing depends on how many sequences a
 }
 
 TEST_CASE("as the paper's code measures: a head that writes nothing but its value biases has no effect at all") {
-    for (const GPT2Config& config : shapes()) {
+    std::vector<GPT2Config> all = shapes();
+    all.push_back(other_shapes()[1]);
+    all.back().attention_bias = true;  // and heads in groups
+    for (const GPT2Config& config : all) {
         const auto made = random_model(3, config);
         Engine& model = *made;
-        const int64_t C = config.C, Q = config.qkv_width(), first = config.qk_width();
-        for (int64_t l = 0; l < config.L; l++) {  // values no longer depend on what is read, only on the biases
-            real* qkv = model.tensor("h." + std::to_string(l) + ".attn.c_attn.weight");
-            for (int64_t c = 0; c < C; c++) std::fill_n(qkv + c * Q + first, Q - first, real(0));
-        }
+        for (int64_t l = 0; l < config.L; l++)  // values no longer depend on what is read, only on beta and the biases
+            std::fill_n(model.tensor("h." + std::to_string(l) + ".ln_1.weight"), config.C, real(0));
         const Sample sample = random_sample(5, 6, config.V);
         Procedure p = batches_of(2);
         CHECK((measure_attribution(model, sample, p)["largest_difference"].get<double>() > 1e-3) ==
-              config.attention_bias);
+              (config.attention_bias || config.norm_bias));
         p.paper = true;
         const Json j = measure_attribution(model, sample, p);
         CHECK(j["largest_difference"].get<double>() < 1e-6);
@@ -276,6 +276,9 @@ TEST_CASE("as the paper's code measures: folding the norms away changes no neuro
                    after = measure_confidence_as_paper(*folded, sample, batches_of(3), neurons);
         CHECK(before["top"] == after["top"]);
         for (const char* key : {"norm", "logit_var", "cn"}) check_alike(before[key], after[key], 1e-4);
+        const double stored =
+            norm_of(made->weights().layers.back().fcproj, shape.C);  // RMSNorm takes nothing out of it
+        CHECK((std::abs(before["norm"][0].get<double>() - stored) > 1e-4 * stored) == shape.centred);
     }
 }
 

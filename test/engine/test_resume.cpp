@@ -436,6 +436,18 @@ std::set<std::string> checkpoints_seen(const TinyTask& task, RunRequest r, const
     return seen;
 }
 
+TEST_CASE("a model whose norms are RMSNorms has no others when its sites come back from a record") {
+    const GPT2Config config = other_shapes()[1];
+    REQUIRE_FALSE(config.centred);
+    const auto model = make_reference(config);
+    freeze(model->sites.mlp(0), 1.5);
+    RunState state;
+    state.sites = sites_from_json(sites_json(model->sites), static_cast<int>(config.L), "a record");
+    restore_engine(*model, state);
+    CHECK(model->sites.mlp(0).sigma_bar == 1.5);
+    for (const Site& site : model->sites.all) CHECK_FALSE(site.centred);
+}
+
 TEST_CASE("--save-every says how often a run saves, and 0 that it never does, whatever the schedule") {
     const OtherBackend watching(
         [](const GPT2Config& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
