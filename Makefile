@@ -18,7 +18,7 @@
 #: CXX=clang++           another compiler                  ISA=native|portable|avx2|avx512  one instruction set only, builds faster
 #: SAN=1                 with Address- and UndefinedBehaviorSanitizer    WERROR=1  warnings are errors    V=1  show the commands
 #: CXXFLAGS=...          instead of -O2                    make -j1          one job at a time (default: one per core)
-#: MPI=0                 one process only, though MPI is there
+#: MPI=0  NCCL=0         without MPI, without NCCL, though they are there: one process only
 #: CUDA=0                leave the CUDA engine out          CUDA_ARCHS=...    nvcc's -gencode flags (scripts/cuda_archs.sh)
 #: USE_CUDNN=1           with cuDNN's attention as well     CUDNN_FRONTEND=DIR  where cudnn_frontend.h is, if not in a usual place
 #:
@@ -88,7 +88,7 @@ LANGUAGE := -std=c++17 -fno-math-errno -fno-trapping-math -Wall -Wextra $(if $(W
 # Several processes: with MPI's own flags (MPI=0: without it). Its leaks are not the sanitizers' business.
 MPI_FOUND := $(if $(filter 0,$(MPI))$(SAN),,$(filter mpi,$(FOUND)))
 MPI_FLAGS := $(if $(MPI_FOUND),-DLNFREE_MPI $(shell scripts/detect.sh --mpi compile))
-LIBS := -lpcre2-8 -lz -ldl $(if $(MPI_FOUND),$(shell scripts/detect.sh --mpi link))
+LIBS := -lpcre2-8 -lutf8proc -lz -ldl $(if $(MPI_FOUND),$(shell scripts/detect.sh --mpi link))
 ifdef SAN
     LANGUAGE += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1
     CXXFLAGS ?= -O1
@@ -204,8 +204,8 @@ endif
 NVCCFLAGS := -std=c++17 --threads 0 -I. \
              -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas$(if $(filter openmp,$(FOUND)),$(comma)-fopenmp)
 
-# Several GPUs: NCCL, between processes that MPI starts.
-NCCL_FOUND := $(and $(MPI_FOUND),$(filter nccl,$(FOUND)))
+# Several GPUs: NCCL, between processes that MPI or torchrun's environment starts (dev/run/README.md).
+NCCL_FOUND := $(if $(filter 0,$(NCCL)),,$(filter nccl,$(FOUND)))
 NVCCFLAGS += $(if $(NCCL_FOUND),-DLNFREE_NCCL)
 
 # As $(BUILD)/flags, for nvcc: another GPU rebuilds what is made for it.

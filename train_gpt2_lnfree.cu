@@ -3656,6 +3656,7 @@ class DeviceModelOf : public DeviceModel {
         gradients_are_zero_ = false;
         const Teaching teaching = taught_by(teacher, share, inputs);
         const auto pass = [&] { forward_and_backward(aux, grad_accum, teaching); };
+        sum_blocks_ = ++passes_ == processes().share(grad_accum).size() && !with_graphs_;  // a graph is of all passes
         if (with_graphs_)
             recorded_.run(frozen_in_a_pass(aux, grad_accum, teaching), stream_, pass);
         else
@@ -3786,12 +3787,20 @@ class DeviceModelOf : public DeviceModel {
         prepare_training(0, 0);
         if (!gradients_are_zero_) grads_.zero(stream_);
         gradients_are_zero_ = true;
+        passes_ = 0;
+        sum_blocks_ = false;
     }
 
     // After a micro-batch: the arena must be there. Of several processes (dev/processes.h) each sums its part of the gradients,
     // updates its part of the parameters, and gives that to the others.
     double gradient_norm() override {
-        sum_over_processes(grads_.data(), grads_.size(), stream_);
+        if (!sum_blocks_)
+            for (int64_t l = c_.L - 1; l >= 0; l--) sum_block(l);
+        sum_blocks_ = false;
+        const Range blocks = {range_of_block(host_.tensors, 0).first, range_of_block(host_.tensors, c_.L - 1).last};
+        for (const Range rest : {Range{0, blocks.first}, Range{blocks.last, grads_.size()}})
+            sums_.sum(grads_.data(), grads_.size(), rest, stream_);
+        sums_.finish(stream_);
         GradientNorm norm{};
         if (part_.size() > 0) {
             global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), grads_.data() + part_.first, part_.size(),
@@ -3813,6 +3822,7 @@ class DeviceModelOf : public DeviceModel {
         share_over_processes(master_.data(), master_.size(), stream_);
         if constexpr (!std::is_same_v<X, float>) share_over_processes(copy_.data(), copy_.size(), stream_);
         gradients_are_zero_ = part_.size() == grads_.size();
+        passes_ = 0;
     }
     // The copies as the update of this key left them.
     void round_weights(uint64_t stochastic_key) override {
@@ -3842,7 +3852,7 @@ class DeviceModelOf : public DeviceModel {
     void fetch_moments(float* m, float* v) override {
         m_.download(m + part_.first, m_.size(), stream_);
         v_.download(v + part_.first, v_.size(), stream_);
-        for (float* moments : {m, v}) processes().complete(moments, master_.size());
+        for (float* moments : {m, v}) first_has_all(moments, master_.size());  // it writes them
     }
 
     void fetch_parameters(float* to) override { master_.download(to, master_.size(), stream_); }
@@ -3857,6 +3867,9 @@ class DeviceModelOf : public DeviceModel {
     MatrixProducts products_;
     DeviceArray<float> master_, grads_, m_, v_;
     bool gradients_are_zero_ = false;  // AdamW leaves them so
+    GradientSums sums_;
+    int64_t passes_ = 0;       // since they were zero
+    bool sum_blocks_ = false;  // backward gives every block's gradients away as soon as they are complete, or has
     DeviceArray<X> copy_;
     DeviceArray<TensorRange> ranges_;
     WeightsOf<float> w_, d_;  // norms' parameters are read from the masters
@@ -4263,9 +4276,12 @@ class DeviceModelOf : public DeviceModel {
         for (int64_t l = L - 1; l >= 0; l--) {
             mlp_backward(l);
             attention_block_backward(l);
+            if (sum_blocks_) sum_block(l);
             if (see) see(l, show(0, a_.dresidual, c_.C));
         }
     }
+
+    void sum_block(int64_t l) { sums_.sum(grads_.data(), grads_.size(), range_of_block(host_.tensors, l), stream_); }
 
     // What norm_backward does in a folded model, where a branch (its gradient dout (N,M), its weight (C,M)) reads the stream
     // x itself.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "data/files.h"
+#include "data/nfc.h"
 #include "data/pretokenize.h"
 
 namespace lnfree {
@@ -43,13 +44,16 @@ bool holds_space(std::string_view text) {
 
 }  // namespace
 
-AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens, const std::string& source) : source_(source) {
-    for (const AddedToken& token : tokens) {
+AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens, const std::string& source, bool nfc)
+    : source_(source), nfc_(nfc) {
+    for (AddedToken token : tokens) {
         if (token.single_word && !token.special) {
             throw BadInput(source + ": the added token " + quoted_name(token.text) +
                            " is single_word, which is not supported; tokenise with transformers and give its ids as a "
                            ".npy file");
         }
+        std::string storage;
+        if (nfc && token.normalized) token.text = std::string(to_nfc(token.text, storage));
         (token.normalized ? normalized_ : exact_).add(token);
     }
 }
@@ -57,8 +61,10 @@ AddedTokens::AddedTokens(const std::vector<AddedToken>& tokens, const std::strin
 uint64_t AddedTokens::split(std::string_view text, bool allow_special, const Ordinary& ordinary,
                             const Found& found) const {
     uint64_t left_ordinary = 0;
+    std::string storage;
     const auto rest = [&](std::string_view part) {
-        left_ordinary += split_by(normalized_, part, allow_special, ordinary, found);
+        const std::string_view normal = nfc_ ? to_nfc(part, storage) : part;
+        left_ordinary += split_by(normalized_, normal, allow_special, ordinary, found);
     };
     left_ordinary += split_by(exact_, text, allow_special, rest, found);
     return left_ordinary;
@@ -80,6 +86,11 @@ std::vector<std::string> AddedTokens::unbroken(bool all) const {
 void AddedTokens::Pass::add(const AddedToken& token) {
     std::vector<AddedToken>& same = beginning_with[static_cast<uint8_t>(token.text[0])];
     if (same.empty()) first_bytes += token.text[0];
+    second_bytes.resize(256 * 256);
+    for (uint32_t second = 0; second < 256; ++second) {
+        const bool begins_so = token.text.size() == 1 || static_cast<uint8_t>(token.text[1]) == second;
+        if (begins_so) second_bytes[static_cast<uint8_t>(token.text[0]) << 8 | second] = true;
+    }
     same.push_back(token);
     std::stable_sort(same.begin(), same.end(),
                      [](const AddedToken& a, const AddedToken& b) { return a.text.size() > b.text.size(); });
@@ -93,7 +104,9 @@ const AddedToken* AddedTokens::Pass::find(std::string_view text, uint64_t from, 
     };
     if (first_bytes.empty()) return nullptr;
     for (at = next_start(from); at != std::string_view::npos; at = next_start(at + 1)) {
-        for (const AddedToken& token : beginning_with[static_cast<uint8_t>(text[at])]) {
+        const uint32_t first = static_cast<uint8_t>(text[at]);
+        if (at + 1 < text.size() && !second_bytes[first << 8 | static_cast<uint8_t>(text[at + 1])]) continue;
+        for (const AddedToken& token : beginning_with[first]) {
             if (text.compare(at, token.text.size(), token.text) == 0) return &token;
         }
     }

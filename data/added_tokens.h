@@ -2,7 +2,7 @@
 // text, whole, before it is split into words, by the rules of Hugging Face's tokenizers (AutoTokenizer), which are these:
 //
 //     of several that begin at one place the longest counts, and the search goes on behind it
-//     those that are not `normalized` are looked for first, the others in what is left
+//     those that are not `normalized` are looked for first, the others in what is left, after it was normalized
 //     `lstrip` and `rstrip` take the white space before and behind the token along
 //
 // A special token is looked for only where that is allowed: a document that holds its text is no reason to end there.
@@ -37,8 +37,9 @@ class AddedTokens {
     AddedTokens() = default;
 
     // BadInput, naming `source`, for a token that is both single_word and not special: which characters make a word is
-    // more than the table of characters here says.
-    AddedTokens(const std::vector<AddedToken>& tokens, const std::string& source);
+    // more than the table of characters here says. With `nfc` what is left of a text by tokens that are not normalized
+    // comes into form NFC (data/nfc.h), and so do the texts of those that are.
+    AddedTokens(const std::vector<AddedToken>& tokens, const std::string& source, bool nfc = false);
 
     // Calls ordinary(part) for every stretch of `text` between added tokens, never an empty one, and found(id) for every
     // token, in their order. Returns how often a special token's text stayed ordinary because special tokens are not
@@ -53,7 +54,8 @@ class AddedTokens {
     // Tokens that are looked for together, by their first byte, the longest first.
     struct Pass {
         std::array<std::vector<AddedToken>, 256> beginning_with;
-        std::string first_bytes;  // each once
+        std::string first_bytes;         // each once
+        std::vector<bool> second_bytes;  // [first << 8 | second], whether a token may begin so; empty: there are none
 
         void add(const AddedToken& token);
         // The first token at or behind `from`, and in `at` where it begins; null if there is none.
@@ -66,6 +68,7 @@ class AddedTokens {
     Pass exact_;       // not normalized
     Pass normalized_;  //
     std::string source_;
+    bool nfc_ = false;
 };
 
 }  // namespace lnfree

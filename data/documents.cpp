@@ -268,8 +268,8 @@ bool DocumentReader::ends_in_unbroken(std::string_view text, uint64_t cut) const
 uint64_t DocumentReader::place_to_cut(std::string_view text) const {
     const uint64_t kept = options_.separator.empty() ? 0 : options_.separator.size() - 1;
     const std::string_view free = text.substr(0, text.size() - std::min<uint64_t>(kept, text.size()));
-    uint64_t cut = last_safe_cut(free);
-    while (cut > 0 && ends_in_unbroken(text, cut)) cut = last_safe_cut(text.substr(0, cut));
+    uint64_t cut = last_safe_cut(free, options_.split);
+    while (cut > 0 && ends_in_unbroken(text, cut)) cut = last_safe_cut(text.substr(0, cut), options_.split);
     if (cut > 0 || text.size() < options_.max_piece_bytes) return cut;
     uint64_t forced = free.size() - 1;
     while (forced > free.size() - 4 && (free[forced] & 0xC0) == 0x80) --forced;  // not inside a UTF-8 character

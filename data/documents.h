@@ -15,6 +15,7 @@
 
 #include "data/error.h"
 #include "data/input_kind.h"
+#include "data/pretokenize.h"
 
 namespace lnfree {
 
@@ -29,6 +30,7 @@ struct DocumentOptions {
     uint64_t piece_bytes = 1 << 20;  // text is handed over in pieces of about this size
     uint64_t max_piece_bytes = 16 << 20;  // where text without any safe place is cut anyway
     uint64_t max_line_bytes = 128 << 20;  // the longest JSON line
+    Split split = Split::gpt2;            // where a piece may end (Tokenizer)
     std::vector<std::string> unbroken;    // a piece ends neither in one of these nor right behind it (Tokenizer)
 };
 

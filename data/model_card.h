@@ -1,16 +1,21 @@
-// What a LayerNorm-free folder's model card (README.md) tells those who load it, for each form of the result.
+// What the model card (README.md) of a folder without norms tells those who load it, for each form of the result.
 #pragma once
 
+#include <cmath>
 #include <string>
 
 #include "data/gpt2_config.h"
 
 namespace lnfree {
 
-// The model card's section for those who load a LayerNorm-free model in this form.
-std::string loading_section(ModelForm form);
+// "LayerNorm" or "RMSNorm".
+const char* norm_of(const GPT2Config& config);
 
-// The card of a LayerNorm-free model with the loading section that fits its form, in place of an earlier one.
-std::string card_for_form(std::string card, ModelForm form);
+// The card's section for those who load a model without norms, of config's family, in config's form. `largest_sigma`: the
+// largest mean sigma of a site that is known; NaN: none is.
+std::string loading_section(const GPT2Config& config, double largest_sigma = NAN);
+
+// The card of such a model with the loading section that fits it, in place of an earlier one.
+std::string card_for_form(std::string card, const GPT2Config& config, double largest_sigma = NAN);
 
 }  // namespace lnfree

@@ -1,12 +1,13 @@
 #include "data/model_config.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
+#include <map>
 
 #include "data/companions.h"
+#include "data/config_reader.h"
+#include "data/family_configs.h"
 #include "data/files.h"
 #include "data/json.h"
+#include "data/stock_layout.h"
 
 namespace lnfree {
 
@@ -22,110 +23,82 @@ BadInput wrong(const std::string& path, const std::string& what) {
     return BadInput(path + ": " + what);
 }
 
-// An integer within [low, high].
-int64_t checked_integer(const Json& value, const char* key, int64_t low, int64_t high, const std::string& path) {
-    const bool whole = value.is_number_integer();
-    if (!whole || (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(high)) ||
-        value.get<int64_t>() < low || value.get<int64_t>() > high)
-        throw wrong(path, std::string(key) + " is " + value.dump().substr(0, 60) + "; expected a whole number from " +
-                              std::to_string(low) + " to " + std::to_string(high));
-    return value.get<int64_t>();
+// What keeps models from being read that are close to one of the three families.
+std::string reason_against(const std::string& model_type) {
+    static const std::map<std::string, const char*> reasons = {
+        {"mistral", ": its attention slides over a window"},
+        {"qwen2", ": its queries, keys and values alone have biases"},
+        {"qwen3", ": its queries and keys have norms of their own"},
+        {"olmo2", ": its queries and keys have norms of their own"},
+        {"gemma", ": its gammas are 1 + weight and its embeddings scaled"},
+        {"gemma2", ": its gammas are 1 + weight and its embeddings scaled"},
+        {"smollm3", ": some of its layers have no positions"},
+        {"gptj", ": it turns neighbouring numbers of a head together"},
+    };
+    const auto found = reasons.find(model_type);
+    return found == reasons.end() ? "" : found->second;
 }
 
-// The value of a key, `fallback` if it is absent or null.
-int64_t integer(const Json& j, const char* key, int64_t fallback, int64_t low, int64_t high, const std::string& path) {
-    const Json* const it = j.find(key);
-    return it == nullptr || it->is_null() ? fallback : checked_integer(*it, key, low, high, path);
+// Sets family and form.
+void read_model_type(const ConfigReader& keys, Family& family, ModelForm& form) {
+    const std::string type = keys.text("model_type", "gpt2");
+    for (const Family f : {Family::gpt2, Family::neox, Family::llama})
+        for (const ModelForm of : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded}) {
+            if (type != model_type_of(f, of)) continue;
+            family = f;
+            form = of;
+            return;
+        }
+    throw keys.wrong("model_type " + quoted_name(type) + " is not supported" + reason_against(type) +
+                     "; only gpt2, gpt_neox and llama are");
 }
 
-// The same of a key that transformers also reads under the name that it has in other models.
-int64_t size(const Json& j, const char* key, const char* other, int64_t fallback, int64_t high,
-             const std::string& path) {
-    return integer(j, j.contains(key) ? key : other, fallback, 1, high, path);
+void refuse_in_all_families(const ConfigReader& keys) {
+    keys.require_option("add_cross_attention", false);
+    keys.refuse({"adapters", "adapter_fusion_models", "peft_config"},
+                "models with adapters are not supported; merge them first");
+    keys.refuse({"pruned_heads", "quantization_config"},
+                "such models are not supported; save the whole model in float32, float16 or bfloat16");
 }
 
-// eos_token_id, of several the first; -1 for none. transformers writes its default, 50256, for any vocabulary: a token that
-// cannot occur is none.
-int32_t end_of_text_in(const Json& j, int64_t vocabulary, const std::string& path) {
-    const char* const key = "eos_token_id";
-    const Json* it = j.find(key);
-    if (it != nullptr && it->is_array()) it = it->empty() ? nullptr : &it->at(size_t{0});
-    if (it == nullptr || it->is_null()) return -1;
-    const int64_t id = checked_integer(*it, key, -1, (int64_t(1) << 31) - 1, path);
-    return id < vocabulary ? static_cast<int32_t>(id) : -1;
+GPT2Config read_gpt2_keys(const ConfigReader& keys) {
+    GPT2Config c;
+    c.activation = read_gelu(keys, "activation_function", "gelu_new");
+    c.C = keys.size("n_embd", "hidden_size", c.C, largest_width);
+    c.L = keys.size("n_layer", "num_hidden_layers", c.L, most_layers);
+    c.NH = keys.size("n_head", "num_attention_heads", c.NH, c.C);
+    c.V = keys.integer("vocab_size", c.V, 1, largest_vocabulary);
+    c.n_ctx = keys.size("n_positions", keys.has("n_ctx") ? "n_ctx" : "max_position_embeddings", c.n_ctx, largest_width);
+    c.n_inner = keys.integer("n_inner", 4 * c.C, 1, 4 * largest_width);
+    c.end_of_text = keys.end_of_text(c.V, -1);
+    c.tied = keys.option("tie_word_embeddings", true);
+    c.epsilon = keys.positive("layer_norm_epsilon", 1e-5);
+    return c;
 }
 
-bool option(const Json& j, const char* key, bool otherwise, const std::string& path) {
-    const Json* const it = j.find(key);
-    if (it == nullptr || it->is_null()) return otherwise;
-    if (!it->is_boolean())
-        throw wrong(path, std::string(key) + " is " + it->dump().substr(0, 60) + "; expected true or false");
-    return it->get<bool>();
-}
-
-// Refuses an option whose value changes what the model computes in a way that this engine does not implement.
-void require_option(const Json& j, const char* key, bool only, const std::string& path) {
-    const Json* const it = j.find(key);
-    if (it == nullptr || it->is_null() || (it->is_boolean() && it->get<bool>() == only)) return;
-    throw wrong(path, std::string(key) + " = " + it->dump().substr(0, 60) + " is not supported; only models with " +
-                          key + (only ? " = true" : " = false") + " are");
-}
-
-void require_supported_options(const Json& j, const std::string& path) {
-    const std::string activation = j.value("activation_function", std::string("gelu_new"));
-    // All of these are GPT-2's tanh form; "gelu" is another function.
-    const auto known = {"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh"};
-    if (std::find(known.begin(), known.end(), activation) == known.end())
-        throw wrong(path, "activation_function " + quoted_name(activation) +
-                              " is not supported; only gelu_new (GPT-2's tanh form) is");
-    require_option(j, "add_cross_attention", false, path);
-    for (const char* adapters : {"adapters", "adapter_fusion_models", "peft_config"})
-        if (j.contains(adapters) && !j[adapters].empty())
-            throw wrong(path,
-                        std::string(adapters) + " found: models with adapters are not supported; merge them first");
-    for (const char* changes : {"pruned_heads", "quantization_config"})
-        if (j.contains(changes) && !j[changes].empty())
-            throw wrong(path, std::string(changes) +
-                                  " found: such models are not supported; save the whole model "
-                                  "in float32, float16 or bfloat16");
-}
-
-// What is brought to GPT-2's own form while the weights are read. The two forms of this program have nothing to bring.
-// (reorder_and_upcast_attn changes in which precision attention is computed, and nothing else.)
-ConfigOptions options_in(const Json& j, ModelForm form, int64_t vocabulary, const std::string& path) {
+// What is brought to the form of the family while the weights are read. The two forms of this program have nothing to
+// bring. (reorder_and_upcast_attn changes in which precision attention is computed, and nothing else.)
+ConfigOptions options_in(const ConfigReader& keys, const GPT2Config& c) {
     ConfigOptions options;
-    options.kept = companion_keys(j, vocabulary);
-    if (form != ModelForm::hugging_face) {
-        require_option(j, "scale_attn_weights", true, path);
-        require_option(j, "scale_attn_by_inverse_layer_idx", false, path);
-        return options;
+    if (c.form != ModelForm::hugging_face) {
+        keys.require_option("scale_attn_weights", true);
+        keys.require_option("scale_attn_by_inverse_layer_idx", false);
+    } else if (c.family == Family::gpt2) {
+        options.scores_over_width = keys.option("scale_attn_weights", true);
+        options.scores_over_layer = keys.option("scale_attn_by_inverse_layer_idx", false);
+    } else {
+        options.no_attention_biases = c.norm_bias && !c.attention_bias;
     }
-    options.tied_head = option(j, "tie_word_embeddings", true, path);
-    options.scores_over_width = option(j, "scale_attn_weights", true, path);
-    options.scores_over_layer = option(j, "scale_attn_by_inverse_layer_idx", false, path);
     return options;
 }
 
-ModelForm form_of(const Json& j, const std::string& path) {
-    const std::string type = j.value("model_type", std::string("gpt2"));
-    for (ModelForm form : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded})
-        if (type == model_type_of(Family::gpt2, form)) return form;
-    throw wrong(path, "model_type " + quoted_name(type) + " is not supported; only gpt2 is");
-}
-
-}  // namespace
-
-namespace {
-
-constexpr int64_t largest_width = 1 << 24, most_layers = 4096, largest_vocabulary = 1 << 30;
-
 void require_consistent(const GPT2Config& c, const std::string& path) {
-    if (c.C % c.NH != 0)
+    if (c.own_head_size == 0 && c.C % c.NH != 0)
         throw wrong(path, "n_embd " + std::to_string(c.C) + " is not a multiple of n_head " + std::to_string(c.NH));
-    const double C = static_cast<double>(c.C), inner = static_cast<double>(c.n_inner);
-    const double parameters =
-        static_cast<double>(c.V + c.n_ctx) * C + static_cast<double>(c.L) * C * (4 * C + 2 * inner);
-    if (parameters > 1e12)
+    const auto d = [](int64_t size) { return static_cast<double>(size); };
+    const double positions = d(c.n_ctx) * d(c.rotary > 0 ? c.rotary : c.C);
+    const double widths = d(c.qkv_width()) + d(c.heads_width()) + d(c.fc_width()) + d(c.n_inner);
+    if (d(c.V) * d(c.C) * 2 + positions + d(c.L) * d(c.C) * widths > 1e12)
         throw wrong(path, "describes a model of more than 1e12 parameters; that is too large for this program");
 }
 
@@ -135,22 +108,19 @@ GPT2Config parse_config(const std::string& text, const std::string& path, Config
     const Json j = parse_json(text, path);
     if (!j.is_object()) throw wrong(path, "is not a JSON object; a model folder needs a valid config.json");
     try {
-        require_supported_options(j, path);
-        GPT2Config c;
-        c.form = form_of(j, path);
-        c.C = size(j, "n_embd", "hidden_size", c.C, largest_width, path);
-        c.L = size(j, "n_layer", "num_hidden_layers", c.L, most_layers, path);
-        c.NH = size(j, "n_head", "num_attention_heads", c.NH, c.C, path);
-        c.V = integer(j, "vocab_size", c.V, 1, largest_vocabulary, path);
-        c.n_ctx = size(j, "n_positions", j.contains("n_ctx") ? "n_ctx" : "max_position_embeddings", c.n_ctx,
-                       largest_width, path);
-        c.n_inner = integer(j, "n_inner", 4 * c.C, 1, 4 * largest_width, path);
-        c.end_of_text = end_of_text_in(j, c.V, path);
+        const ConfigReader keys(j, path);
+        Family family = Family::gpt2;
+        ModelForm form = ModelForm::hugging_face;
+        read_model_type(keys, family, form);
+        refuse_in_all_families(keys);
+        GPT2Config c = family == Family::neox    ? read_neox_keys(keys)
+                       : family == Family::llama ? read_llama_keys(keys)
+                                                 : read_gpt2_keys(keys);
+        c.form = form;
         require_consistent(c, path);
-        c.epsilon = j.value("layer_norm_epsilon", 1e-5);
-        if (!(c.epsilon > 0) || !std::isfinite(c.epsilon))
-            throw wrong(path, "layer_norm_epsilon must be a positive number");
-        const ConfigOptions found = options_in(j, c.form, c.V, path);
+        ConfigOptions found = options_in(keys, c);
+        found.kept = companion_keys(j, c.V);
+        if (c.norm_bias) c.attention_bias = c.mlp_bias = true;
         if (options != nullptr) *options = found;
         return c;
     } catch (const JsonError& e) {
@@ -175,6 +145,7 @@ GPT2Config parse_nanogpt_config(const Json& model_args, const std::string& path)
     c.V = required("vocab_size", largest_vocabulary);
     c.n_ctx = required("block_size", largest_width);
     c.n_inner = 4 * c.C;
+    c.activation = Activation::gelu_erf;
     // Its vocabularies of this size are GPT-2's, the second padded; others have no token that ends a text.
     constexpr int64_t of_gpt2 = 50257, padded = 50304;
     c.end_of_text = c.V == of_gpt2 || c.V == padded ? of_gpt2 - 1 : -1;
@@ -182,11 +153,10 @@ GPT2Config parse_nanogpt_config(const Json& model_args, const std::string& path)
     return c;
 }
 
-Json config_json(const GPT2Config& c, const char* dtype, const Json& kept) {
-    Json j;
-    j["model_type"] = model_type_of(c.family, c.form);
-    if (c.form == ModelForm::hugging_face) j["architectures"] = Json::array({"GPT2LMHeadModel"});
-    j["activation_function"] = "gelu_new";
+namespace {
+
+void write_gpt2_keys(Json& j, const GPT2Config& c) {
+    j["activation_function"] = name_of_gelu(c.activation);
     j["vocab_size"] = c.V;
     j["n_positions"] = c.n_ctx;
     j["n_ctx"] = c.n_ctx;
@@ -202,11 +172,24 @@ Json config_json(const GPT2Config& c, const char* dtype, const Json& kept) {
     j["scale_attn_weights"] = true;
     j["scale_attn_by_inverse_layer_idx"] = false;
     j["reorder_and_upcast_attn"] = false;
-    j["tie_word_embeddings"] = c.form != ModelForm::folded;
+}
+
+}  // namespace
+
+Json config_json(const GPT2Config& c, const char* dtype, const Json& kept) {
+    Json j;
+    j["model_type"] = model_type_of(c.family, c.form);
+    if (c.form == ModelForm::hugging_face) j["architectures"] = Json::array({stock_names(c.family).model_class});
+    if (c.family == Family::gpt2) write_gpt2_keys(j, c);
+    if (c.family == Family::neox) write_neox_keys(j, c);
+    if (c.family == Family::llama) write_llama_keys(j, c);
+    j["tie_word_embeddings"] = c.form != ModelForm::folded && c.tied;
     j["use_cache"] = true;
-    // Left out, transformers would take 50256 for both.
-    j["bos_token_id"] = c.end_of_text >= 0 ? Json(c.end_of_text) : Json();
-    j["eos_token_id"] = j["bos_token_id"];
+    // Left out, transformers would take a token of the family's own vocabulary. GPT-2's texts begin with the token that ends
+    // them.
+    const Json end = c.end_of_text >= 0 ? Json(c.end_of_text) : Json();
+    if (c.family == Family::gpt2) j["bos_token_id"] = end;
+    j["eos_token_id"] = end;
     j["torch_dtype"] = dtype;
     if (kept.is_object()) j.update(kept);
     return j;

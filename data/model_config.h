@@ -1,4 +1,4 @@
-// config.json of a GPT-2 model folder: what is read from it, what is refused, what is written (data/README.md).
+// config.json of a model folder: what is read from it, what is refused, what is written (data/README.md).
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,15 @@ namespace lnfree {
 // What a stock config.json says beyond the shape: what the weights have to be brought to while they are read, and what goes
 // out as it came in.
 struct ConfigOptions {
-    bool tied_head = true;           // tie_word_embeddings
-    bool scores_over_width = true;   // scale_attn_weights: scores are divided by the root of the heads' width
-    bool scores_over_layer = false;  // scale_attn_by_inverse_layer_idx: and those of block l by l + 1
-    Json kept;                       // companion_keys
+    bool no_attention_biases = false;  // attention_bias: false, in a model whose norms have biases
+    bool scores_over_width = true;     // scale_attn_weights: scores are divided by the root of the heads' width
+    bool scores_over_layer = false;    // scale_attn_by_inverse_layer_idx: and those of block l by l + 1
+    Json kept;                         // companion_keys
 };
 
 // Parses the text of a config.json; `path` names it in messages, `options` (unless null) gets what it says beyond the shape.
-// Keys that are missing have GPT-2's values, as transformers takes them. Throws BadInput for whatever is malformed, out of
+// Keys that are missing have the family's values, as transformers takes them. A model whose norms have biases is given
+// biases everywhere: they are what the two exact forms put beta into. Throws BadInput for whatever is malformed, out of
 // range, contradictory or not supported.
 GPT2Config parse_config(const std::string& text, const std::string& path, ConfigOptions* options = nullptr);
 

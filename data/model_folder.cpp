@@ -38,19 +38,30 @@ void require_finite(const Tensor& t, const T* values, const std::string& folder)
                            "; fetch the weights again, or take those from before the model diverged");
 }
 
+// A piece that the file has in another layout passes through memory of its own.
 template <class T>
-void copy_tensors(T* to, const std::vector<Tensor>& table, const std::vector<TensorView>& views,
+static void copy_piece(T* to, const Tensor& t, const MatchedPiece& from, const std::string& folder) {
+    Tensor in_file = t;
+    in_file.name = from.view.name;
+    in_file.size = static_cast<int64_t>(from.piece.count());
+    std::vector<T> other_layout(from.piece.is_whole() ? 0 : from.piece.count());
+    T* const values = from.piece.is_whole() ? to : other_layout.data();
+    copy_tensor(from.view, values);
+    require_finite(in_file, values, folder);
+    if (!from.piece.is_whole()) put_piece(from.piece, values, to, t.shape);
+}
+
+template <class T>
+void copy_tensors(T* to, const std::vector<Tensor>& table, const std::vector<MatchedTensor>& matched,
                   const std::string& folder) {
-    for (size_t i = 0; i < table.size(); i++) {
-        copy_tensor(views[i], to + table[i].offset);
-        require_finite(table[i], to + table[i].offset, folder);
-    }
+    for (size_t i = 0; i < table.size(); i++)
+        for (const MatchedPiece& piece : matched[i]) copy_piece(to + table[i].offset, table[i], piece, folder);
 }
 
 template void require_finite(const Tensor&, const float*, const std::string&);
 template void require_finite(const Tensor&, const double*, const std::string&);
-template void copy_tensors(float*, const std::vector<Tensor>&, const std::vector<TensorView>&, const std::string&);
-template void copy_tensors(double*, const std::vector<Tensor>&, const std::vector<TensorView>&, const std::string&);
+template void copy_tensors(float*, const std::vector<Tensor>&, const std::vector<MatchedTensor>&, const std::string&);
+template void copy_tensors(double*, const std::vector<Tensor>&, const std::vector<MatchedTensor>&, const std::string&);
 
 FolderTokenizer tokenizer_of_folder(const std::string& folder) {
     const auto has = [&](const char* file) { return fs::exists(fs::path(folder) / file); };
@@ -87,9 +98,6 @@ ModelFolder::ModelFolder(const std::string& name) : path_(find_model(name, notes
         stock_ = std::make_unique<WeightFiles>(WeightFiles::of_torch_file(path_));
         if (stock_->model_args().is_null()) throw no_model_args(path_);
         config_ = parse_nanogpt_config(stock_->model_args(), path_);
-        notes_.push_back(path_ +
-                         ": nanoGPT computes the exact GELU, and here it is GPT-2's tanh form; a neuron's output "
-                         "differs by less than 0.0005, and the loss by little: compare it");
         return;
     }
     config_ = read_config(path_, &options_);
@@ -100,11 +108,11 @@ ModelFolder::ModelFolder(const std::string& name) : path_(find_model(name, notes
     }
 }
 
-std::vector<TensorView> ModelFolder::tensors(const std::vector<Tensor>& table) {
+std::vector<MatchedTensor> ModelFolder::tensors(const std::vector<Tensor>& table) {
     if (own_) return match_tensors(table, own_->tensors(), path_);
     for (const WeightFiles::Absent& absent : stock_->absent())
         if (!is_head_or_embedding(absent.name)) throw BadInput(absent.message);
-    return match_gpt2_tensors(table, stock_->tensors(), options_.tied_head, path_, notes_);
+    return match_stock_tensors(config_, options_, table, stock_->tensors(), path_, notes_);
 }
 
 template <class T>
@@ -153,12 +161,25 @@ const char* torch_dtype_name(DType dtype) {
     }
 }
 
-// The names that stock loaders know the tensors by.
+// The tensors that stock loaders know, made of the canonical ones: each of them is made once for every piece, in memory of
+// its own where the piece has another layout.
 template <class T>
-static TensorRecipes<T> stock_recipes(TensorRecipes<T> recipes) {
-    for (auto& recipe : recipes)
-        if (recipe.name != "lm_head.weight") recipe.name = "transformer." + recipe.name;
-    return recipes;
+static TensorRecipes<T> stock_recipes(const GPT2Config& config, const TensorRecipes<T>& recipes) {
+    TensorRecipes<T> stock;
+    for (const auto& recipe : recipes)
+        for (const StockPiece& piece : stock_pieces(config, recipe.name, recipe.shape)) {
+            const std::string prefix = is_head(piece, config.family) ? "" : stock_names(config.family).trunk;
+            auto fill = recipe.fill;
+            if (!piece.is_whole())
+                fill = [piece, recipe](T* out) {
+                    const StockPiece all{recipe.name, recipe.shape};
+                    std::vector<T> canonical(all.count());
+                    recipe.fill(canonical.data());
+                    take_piece(piece, out, canonical.data(), recipe.shape);
+                };
+            stock.push_back({prefix + piece.name, piece.shape, fill});
+        }
+    return stock;
 }
 
 template <class T>
@@ -169,17 +190,18 @@ void write_model_folder(const std::string& folder, const GPT2Config& config, con
     const bool stock = config.form == ModelForm::hugging_face;
     if (tokenizer != nullptr) tokenizer->save(folder);
     write_safetensors<T>(folder + (stock ? "/model.safetensors" : "/weights.safetensors"),
-                         stock ? stock_recipes<T>(recipes) : recipes, dtype, {{"format", "pt"}});
+                         stock ? stock_recipes<T>(config, recipes) : recipes, dtype, {{"format", "pt"}});
     write_file_atomically(folder + "/lnfree.json", lnfree.dump(2) + "\n");
     if (!card.empty()) write_file_atomically(folder + "/README.md", card);
     write_companions(companions, folder);
+    const Json written = config_json(config, torch_dtype_name(dtype), companions.config);
     if (stock && config.end_of_text >= 0 && companions.files.count("generation_config.json") == 0) {
         Json generation;
-        generation["bos_token_id"] = generation["eos_token_id"] = config.end_of_text;
+        for (const char* key : {"bos_token_id", "eos_token_id"})
+            if (written.contains(key)) generation[key] = written[key];
         write_file_atomically(folder + "/generation_config.json", generation.dump(2) + "\n");
     }
-    write_file_atomically(folder + "/config.json",
-                          config_json(config, torch_dtype_name(dtype), companions.config).dump(2) + "\n");
+    write_file_atomically(folder + "/config.json", written.dump(2) + "\n");
     fsync_folder(folder);
 }
 

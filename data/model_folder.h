@@ -38,7 +38,7 @@ void require_finite(const Tensor& t, const T* values, const std::string& folder)
 // Copies matched tensors into a flat buffer that the table lays out: tensor i goes to to + table[i].offset. T is float
 // or double. BadInput, naming the tensor, for values that are not finite, or of a type that weights do not have.
 template <class T>
-void copy_tensors(T* to, const std::vector<Tensor>& table, const std::vector<TensorView>& views,
+void copy_tensors(T* to, const std::vector<Tensor>& table, const std::vector<MatchedTensor>& matched,
                   const std::string& folder);
 
 // The tokenizer of a model folder.
@@ -51,8 +51,8 @@ struct FolderTokenizer {
 // shards need none.
 FolderTokenizer tokenizer_of_folder(const std::string& folder);
 
-// A model on disk, open for reading: any folder that write_model_folder writes, any GPT2LMHeadModel folder, nanoGPT's
-// ckpt.pt. The weights are mapped, not read; the views of tensors() are valid as long as this lives. Move-only.
+// A model on disk, open for reading: any folder that write_model_folder writes, any folder of GPT2LMHeadModel,
+// GPTNeoXForCausalLM or LlamaForCausalLM, nanoGPT's ckpt.pt. The weights are mapped, not read; the views of tensors() are valid as long as this lives. Move-only.
 class ModelFolder {
   public:
     // Finds what `name` means (find_model), reads its config.json and opens the weights. BadInput if there is no such
@@ -65,10 +65,10 @@ class ModelFolder {
     // Lines for the user: how the model that was read differs from what is in the folder.
     const std::vector<std::string>& notes() const { return notes_; }
 
-    // One view for every entry of the table of the model that config() describes, in its order; adds to notes(). Nothing
-    // is allocated before this has passed. BadInput as match_gpt2_tensors, and for a tensor that an index lists and no file
+    // Where the numbers of every entry of the table of the model that config() describes, in its order; adds to notes(). Nothing
+    // is allocated before this has passed. BadInput as match_stock_tensors, and for a tensor that an index lists and no file
     // holds, unless it is a tied head.
-    std::vector<TensorView> tensors(const std::vector<Tensor>& table);
+    std::vector<MatchedTensor> tensors(const std::vector<Tensor>& table);
 
     // Brings the weights, copied by copy_tensors, to the model that config() describes: options of config.json that scale
     // attention's scores go into the query weights. T is float or double.

@@ -116,6 +116,68 @@ uint64_t piece_length(const char* p, const char* end, const CharClass* classes) 
     return space_piece_length(p, end, classes);
 }
 
+uint64_t digits_piece_length(const char* p, const char* end, const CharClass* classes) {
+    const TextChar first = char_at(p, end, classes);
+    if (first.type == CharClass::Number) return first.bytes;
+    if (first.type != CharClass::Space) return piece_length(p, end, classes);
+    const uint64_t spaces = run_length(p, end, CharClass::Space, classes);
+    const bool ends_what_is_between = p + spaces < end && char_at(p + spaces, end, classes).type == CharClass::Number;
+    return ends_what_is_between ? spaces : piece_length(p, end, classes);
+}
+
+namespace {
+
+bool is_line_end(char c) {
+    return c == '\n' || c == '\r';
+}
+
+// As contraction_length, in capitals too, and with the long s, which is an s to whoever ignores case.
+uint32_t contraction_length_any_case(const char* p, const char* end) {
+    const std::string_view rest(p, static_cast<uint64_t>(end - p));
+    if (rest.substr(0, 3) == "'\u017F") return 3;
+    char lower[3] = {};
+    for (uint32_t i = 0; i < std::min<uint64_t>(rest.size(), 3); ++i) {
+        lower[i] = rest[i] >= 'A' && rest[i] <= 'Z' ? static_cast<char>(rest[i] - 'A' + 'a') : rest[i];
+    }
+    return contraction_length(lower, lower + std::min<uint64_t>(rest.size(), 3));
+}
+
+// \s*[\r\n]+|\s+(?!\S)|\s+ at a white-space character: up to the last line end of the run if it has one.
+uint64_t llama3_space_length(const char* p, const char* end, const CharClass* classes) {
+    const char* last = p + run_length(p, end, CharClass::Space, classes);
+    while (last > p && !is_line_end(last[-1])) --last;
+    return last > p ? static_cast<uint64_t>(last - p) : space_piece_length(p, end, classes);
+}
+
+}  // namespace
+
+uint64_t llama3_piece_length(const char* p, const char* end, const CharClass* classes, uint32_t most_numbers) {
+    if (const uint32_t n = contraction_length_any_case(p, end)) return n;
+    const TextChar first = char_at(p, end, classes);
+    if (first.type == CharClass::Letter) return run_length(p, end, CharClass::Letter, classes);
+    if (first.type == CharClass::Number) {
+        const char* q = p;
+        for (uint32_t n = 0; n < most_numbers && q < end; ++n) {
+            const TextChar c = char_at(q, end, classes);
+            if (c.type != CharClass::Number) break;
+            q += c.bytes;
+        }
+        return static_cast<uint64_t>(q - p);
+    }
+    const char* const behind = p + first.bytes;
+    const CharClass second = behind < end ? char_at(behind, end, classes).type : CharClass::Space;
+    if (second == CharClass::Letter && !is_line_end(*p)) {
+        return first.bytes + run_length(behind, end, CharClass::Letter, classes);
+    }
+    if (first.type == CharClass::Space && (*p != ' ' || second != CharClass::Other)) {
+        return llama3_space_length(p, end, classes);
+    }
+    const char* const symbols = first.type == CharClass::Space ? behind : p;
+    const char* q = symbols + run_length(symbols, end, CharClass::Other, classes);
+    while (q < end && is_line_end(*q)) ++q;
+    return static_cast<uint64_t>(q - p);
+}
+
 namespace {
 
 // The class of the character that ends just before p; needs begin < p, and that no character spans p.
@@ -128,8 +190,26 @@ CharClass class_before(const char* begin, const char* p, const CharClass* classe
 
 }  // namespace
 
-uint64_t last_safe_cut(std::string_view text) {
+namespace {
+
+// For Llama 3's pattern.
+bool is_safe_cut_of_lines(std::string_view text, uint64_t i, const CharClass* classes) {
+    const char* const begin = text.data();
+    const char* const end = begin + text.size();
+    if (text[i] == ' ') return class_before(begin, begin + i, classes) != CharClass::Space;
+    return text[i - 1] == '\n' && char_at(begin + i, end, classes).type != CharClass::Space;
+}
+
+}  // namespace
+
+uint64_t last_safe_cut(std::string_view text, Split split) {
     const CharClass* const classes = char_classes();
+    if (split == Split::llama3 || split == Split::qwen2) {
+        for (uint64_t i = text.size(); i-- > 1;) {
+            if (is_safe_cut_of_lines(text, i, classes)) return i;
+        }
+        return 0;
+    }
     for (uint64_t i = text.size(); i-- > 1;) {
         const bool space = text[i] == ' ' || text[i] == '\n';
         if (space && class_before(text.data(), text.data() + i, classes) != CharClass::Space) return i;

@@ -429,6 +429,7 @@ TokenizeResult tokenize_files(const TokenizeOptions& options, const TokenizeProg
     DocumentOptions document_options;
     document_options.separator = unescape_separator(options.document_separator);
     document_options.format = parse_input_format(options.format);
+    document_options.split = tokenizer->split();
     document_options.unbroken = tokenizer->unbroken();
     DocumentReader reader(options.inputs, document_options);
     std::error_code error;

@@ -262,7 +262,10 @@ class WordCache {
 // Byte-pair encoding: the tokenizer
 
 BpeTokenizer::BpeTokenizer(const BpeVocabulary& vocabulary, Files files, const std::string& source)
-    : files_(std::move(files)), merges_(vocabulary.merges.size()), prefix_space_(vocabulary.prefix_space) {
+    : files_(std::move(files)),
+      merges_(vocabulary.merges.size()),
+      prefix_space_(vocabulary.prefix_space),
+      split_(vocabulary.split) {
     static std::atomic<uint64_t> instances{0};
     instance_ = ++instances;
     take_tokens(vocabulary, source);
@@ -271,6 +274,9 @@ BpeTokenizer::BpeTokenizer(const BpeVocabulary& vocabulary, Files files, const s
     fingerprint_.add(static_cast<uint32_t>(end_of_text_));
     take_merges(vocabulary, source);
     take_added(vocabulary, source);
+    if (vocabulary.nfc) add_to_fingerprint("NFC");
+    if (split_ != Split::gpt2) add_to_fingerprint("split " + std::to_string(static_cast<int>(split_)));
+    if (vocabulary.ignore_merges) take_whole_pieces(vocabulary);
 }
 
 uint64_t BpeTokenizer::encode(std::string_view text, std::vector<int32_t>& out, bool allow_special,
@@ -311,21 +317,30 @@ void BpeTokenizer::save(const std::string& folder) const {
     for (const auto& [name, content] : files_) write_file_atomically(folder + "/" + name, content);
 }
 
+namespace {
+
+// The bytes that a token's symbols stand for; the symbols themselves if one stands for no byte (in added tokens).
+std::string bytes_of(const std::string& symbols) {
+    static const std::unordered_map<std::string, char> byte_of = [] {
+        std::unordered_map<std::string, char> table;
+        for (uint32_t b = 0; b < 256; ++b) table[byte_symbols()[b]] = static_cast<char>(b);
+        return table;
+    }();
+    std::string bytes;
+    for (const char *p = symbols.data(), *end = p + symbols.size(); p < end;) {
+        uint32_t code_point = 0;
+        const uint32_t n = std::max(decode_utf8(p, end, code_point), 1u);
+        const auto byte = byte_of.find(std::string(p, n));
+        if (byte == byte_of.end()) return symbols;
+        bytes += byte->second;
+        p += n;
+    }
+    return bytes;
+}
+
+}  // namespace
+
 void BpeTokenizer::take_tokens(const BpeVocabulary& vocabulary, const std::string& source) {
-    std::unordered_map<std::string, char> byte_of;
-    for (uint32_t b = 0; b < 256; ++b) byte_of[byte_symbols()[b]] = static_cast<char>(b);
-    const auto bytes_of = [&](const std::string& symbols) {
-        std::string bytes;
-        for (const char *p = symbols.data(), *end = p + symbols.size(); p < end;) {
-            uint32_t code_point = 0;
-            const uint32_t n = std::max(decode_utf8(p, end, code_point), 1u);
-            const auto byte = byte_of.find(std::string(p, n));
-            if (byte == byte_of.end()) return symbols;
-            bytes += byte->second;
-            p += n;
-        }
-        return bytes;
-    };
     for (const auto& [symbols, id] : vocabulary.ids) set_token(id, bytes_of(symbols), symbols, source);
     for (const auto& [text, token] : vocabulary.added) {
         const auto known = vocabulary.ids.find(text);
@@ -357,14 +372,17 @@ void BpeTokenizer::take_end_of_text(const BpeVocabulary& vocabulary, const std::
 }
 
 void BpeTokenizer::take_bytes(const BpeVocabulary& vocabulary, const std::string& source) {
+    const auto none = vocabulary.ids.end();
     for (uint32_t b = 0; b < 256; ++b) {
         const auto found = vocabulary.ids.find(byte_symbols()[b]);
-        if (found == vocabulary.ids.end()) {
+        const auto instead = found == none && vocabulary.lacks_bytes ? vocabulary.ids.find(vocabulary.unknown) : found;
+        const bool left_out = vocabulary.lacks_bytes && vocabulary.unknown.empty();
+        if (instead == none && !left_out) {
             throw BadInput(source + ": the vocabulary lacks the byte " + std::to_string(b) +
                            "; only byte-level BPE vocabularies can be used");
         }
-        byte_tokens_[b] = found->second;
-        fingerprint_.add(static_cast<uint32_t>(found->second));
+        byte_tokens_[b] = instead == none ? -1 : instead->second;
+        fingerprint_.add(static_cast<uint32_t>(byte_tokens_[b]));
     }
 }
 
@@ -396,22 +414,49 @@ void BpeTokenizer::take_added(const BpeVocabulary& vocabulary, const std::string
         if (!token.special) add_to_fingerprint(token);  // special tokens change no text unless that is asked for
     }
     if (prefix_space_) fingerprint_.add(' ');
-    added_ = AddedTokens(tokens, source);
+    added_ = AddedTokens(tokens, source, vocabulary.nfc);
+}
+
+void BpeTokenizer::take_whole_pieces(const BpeVocabulary& vocabulary) {
+    add_to_fingerprint("ignore_merges");
+    for (const auto& [symbols, id] : std::map<std::string, int32_t>(vocabulary.ids.begin(), vocabulary.ids.end())) {
+        whole_pieces_[bytes_of(symbols)] = id;
+        add_to_fingerprint(symbols);
+        fingerprint_.add(static_cast<uint32_t>(id));
+    }
+}
+
+void BpeTokenizer::add_to_fingerprint(std::string_view text) {
+    for (const char c : text) fingerprint_.add(static_cast<uint8_t>(c));
 }
 
 void BpeTokenizer::add_to_fingerprint(const AddedToken& token) {
-    for (const char c : token.text) fingerprint_.add(static_cast<uint8_t>(c));
+    add_to_fingerprint(token.text);
     for (const bool flag : {token.normalized, token.lstrip, token.rstrip}) fingerprint_.add(flag);
     fingerprint_.add(static_cast<uint32_t>(token.id));
 }
 
 void BpeTokenizer::encode_ordinary(std::string_view text, std::vector<int32_t>& out) const {
+    const CharClass* const classes = char_classes();
+    switch (split_) {
+        case Split::gpt2:
+            return encode_pieces(text, out, [&](auto p, auto end) { return piece_length(p, end, classes); });
+        case Split::gpt2_digits:
+            return encode_pieces(text, out, [&](auto p, auto end) { return digits_piece_length(p, end, classes); });
+        case Split::llama3:
+            return encode_pieces(text, out, [&](auto p, auto end) { return llama3_piece_length(p, end, classes, 3); });
+        case Split::qwen2:
+            return encode_pieces(text, out, [&](auto p, auto end) { return llama3_piece_length(p, end, classes, 1); });
+    }
+}
+
+template <class PieceLength>
+void BpeTokenizer::encode_pieces(std::string_view text, std::vector<int32_t>& out, const PieceLength& length) const {
     constexpr uint64_t longest_piece = 1 << 30;  // merge_long counts with 32 bits
     thread_local WordCache cache;
-    const CharClass* const classes = char_classes();
     const char* const end = text.data() + text.size();
     for (const char* p = text.data(); p < end;) {
-        const uint64_t n = std::min(piece_length(p, end, classes), longest_piece);
+        const uint64_t n = std::min(length(p, end), longest_piece);
         encode_piece(p, n, cache, out);
         p += n;
     }
@@ -430,15 +475,33 @@ void BpeTokenizer::encode_piece(const char* p, uint64_t n, WordCache& cache, std
     out.insert(out.end(), slot.tokens, slot.tokens + slot.count);
 }
 
+int32_t BpeTokenizer::whole_piece(const char* p, uint64_t n) const {
+    if (whole_pieces_.empty()) return -1;
+    const auto found = whole_pieces_.find(std::string(p, n));
+    return found == whole_pieces_.end() ? -1 : found->second;
+}
+
 uint32_t BpeTokenizer::merge_piece(const char* p, uint64_t n, int32_t* tokens) const {
+    tokens[0] = whole_piece(p, n);
+    if (tokens[0] >= 0) return 1;
     MergeTable::Merge pairs[most_short_bytes_];
-    for (uint64_t i = 0; i < n; ++i) tokens[i] = byte_tokens_[static_cast<uint8_t>(p[i])];
-    return merge_short(merges_, tokens, static_cast<uint32_t>(n), pairs);
+    return merge_short(merges_, tokens, static_cast<uint32_t>(byte_tokens(p, n, tokens)), pairs);
+}
+
+uint64_t BpeTokenizer::byte_tokens(const char* p, uint64_t n, int32_t* tokens) const {
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < n; ++i) {
+        tokens[count] = byte_tokens_[static_cast<uint8_t>(p[i])];
+        count += tokens[count] >= 0;
+    }
+    return count;
 }
 
 void BpeTokenizer::encode_long_piece(const char* p, uint64_t n, std::vector<int32_t>& out) const {
+    const int32_t whole = whole_piece(p, n);
+    if (whole >= 0) return out.push_back(whole);
     std::vector<int32_t> tokens(n);
-    for (uint64_t i = 0; i < n; ++i) tokens[i] = byte_tokens_[static_cast<uint8_t>(p[i])];
+    tokens.resize(byte_tokens(p, n, tokens.data()));
     merge_long(merges_, tokens);
     out.insert(out.end(), tokens.begin(), tokens.end());
 }

@@ -1,5 +1,5 @@
-// Tokenizers: bytes (257 ids, needs no files) and GPT-2's byte-pair encoding. Same text, same ids as tiktoken and as
-// Hugging Face's tokenizers; the tests say on what.
+// Tokenizers: bytes (257 ids, needs no files) and byte-pair encoding over bytes as GPT-2, GPT-NeoX (Pythia), SmolLM2,
+// Llama 3 and Qwen2 have it. Same text, same ids as tiktoken and as Hugging Face's tokenizers; the tests say on what.
 //
 //     auto tokenizer = load_tokenizer("byte");              // or a folder with tokenizer files
 //     std::vector<int32_t> tokens;
@@ -20,6 +20,7 @@
 #include "data/added_tokens.h"
 #include "data/error.h"
 #include "data/json.h"
+#include "data/pretokenize.h"
 
 namespace lnfree {
 
@@ -49,12 +50,15 @@ class Tokenizer {
     virtual ~Tokenizer() = default;
 
     // Appends the ids of `text`, which may be any bytes; decode() gives exactly these bytes back, but for a space before
-    // the text where the tokenizer puts one, and white space that an added token takes along. Added tokens
+    // the text where the tokenizer puts one, white space that an added token takes along, and form NFC. Added tokens
     // (data/added_tokens.h) become their one id, special ones such as <|endoftext|> only if allow_special; returns how
     // often a special one stayed ordinary text. `continues`: the text goes on with an earlier one, from which it was cut
     // (unbroken). BadInput for a special token that is allowed and cannot be used. Any number of threads may call it.
     virtual uint64_t encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false,
                             bool continues = false) const = 0;
+
+    // What splits a text into pieces, for last_safe_cut.
+    virtual Split split() const { return Split::gpt2; }
 
     // Beyond what last_safe_cut says, a text may be cut into parts to be encoded one after the other only where none of
     // these is divided or touched.
@@ -124,6 +128,11 @@ struct BpeVocabulary {
     std::map<std::string, AddedToken> added;                  // tokens outside the model, by their text
     std::string end_of_text = end_of_text_string;             // text of the token that ends a document
     bool prefix_space = false;                                // before a text that does not begin with a space
+    bool nfc = false;                                         // text comes into Unicode's form NFC first (data/nfc.h)
+    Split split = Split::gpt2;                                // into pieces, within which pairs merge
+    bool ignore_merges = false;                               // a piece that is a token as it stands is that token
+    bool lacks_bytes = false;  // may do so: they are left out of every text, or are this token:
+    std::string unknown;       // empty: there is none
 };
 
 // The object {symbols: id, ...} that vocab.json and encoder.json are and tokenizer.json holds. BadInput if it is not one.
@@ -187,7 +196,7 @@ void merge_long(const MergeTable& table, std::vector<int32_t>& tokens);
 // The tokens of words seen before; only tokenizer.cpp knows more.
 class WordCache;
 
-// GPT-2's byte-pair encoding with the vocabulary of some files.
+// Byte-pair encoding over bytes, with the vocabulary of some files.
 class BpeTokenizer final : public Tokenizer {
   public:
     // Names and contents of the files that save() writes.
@@ -199,6 +208,7 @@ class BpeTokenizer final : public Tokenizer {
 
     uint64_t encode(std::string_view text, std::vector<int32_t>& out, bool allow_special = false,
                     bool continues = false) const override;
+    Split split() const override { return split_; }
     std::vector<std::string> unbroken() const override { return added_.unbroken(prefix_space_); }
     std::string decode(const int32_t* tokens, uint64_t n) const override;
     bool has(int32_t token) const override;
@@ -211,7 +221,7 @@ class BpeTokenizer final : public Tokenizer {
     void save(const std::string& folder) const override;
 
   private:
-    // Bytes of every token, for decode. Symbols that stand for no byte (in added tokens) are taken literally.
+    // Bytes of every token, for decode.
     void take_tokens(const BpeVocabulary& vocabulary, const std::string& source);
 
     void set_token(int32_t id, const std::string& bytes, const std::string& token, const std::string& source);
@@ -219,9 +229,19 @@ class BpeTokenizer final : public Tokenizer {
     void take_bytes(const BpeVocabulary& vocabulary, const std::string& source);
     void take_merges(const BpeVocabulary& vocabulary, const std::string& source);
     void take_added(const BpeVocabulary& vocabulary, const std::string& source);
+    void take_whole_pieces(const BpeVocabulary& vocabulary);
     void add_to_fingerprint(const AddedToken& token);
+    void add_to_fingerprint(std::string_view text);
     void encode_ordinary(std::string_view text, std::vector<int32_t>& out) const;
+    template <class PieceLength>
+    void encode_pieces(std::string_view text, std::vector<int32_t>& out, const PieceLength& length) const;
     void encode_piece(const char* p, uint64_t n, WordCache& cache, std::vector<int32_t>& out) const;
+
+    // The token that n bytes are as a whole by ignore_merges; -1 if they are none.
+    int32_t whole_piece(const char* p, uint64_t n) const;
+
+    // The tokens of n bytes before any merge into tokens, which has room for n; returns how many there are.
+    uint64_t byte_tokens(const char* p, uint64_t n, int32_t* tokens) const;
 
     // The tokens of n <= most_short_bytes_ bytes into tokens, which has room for n; returns how many there are.
     uint32_t merge_piece(const char* p, uint64_t n, int32_t* tokens) const;
@@ -234,8 +254,10 @@ class BpeTokenizer final : public Tokenizer {
     MergeTable merges_;
     AddedTokens added_;
     bool prefix_space_;
+    Split split_;
+    std::unordered_map<std::string, int32_t> whole_pieces_;  // empty without ignore_merges
     int32_t end_of_text_ = 0;
-    int32_t byte_tokens_[256] = {};
+    int32_t byte_tokens_[256] = {};    // -1 for a byte that is left out
     std::vector<std::string> tokens_;  // bytes of every token; empty where there is no such id
     Fingerprint fingerprint_;
     uint64_t instance_ = 0;  // for the cache, which is shared by all tokenizers of a thread

@@ -88,55 +88,88 @@ std::string name_of_part(const Json& part, const char* members) {
     return name;
 }
 
+// As the files spell them.
 constexpr char gpt2_pattern[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr char llama3_pattern[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr char qwen2_pattern[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
-// GPT-2's pattern written out, as newer conversions have it before a ByteLevel without one.
-bool is_gpt2_split(const Json& part) {
+// What a part of a pre-tokenizer that comes before ByteLevel splits by, and whether ByteLevel then splits by GPT-2's
+// pattern; false if it is none of those that are known.
+bool read_first_part(const Json& part, Split& split, bool& then_gpt2) {
+    then_gpt2 = json_value(part, "type") == "Digits";
+    if (then_gpt2) {
+        split = Split::gpt2_digits;
+        return json_value(part, "individual_digits") == true;
+    }
     const Json& behaviour = json_value(part, "behavior");
     const bool keeps_all = (behaviour == "Isolated" && json_value(part, "invert") == false) ||
                            (behaviour == "Removed" && json_value(part, "invert") == true);
-    return json_value(part, "type") == "Split" && keeps_all &&
-           json_value(json_value(part, "pattern"), "Regex") == gpt2_pattern;
+    if (json_value(part, "type") != "Split" || !keeps_all) return false;
+    for (const auto& [pattern, known] : {std::pair(gpt2_pattern, Split::gpt2), std::pair(llama3_pattern, Split::llama3),
+                                         std::pair(qwen2_pattern, Split::qwen2)}) {
+        split = known;
+        if (json_value(json_value(part, "pattern"), "Regex") == pattern) return true;
+    }
+    return false;
 }
 
-// Whether this pre-tokenizer splits a text as GPT-2's does; `prefix_space` as it says. Without merges it splits into bytes
-// in any case.
-bool splits_as_gpt2(const Json& pre, bool has_merges, bool& prefix_space) {
+// Takes the pre-tokenizer if it is one of those that are known; else false. Where nothing merges it splits into bytes in
+// any case.
+bool read_pre_tokenizer(const Json& pre, bool merges, BpeVocabulary& out) {
     if (json_value(pre, "type") == "ByteLevel") {
         const Json& use_regex = json_value(pre, "use_regex");
         const Json& prefix = json_value(pre, "add_prefix_space");
-        prefix_space = prefix == true;
-        return prefix.is_boolean() && (!has_merges || use_regex.is_null() || use_regex == true);
+        out.prefix_space = prefix == true;
+        return prefix.is_boolean() && (!merges || use_regex.is_null() || use_regex == true);
     }
     const Json& parts = json_value(pre, "pretokenizers");
     if (json_value(pre, "type") != "Sequence" || !parts.is_array()) return false;
-    if (parts.size() == 1) return splits_as_gpt2(parts[0], has_merges, prefix_space);
-    return parts.size() == 2 && is_gpt2_split(parts[0]) && json_value(parts[1], "type") == "ByteLevel" &&
-           json_value(parts[1], "use_regex") == false && json_value(parts[1], "add_prefix_space") == false;
+    if (parts.size() == 1) return read_pre_tokenizer(parts[0], merges, out);
+    bool use_regex = false;
+    return parts.size() == 2 && read_first_part(parts[0], out.split, use_regex) &&
+           json_value(parts[1], "type") == "ByteLevel" && json_value(parts[1], "use_regex") == use_regex &&
+           json_value(parts[1], "add_prefix_space") == false;
 }
 
-// BadInput unless the parts of a tokenizer.json around its model do what GPT-2's do. The post-processor is not looked at:
-// it adds tokens around a text, and here documents are only followed by end-of-text.
-void check_tokenizer_json(const Json& file, bool has_merges, const std::string& source, BpeVocabulary& out) {
+// Takes the normalizer if it is none or NFC, by itself or in a sequence; else false.
+bool read_normalizer(const Json& normalizer, BpeVocabulary& out) {
+    const Json& parts = json_value(normalizer, "normalizers");
+    if (parts.is_array() && parts.size() == 1) return read_normalizer(parts[0], out);
+    out.nfc = json_value(normalizer, "type") == "NFC";
+    return out.nfc || normalizer.is_null() || (parts.is_array() && parts.empty());
+}
+
+// Takes what the parts of a tokenizer.json around its vocabulary do. BadInput if one does something else than is known
+// here. The post-processor is not looked at: it adds tokens around a text, and here documents are only followed by
+// end-of-text.
+void read_parts(const Json& file, const std::string& source, BpeVocabulary& out) {
     const auto need = [&](bool fulfilled, const std::string& what) {
-        if (!fulfilled) throw BadInput(source + " is not a GPT-2 byte-level BPE tokenizer: " + what + instead);
+        if (!fulfilled) throw BadInput(source + " is not a byte-level BPE tokenizer that runs here: " + what + instead);
     };
     const auto is_unset = [](const Json& v) { return v.is_null() || v == false || v == "" || v == 0; };
     const Json& model = json_value(file, "model");
     const Json& type = json_value(model, "type");
     need(type == "BPE" || (type.is_null() && model.contains("merges")), "model.type is not \"BPE\"");
-    for (const char* option :
-         {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"}) {
+    for (const char* option : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"}) {
         need(is_unset(json_value(model, option)), std::string("model.") + option + " is set");
     }
+    const Json& ignore_merges = json_value(model, "ignore_merges");
+    out.ignore_merges = ignore_merges == true;
+    need(out.ignore_merges || is_unset(ignore_merges), "model.ignore_merges is neither true nor false");
+    const Json& unknown = json_value(model, "unk_token");
+    out.unknown = unknown.is_string() ? unknown.string() : "";
+    out.lacks_bytes = out.unknown.empty() || is_unset(json_value(model, "fuse_unk"));
     const Json& normalizer = json_value(file, "normalizer");
-    const Json& normalizers = json_value(normalizer, "normalizers");
-    need(normalizer.is_null() || (normalizers.is_array() && normalizers.empty()),
-         "it has a normalizer, " + quoted_name(name_of_part(normalizer, "normalizers")));
+    need(read_normalizer(normalizer, out),
+         "its normalizer, " + quoted_name(name_of_part(normalizer, "normalizers")) + ", is not NFC");
     const Json& pre = json_value(file, "pre_tokenizer");
-    need(splits_as_gpt2(pre, has_merges, out.prefix_space),
+    const bool merges = !json_value(model, "merges").empty() || out.ignore_merges;
+    need(read_pre_tokenizer(pre, merges, out),
          "its pre_tokenizer, " + quoted_name(name_of_part(pre, "pretokenizers")) +
-             ", is not ByteLevel with GPT-2's pattern (use_regex, add_prefix_space)");
+             ", is not ByteLevel (use_regex, add_prefix_space) with the pattern of GPT-2, with individual "
+             "digits before it, or with Llama 3's or Qwen2's");
 }
 
 // An added token as tokenizer.json, added_tokens_decoder and special tokens spell it; without flags where it is a string.
@@ -161,7 +194,7 @@ BpeVocabulary parse_tokenizer_json(const std::string& text, const std::string& s
     const Json& model = json_value(file, "model");
     const Json& merges = json_value(model, "merges");
     BpeVocabulary out;
-    check_tokenizer_json(file, !merges.empty(), source, out);
+    read_parts(file, source, out);
     if (!merges.is_array()) throw BadInput(source + ": model.merges is not an array");
     parse_bpe_vocab(json_value(model, "vocab"), source, out);
     for (const Json& merge : merges) {
@@ -305,25 +338,60 @@ void take_special_tokens(const Json& file, const std::string& source, BpeVocabul
     }
 }
 
-// What AutoTokenizer makes of the class that tokenizer_config.json names: PreTrainedTokenizerFast does as tokenizer.json
-// says; the others, and GPT2Tokenizer where none is named, split as GPT-2 and go by add_prefix_space of that file. BadInput
-// for any other class: CLIP's files have the same names, and Qwen2's pattern comes before the one in tokenizer.json.
-bool class_follows_tokenizer_json(const CompanionFiles& companions) {
-    static const std::set<std::string> follow = {"PreTrainedTokenizerFast", "TokenizersBackend"};
-    static const std::set<std::string> as_gpt2 = {"GPT2Tokenizer",        "GPT2TokenizerFast", "RobertaTokenizer",
-                                                  "RobertaTokenizerFast", "CodeGenTokenizer",  "CodeGenTokenizerFast"};
-    const Json& name = json_value(companions.config, "tokenizer_class");
-    if (!name.is_string()) return false;
-    if (follow.count(name.string()) > 0) return true;
-    if (as_gpt2.count(name.string()) > 0) return false;
-    throw BadInput(companions.path_of("tokenizer_config.json") + " names the class " + quoted_name(name.string()) +
-                   ", which may split texts otherwise than GPT-2's" + instead);
+// What AutoTokenizer makes of the class that tokenizer_config.json names: some do as tokenizer.json says; the others have a
+// normalizer and a pattern of their own, and go by add_prefix_space of tokenizer_config.json.
+struct TokenizerClass {
+    bool follows_json;
+    bool nfc = false;
+    Split split = Split::gpt2;
+};
+
+// GPT2Tokenizer's where none is named. BadInput for a class that is not known: CLIP's files have the same names.
+TokenizerClass class_of(const CompanionFiles& companions) {
+    static const TokenizerClass follows = {true}, gpt2 = {false}, neox = {false, true},
+                                qwen2 = {false, true, Split::qwen2};
+    static const std::map<std::string, TokenizerClass> known = {
+        {"PreTrainedTokenizer", follows}, {"TokenizersBackend", follows}, {"GPT2Tokenizer", gpt2},
+        {"RobertaTokenizer", gpt2},       {"CodeGenTokenizer", gpt2},     {"GPTNeoXTokenizer", neox},
+        {"Qwen2Tokenizer", qwen2}};
+    const Json& named = json_value(companions.config, "tokenizer_class");
+    if (!named.is_string()) return gpt2;
+    std::string name = named.string();
+    const bool fast = name.size() > 4 && name.substr(name.size() - 4) == "Fast";
+    if (fast) name.resize(name.size() - 4);
+    const auto found = known.find(name);
+    const bool slow_base = name == "PreTrainedTokenizer" && !fast;
+    if (found != known.end() && !slow_base) return found->second;
+    throw BadInput(companions.path_of("tokenizer_config.json") + " names the class " + quoted_name(named.string()) +
+                   ", which may split texts otherwise than is known here" + instead);
+}
+
+// Without a tokenizer.json the class says how a text is normalized and split. With one that file says it; BadInput where
+// transformers 5, which builds these classes anew from vocabulary and merges, would do something else. But for SmolLM2's:
+// its class is GPT2Tokenizer, and the Digits of its tokenizer.json, which transformers 5 forgets, are what it was trained with.
+void take_class(const CompanionFiles& companions, bool has_tokenizer_json, BpeVocabulary& vocabulary) {
+    const TokenizerClass known = class_of(companions);
+    if (known.follows_json) return;
+    if (!has_tokenizer_json) {
+        vocabulary.nfc = known.nfc;
+        vocabulary.split = known.split;
+        return;
+    }
+    const Json& named = json_value(companions.config, "tokenizer_class");
+    const bool smollm2 = known.split == Split::gpt2 && vocabulary.split == Split::gpt2_digits;
+    const bool same =
+        known.nfc == vocabulary.nfc && (known.split == vocabulary.split || smollm2) && !vocabulary.ignore_merges;
+    if (same || !named.is_string()) return;
+    throw BadInput(
+        companions.path_of("tokenizer_config.json") + " names the class " + quoted_name(named.string()) +
+        ", and tokenizer.json has another normalizer, pattern or ignore_merges than that: transformers 4 and 5 "
+        "would give different ids; name PreTrainedTokenizerFast to go by tokenizer.json");
 }
 
 // add_prefix_space, which tokenizer_config.json and tokenizer.json may both say. BadInput where they contradict each other:
 // AutoTokenizer goes by the class, other programs by tokenizer.json.
 void take_prefix_space(const CompanionFiles& companions, bool has_tokenizer_json, BpeVocabulary& vocabulary) {
-    const bool follows_json = class_follows_tokenizer_json(companions);
+    const bool follows_json = class_of(companions).follows_json;
     const Json& value = json_value(companions.config, "add_prefix_space");
     const std::string source = companions.path_of("tokenizer_config.json");
     if (!value.is_null() && !value.is_boolean())
@@ -431,6 +499,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& byte_or_folder) {
     take_added_tokens(companions, vocabulary);
     take_special_tokens(companions.special_tokens, folder + "/special_tokens_map.json", vocabulary);
     take_special_tokens(companions.config, folder + "/tokenizer_config.json", vocabulary);
+    take_class(companions, has_json, vocabulary);
     take_prefix_space(companions, has_json, vocabulary);
     vocabulary.end_of_text = end_of_text_named_in(companions);
     if (is_byte_vocabulary(vocabulary)) return std::make_unique<ByteTokenizer>();

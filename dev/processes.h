@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "buffer.h"
@@ -59,6 +60,9 @@ class Processes {
         for (int r = 0; r < size(); r++) counts.push_back(share_of(items, r, size()).size());
         return counts;
     }
+    // From any thread: this process cannot go on, though its main thread may wait for that. Says so in one line and ends all
+    // processes with exit status 1.
+    virtual void give_up(const std::string& line) { static_cast<void>(line); }
     // Seconds spent so far in the operations below, waiting for others included.
     virtual double seconds() const { return 0; }
 

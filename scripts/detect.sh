@@ -105,6 +105,7 @@ table() {
     row Eigen "$(version_of eigen3/Eigen/src/Core/util/Macros.h \
         EIGEN_WORLD_VERSION,EIGEN_MAJOR_VERSION,EIGEN_MINOR_VERSION)" "make deps"
     row PCRE2 "$(version_of pcre2.h PCRE2_MAJOR,PCRE2_MINOR)" "make deps"
+    row utf8proc "$(version_of utf8proc.h UTF8PROC_VERSION_MAJOR,UTF8PROC_VERSION_MINOR)" "make deps"
     row zlib "$(version_of zlib.h ZLIB_VERSION)" "make deps"
     row Boost.Context "$(version_of boost/version.hpp BOOST_LIB_VERSION | tr _ .)" "tests of the CUDA engine need it: make deps"
     row nvcc "$(program_version "$(nvcc_path || echo none)")" "no CUDA engine"

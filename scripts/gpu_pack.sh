@@ -39,10 +39,10 @@ fi
 # What is small is linked in; CUDA's runtime, which would be 650 KiB of every program of the laboratory, goes along
 # once. The GPU's code alone, no intermediate code.
 build() {
-    NVCC_APPEND_FLAGS="-Xcompiler -static-libstdc++,-static-libgcc -cudart shared" MAKEFLAGS='' make -C "$work" \
+    NVCC_APPEND_FLAGS="-Xcompiler -static-libstdc++,-static-libgcc -cudart shared" MAKEFLAGS='' make -C "$work" NCCL="${PROCESSES:-0}" \
         -j"$(nproc)" ${EMULATE:+EMULATE=1} ${CUDNN_FRONTEND:+USE_CUDNN=1 "CUDNN_FRONTEND=$CUDNN_FRONTEND"} \
         CUDA_ARCHS="-gencode arch=compute_${GPU:-90a},code=sm_${GPU:-90a}" \
-        MPI="${PROCESSES:-0}" LIBS="-l:libpcre2-8.a -l:libz.a -ldl -static-libstdc++ -static-libgcc $mpi" "$@"
+        MPI="${PROCESSES:-0}" LIBS="-l:libpcre2-8.a -l:libutf8proc.a -l:libz.a -ldl -static-libstdc++ -static-libgcc $mpi" "$@"
 }
 build clean >/dev/null
 build train_gpt2_lnfree train_gpt2_lnfree_cuda lab_cuda || fail "the programs cannot be built; make says why above"

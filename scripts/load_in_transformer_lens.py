@@ -47,6 +47,11 @@ def read_config(folder):
     return config
 
 
+def activation(config):
+    """TransformerLens's name for the GELU: the exact one (nanoGPT's), or GPT-2's tanh form, which has several names."""
+    return "gelu" if config.get("activation_function") in ("gelu", "gelu_python") else "gelu_new"
+
+
 def read_folded(folder):
     """The folded form's tensors by name (data/README.md describes them)."""
     from safetensors import SafetensorError
@@ -118,7 +123,7 @@ def bridge_around_folded(folder, config, dtype, device):
         n_ctx=config["n_positions"],
         d_vocab=config["vocab_size"],
         d_mlp=config["n_inner"] or 4 * width,
-        act_fn="gelu_new",
+        act_fn=activation(config),
         normalization_type=None,
         positional_embedding_type="standard",
         init_weights=False,
@@ -212,7 +217,7 @@ def load_hooked(folder, config, dtype, device, processing, build):
         n_ctx=config.get("n_positions") or config["n_ctx"],
         d_vocab=config["vocab_size"],
         d_mlp=config.get("n_inner") or 4 * width,
-        act_fn="gelu_new",
+        act_fn=activation(config),
         normalization_type="LN" if stock else None,
         eps=config.get("layer_norm_epsilon", 1e-5),
         init_weights=False,

@@ -536,7 +536,7 @@ TEST_CASE("a config.json that is missing, broken or contradicts the weights is r
         {"eos_token_id", "256", {"eos_token_id", "whole number"}},
         {"n_positions", 32, {"wpe.weight", "[32,16]"}},
         {"layer_norm_epsilon", 0, {"layer_norm_epsilon"}},
-        {"model_type", "llama", {"llama", "gpt2"}},
+        {"model_type", "mistral", {"mistral", "window", "gpt2, gpt_neox and llama"}},
         {"model_type", 5, {"config.json"}},
         {"activation_function", "relu", {"relu", "gelu_new"}},
         {"model_type", "lla\nma", {"lla?ma", "gpt2"}},  // a message is one line, whatever the file holds
@@ -560,6 +560,39 @@ TEST_CASE("a config.json that is missing, broken or contradicts the weights is r
     check_model_refused(copy.path(), {copy / "config.json", "JSON"});
     fs::remove(copy / "config.json");
     check_model_refused(copy.path(), {copy.path(), "config.json"});
+}
+
+TEST_CASE(
+    "a Llama's norms go as a GPT-2's do; what would edit an embedding of position 0 is refused before anything runs") {
+    const std::string model = "test/fixtures/hf/llama";  // 43 tokens, 37 positions
+    const TemporaryFolder scratch;
+    std::string tokens;
+    for (int i = 0; i < 600; i++) tokens += {static_cast<char>((i * i + 5 * i) % 43), '\0'};
+    write_bytes(scratch / "t.bin", tokens);
+    const auto training = [&](const std::string& command, const std::vector<std::string>& more) {
+        const std::string shard = "raw:" + (scratch / "t.bin");
+        std::vector<std::string> words = {
+            command, "--model", model, "--data", shard, "--val", shard,           "--steps",      "12", "--lr",
+            "1e-5",  "--batch", "2",   "--seq",  "16",  "--out", scratch / "out", "--grad-accum", "1"};
+        words.insert(words.end(), more.begin(), more.end());
+        return words;
+    };
+    check_refused(training("finetune", {"--plant-position0", "3"}), {"--plant-position0", "rotary"});
+    check_refused(training("remove", {"--shrink-position0", "3"}), {"--shrink-position0", "rotary"});
+    CHECK_FALSE(fs::exists(scratch / "out"));
+    succeed(training("remove", {"--dry-run"}));
+    succeed(training("remove", {"--save-every", "4", "--keep-checkpoints", "3"}));
+    fs::create_directories(scratch / "again/checkpoints");
+    fs::copy(scratch / "out/checkpoints/step_000004", scratch / "again/checkpoints/step_000004");
+    succeed({"remove", "--resume", "--out", scratch / "again"});
+    CHECK(read_bytes(scratch / "again/model.safetensors") == read_bytes(scratch / "out/model.safetensors"));
+    CHECK(json_file(scratch / "out/config.json")["rms_norm_eps"] == 1e12);
+    const json info = json::parse(succeed({"info", "--json", "--model", scratch / "out"}).out);
+    CHECK(info["family"] == "Llama");
+    CHECK(info["norm"] == "RMSNorm");
+    CHECK(info["n_key_head"] == 1);
+    CHECK(info["layernorm_free"] == true);
+    CHECK(contains(read_bytes(scratch / "out/README.md"), "# A Llama model without RMSNorm"));
 }
 
 TEST_CASE("an lnfree.json that is broken or belongs to another model is refused") {
@@ -1360,8 +1393,9 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
 
     const json info =
         json_of({"info", "--model", w.folder / "free"},
-                {"version", "model", "form", "layernorm_free", "parameters", "n_layer", "n_head", "n_embd", "n_ctx",
-                 "n_inner", "vocab_size", "eos_token_id", "tokenizer", "sites_removed", "sites", "events"});
+                {"version", "model",      "form",         "family",    "norm",          "layernorm_free", "parameters",
+                 "n_layer", "n_head",     "n_key_head",   "head_size", "rotary",        "n_embd",         "n_ctx",
+                 "n_inner", "vocab_size", "eos_token_id", "tokenizer", "sites_removed", "sites",          "events"});
     CHECK_FALSE(info["sites"][0].contains("sigma_position0"));
     const std::string shard = w.folder / "data/s_val_000000.bin";
     const json measured = json::parse(succeed({"info", "--json", "--model", w.folder / "base", "--data", shard}).out);

@@ -1,5 +1,6 @@
-// data/openwebtext.py and data/pile.py against data/tokenize.h, and data/pile_filtered.py on made-up shards. They need
-// Python with numpy, the first two also tiktoken and ../shared/data/gpt2-bpe; PYTHON names another interpreter.
+// data/openwebtext.py and data/pile.py against data/tokenize.h, data/pile_filtered.py on made-up shards,
+// data/gguf_to_hf.py against transformers. They need Python with numpy, the first two also tiktoken and
+// ../shared/data/gpt2-bpe, the last torch, transformers, gguf and safetensors; PYTHON names another interpreter.
 
 #include <doctest/doctest.h>
 #include <sys/wait.h>
@@ -226,4 +227,12 @@ TEST_CASE("pile_filtered.py refuses other files and other tokenizers, and then w
     CHECK(contains(refusal("short_train_000000.bin"), "is damaged or empty"));
     CHECK(contains(refusal("r_train_000000.bin"), "different tokenizers: a, b"));
     CHECK(contains(refusal("other_train_000000.bin"), "none of the 2 sequences is without"));
+}
+
+TEST_CASE("gguf_to_hf.py makes folders with the logits and ids of what a GGUF was made from, and refuses other kinds") {
+    if (!has_modules("torch, transformers, gguf, safetensors")) return;
+    const Outcome outcome = run(python() + " test/interop/gguf_folders.py");
+    INFO(outcome.output);
+    CHECK(outcome.status == 0);
+    CHECK(contains(outcome.output, "ok  the same token ids"));
 }

@@ -244,6 +244,17 @@ TEST_CASE("a removal with a teacher gives the same weights, checkpoints and log 
     }
 }
 
+TEST_CASE("a removal by low-rank updates gives the same weights for any number of processes") {
+    if (!several_processes()) return;
+    TemporaryFolder runs;
+    const Words low_rank = {"--lora", "3", "--lora-embeddings"};
+    succeed(workbench().removal(runs / "one", low_rank));
+    for (const int n : {2, 3}) {
+        succeed(workbench().removal(runs / "several", joined(low_rank, {"--force"})), on(n));
+        check_same(result_of(runs / "several"), result_of(runs / "one"));
+    }
+}
+
 TEST_CASE("gradients that are exchanged in several pieces give the same weights") {
     if (!several_processes()) return;
     const Workbench& w = workbench();
@@ -409,6 +420,36 @@ TEST_CASE("copies that a launcher started and that do not find each other are re
     CHECK(said_by_us(first.err).size() == 1);
     CHECK(fourth.status == 2);
     CHECK(fourth.err.empty());
+}
+
+TEST_CASE("torchrun's environment does not start this program: its processes are joined by MPI alone") {
+    ::setenv("WORLD_SIZE", "2", 1);
+    ::setenv("RANK", "0", 1);
+    const Outcome first = run({"info", "--settings"});
+    ::setenv("LNFREE_RENDEZVOUS", nowhere().c_str(), 1);
+    const Outcome named = run({"info", "--settings"});
+    ::setenv("RANK", "1", 1);
+    const Outcome second = run({"info", "--settings"});
+    ::setenv("RANK", "2", 1);
+    const Outcome third = run({"info", "--settings"});
+    ::unsetenv("LNFREE_RENDEZVOUS");
+    ::setenv("WORLD_SIZE", "1", 1);
+    ::setenv("RANK", "0", 1);
+    const Outcome alone = run({"info", "--settings"});
+    ::unsetenv("WORLD_SIZE");
+    ::unsetenv("RANK");
+    for (const Outcome& outcome : {first, named}) {
+        CAPTURE(outcome.err);
+        CHECK(outcome.status == 2);
+        CHECK(said_by_us(outcome.err).size() == 1);
+        CHECK(contains(outcome.err, "WORLD_SIZE=2 says that so many copies were started"));
+        CHECK(contains(outcome.err, "by MPI alone"));
+    }
+    CHECK(second.status == 2);
+    CHECK(second.err.empty());
+    CHECK(third.status == 2);
+    CHECK(contains(third.err, "RANK=\"2\""));
+    CHECK(alone.status == 0);
 }
 
 TEST_CASE("a full disk ends all processes with exit 1, and the last checkpoint is good") {

@@ -228,6 +228,68 @@ TEST_CASE("a text read in pieces has the tokens of the whole text, whatever toke
     }
 }
 
+TEST_CASE("a text read in pieces has the tokens of the whole text, in form NFC too and with runs of spaces as tokens") {
+    const TemporaryFolder folder;
+    Json vocab = Json::object(), added = Json::array();
+    for (uint32_t b = 0; b < 256; ++b) vocab[byte_symbols()[b]] = b;
+    vocab["<|endoftext|>"] = 256;
+    for (const uint32_t n : {5, 3, 2}) {
+        added.push_back({{"id", 257 + n}, {"content", std::string(n, ' ')}, {"normalized", true}});
+    }
+    write_bytes(folder / "tokenizer.json",
+                Json{{"added_tokens", added},
+                     {"normalizer", {{"type", "NFC"}}},
+                     {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
+                     {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}}
+                    .dump());
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "PreTrainedTokenizerFast"})");
+    const auto tokenizer = load_tokenizer(folder.path());
+    SplitMix64 random(34);
+    const char* const words[] = {"a", " ", " ", "   ", "\n", "e\u0301", "\u0323", "\u1100", "\u1161", "\u2000", "."};
+    for (int round = 0; round < 400; ++round) {
+        std::string text;
+        for (uint64_t n = random.below(60); n > 0; --n) text += words[random.below(std::size(words))];
+        write_bytes(folder / "a.txt", text);
+        DocumentOptions options;
+        options.piece_bytes = 1 + random.below(12);
+        options.split = tokenizer->split();
+        options.unbroken = tokenizer->unbroken();
+        Ids whole, in_pieces;
+        tokenizer->encode(text, whole);
+        DocumentReader reader({folder / "a.txt"}, options);
+        for (DocumentPiece piece; reader.next(piece);) {
+            const bool continues = piece.continues;
+            tokenizer->encode(piece_text(std::move(piece), "text"), in_pieces, false, continues);
+        }
+        if (in_pieces != whole) FAIL("pieces of " << options.piece_bytes << ": " << printable(text));
+    }
+}
+
+TEST_CASE("a vocabulary of more than 65,536 tokens gives shards of four bytes a token, which are read as such") {
+    const TemporaryFolder folder;
+    Json vocab = Json::object();
+    for (uint32_t b = 0; b < 256; ++b) vocab[byte_symbols()[b]] = b;
+    vocab["ab"] = 65536;
+    vocab["<|endoftext|>"] = 100000;
+    write_bytes(folder / "tokenizer.json",
+                Json{{"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
+                     {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array({"a b"})}}}}
+                    .dump());
+    write_bytes(folder / "a.txt", "abba");
+    TokenizeOptions options = options_for(folder / "a.txt", folder / "out/data");
+    options.tokenizer = folder.path();
+    options.val_fraction = 0;
+    const TokenizeResult result = tokenize_files(options);
+    CHECK(result.tokens_train == 4);
+    const TokenShards shards({folder / "out/data_train_000000.bin"});
+    Ids ids;
+    for (uint64_t i = 0; i < 4; ++i) ids.push_back(static_cast<int32_t>(shards.token_at(0, i)));
+    CHECK(ids == Ids{65536, 'b', 'a', 100000});
+    CHECK(shards.largest_token() == 100000);
+    CHECK(read_json(folder / "out/data.json")["tokenizer"]["vocab_size"] == 100001);
+    CHECK(std::filesystem::file_size(folder / "out/data_train_000000.bin") == 1024 + 4 * 4);
+}
+
 TEST_CASE("the number of threads does not change a byte") {
     const TemporaryFolder folder;
     SplitMix64 random(31);

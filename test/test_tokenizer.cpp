@@ -3,6 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <doctest/doctest.h>
 #include <pcre2.h>
+#include <utf8proc.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "data/json.h"
+#include "data/nfc.h"
 #include "data/pretokenize.h"
 #include "data/random.h"
 #include "data/tokenizer.h"
@@ -161,13 +163,40 @@ class Pattern {
 constexpr char gpt2_pattern[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?(?:(?![\p{L}\p{N}]))" VISIBLE ")+|" SPACE
                                 "+(?!" VISIBLE ")|" SPACE "+";
 
-std::vector<std::string> pieces_of(std::string_view text) {
+uint64_t length_of_piece(const char* p, const char* end, Split split) {
+    if (split == Split::gpt2_digits) return digits_piece_length(p, end, char_classes());
+    if (split == Split::llama3) return llama3_piece_length(p, end, char_classes(), 3);
+    if (split == Split::qwen2) return llama3_piece_length(p, end, char_classes(), 1);
+    return piece_length(p, end, char_classes());
+}
+
+std::vector<std::string> pieces_of(std::string_view text, Split split = Split::gpt2) {
     std::vector<std::string> pieces;
     for (const char *p = text.data(), *end = p + text.size(); p < end; p += pieces.back().size()) {
-        pieces.emplace_back(p, piece_length(p, end, char_classes()));
+        pieces.emplace_back(p, length_of_piece(p, end, split));
     }
     return pieces;
 }
+
+// Llama 3's pattern and Qwen2's, with the same two edits.
+#define CL100K(numbers)                                                                                          \
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N})" numbers R"(| ?(?:(?![\p{L}\p{N}]))" VISIBLE \
+    R"()+[\r\n]*|)" SPACE R"(*[\r\n]+|)" SPACE "+(?!" VISIBLE ")|" SPACE "+"
+
+// The pieces by PCRE2: of gpt2_digits in two steps, as its tokenizer.json has them.
+std::vector<std::string> pieces_by_pcre2(const std::string& text, Split split) {
+    static const Pattern gpt2(gpt2_pattern), numbers(R"(\p{N}|\P{N}+)"), llama3(CL100K("{1,3}")), qwen2(CL100K(""));
+    if (split == Split::llama3) return llama3.find_all(text);
+    if (split == Split::qwen2) return qwen2.find_all(text);
+    if (split == Split::gpt2) return gpt2.find_all(text);
+    std::vector<std::string> pieces;
+    for (const std::string& part : numbers.find_all(text)) {
+        for (const std::string& piece : gpt2.find_all(part)) pieces.push_back(piece);
+    }
+    return pieces;
+}
+
+constexpr Split all_splits[] = {Split::gpt2, Split::gpt2_digits, Split::llama3, Split::qwen2};
 
 // The code points that this PCRE2's edition of Unicode has assigned; later ones it cannot judge.
 std::vector<bool> assigned_code_points() {
@@ -340,12 +369,15 @@ TEST_CASE("every character has the class that PCRE2 gives it") {
 
 TEST_CASE("random texts are split as PCRE2 splits them") {
     const std::vector<bool> assigned = assigned_code_points();
-    const Pattern pattern(gpt2_pattern);
     SplitMix64 random(11);
     for (int i = 0; i < 40000; ++i) {
         std::string text;
         for (uint64_t n = random.below(31); n > 0; --n) append_utf8(text, random_code_point(random, assigned));
-        if (pieces_of(text) != pattern.find_all(text)) FAIL("split differently: " << printable(text));
+        for (const Split split : all_splits) {
+            if (pieces_of(text, split) != pieces_by_pcre2(text, split)) {
+                FAIL("split differently by " << static_cast<int>(split) << ": " << printable(text));
+            }
+        }
     }
 }
 
@@ -362,14 +394,16 @@ TEST_CASE("a text cut at a safe place has the pieces of its two halves") {
                 append_utf8(text, random_code_point(random, assigned));
             }
         }
-        const uint64_t cut = last_safe_cut(text);
-        if (cut == 0) continue;
-        ++cuts;
-        std::vector<std::string> halves = pieces_of(text.substr(0, cut));
-        for (const std::string& piece : pieces_of(text.substr(cut))) halves.push_back(piece);
-        if (halves != pieces_of(text)) FAIL("cut at " << cut << ": " << printable(text));
+        for (const Split split : all_splits) {
+            const uint64_t cut = last_safe_cut(text, split);
+            if (cut == 0) continue;
+            ++cuts;
+            std::vector<std::string> halves = pieces_of(text.substr(0, cut), split);
+            for (const std::string& piece : pieces_of(text.substr(cut), split)) halves.push_back(piece);
+            if (halves != pieces_of(text, split)) FAIL("cut at " << cut << ": " << printable(text));
+        }
     }
-    CHECK(cuts > 5000);
+    CHECK(cuts > 20000);
 }
 
 TEST_CASE("a safe cut lies before white space that follows something visible, as late as possible") {
@@ -381,6 +415,77 @@ TEST_CASE("a safe cut lies before white space that follows something visible, as
     CHECK(last_safe_cut(" one") == 0);
     CHECK(last_safe_cut("\u3000 one") == 0);
     CHECK(last_safe_cut("") == 0);
+    CHECK(last_safe_cut("one two.\n", Split::gpt2_digits) == 8);
+    CHECK(last_safe_cut("one two.\n", Split::llama3) == 3);
+    CHECK(last_safe_cut("漢字。\n\n漢", Split::qwen2) == 11);
+}
+
+TEST_CASE("where numbers are pieces, a space before one is a piece too, and so is all white space") {
+    using Pieces = std::vector<std::string>;
+    CHECK(pieces_of("in 1999, it's", Split::gpt2_digits) == Pieces{"in", " ", "1", "9", "9", "9", ",", " it", "'s"});
+    CHECK(pieces_of("a  \t1 \n b½", Split::gpt2_digits) == Pieces{"a", "  \t", "1", " \n", " b", "½"});
+    CHECK(pieces_of("1", Split::gpt2_digits) == Pieces{"1"});
+    CHECK(pieces_of("  ", Split::gpt2_digits) == Pieces{"  "});
+}
+
+TEST_CASE("Llama 3's pattern takes one symbol in front of a word, three numbers, and line feeds behind symbols") {
+    using Pieces = std::vector<std::string>;
+    CHECK(pieces_of("(it'S 12345.\r\n\tx", Split::llama3) == Pieces{"(it", "'S", " ", "123", "45", ".\r\n", "\tx"});
+    CHECK(pieces_of("12", Split::qwen2) == Pieces{"1", "2"});
+    CHECK(pieces_of(" \n \n  a", Split::llama3) == Pieces{" \n \n", " ", " a"});
+    CHECK(pieces_of("'\u017Fx 'LL \n", Split::llama3) == Pieces{"'\u017F", "x", " '", "LL", " \n"});
+    CHECK(pieces_of("\xFFz \xFF\n", Split::llama3) == Pieces{"\xFFz", " \xFF\n"});
+}
+
+// ---- form NFC --------------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::string nfc(std::string_view text) {
+    std::string storage;
+    return std::string(to_nfc(text, storage));
+}
+
+}  // namespace
+
+TEST_CASE("form NFC joins accents and Hangul, reorders marks, and leaves everything else where it is") {
+    CHECK(nfc("e\u0301") == "é");
+    CHECK(nfc("xe\u0301e\u0301 y") == "xéé y");
+    CHECK(nfc("a\u0301\u0323") == "\u1EA1\u0301");  // the dot below comes first and joins
+    CHECK(nfc("\u1112\u1161\u11AB") == "한");
+    CHECK(nfc("\u212B\u2126\uF900") == "\u00C5\u03A9\u8C48");
+    CHECK(nfc("\u0301e") == "\u0301e");
+    CHECK(nfc("e\xFF\u0301\u0323") == "e\xFF\u0323\u0301");  // not over a byte that is no character
+    CHECK(nfc("e\xCC") == "e\xCC");
+    CHECK(nfc("ﬁ½") == "ﬁ½");  // NFKC would change these
+    CHECK(nfc("") == "");
+    CHECK_MESSAGE(nfc("\u0898\u0323") == "\u0898\u0323", "a mark of Unicode 14 stays, as in tokenizers");
+    CHECK_MESSAGE(nfc("\U00011935\U00011930") == "\U00011935\U00011930", "a pair of Unicode 13 too");
+    std::string storage = "untouched";
+    const std::string text = "Zoë — 漢字 ’ ½";
+    CHECK(to_nfc(text, storage).data() == text.data());
+    CHECK(storage == "untouched");
+}
+
+TEST_CASE("random texts come into form NFC as a whole as they do by utf8proc") {
+    static const std::u32string joining =
+        U"aeAo "
+        U"\u0300\u0301\u0323\u0327\u0345\u0308\u093C\u0F71\u0F72\u1100\u1161\u11A8\uAC00\u3099\u304B\u0958\u212B\u2ADC"
+        U"\u00C5\u1EA1\U0001D15E";
+    SplitMix64 random(16);
+    for (int i = 0; i < 40000; ++i) {
+        std::string text;
+        for (uint64_t n = 1 + random.below(20); n > 0; --n) {
+            const bool any = random.below(4) == 0;
+            append_utf8(text,
+                        any ? static_cast<uint32_t>(1 + random.below(0x590)) : joining[random.below(joining.size())]);
+        }
+        utf8proc_uint8_t* const theirs = utf8proc_NFC(reinterpret_cast<const utf8proc_uint8_t*>(text.c_str()));
+        const bool same = nfc(text) == reinterpret_cast<const char*>(theirs);
+        std::free(theirs);
+        if (!same) FAIL("normalized differently: " << printable(text));
+        CHECK(nfc(nfc(text)) == nfc(text));
+    }
 }
 
 // ---- byte-pair encoding ----------------------------------------------------------------------------------------------
@@ -667,7 +772,7 @@ TEST_CASE("tokenizer.json is what counts beside vocab.json, and what contradicts
     CHECK(contains(refusal([](J& file, J&, auto&) {
                        file["normalizer"] = {{"type", "Lowercase"}};
                    }),
-                   "has a normalizer, \"Lowercase\""));
+                   "its normalizer, \"Lowercase\""));
     CHECK(contains(refusal([](J& file, J&, auto&) {
                        file["pre_tokenizer"] = {
                            {"type", "Sequence"},
@@ -785,6 +890,32 @@ TEST_CASE("broken vocabularies and merges are refused, saying where") {
     CHECK(contains(message(vocab, "l o\nz z\n"), "merge 2"));
 }
 
+namespace {
+
+using J = nlohmann::ordered_json;
+
+constexpr char llama3_pattern[] = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|)"
+                                  R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr char qwen2_pattern[] = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|)"
+                                 R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+const J digits = {{"type", "Digits"}, {"individual_digits", true}};
+
+J byte_level(bool use_regex) {
+    return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", use_regex}};
+}
+
+J split_by(const char* pattern) {
+    return {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+}
+
+J sequence(const std::vector<J>& members, const char* key = "pretokenizers") {
+    J list = J::array();
+    for (const J& member : members) list.push_back(member);
+    return {{"type", "Sequence"}, {key, list}};
+}
+
+}  // namespace
+
 TEST_CASE("tokenizer.json files that would give other ids elsewhere are refused, saying why") {
     const auto message = [](const std::string& pointer, const nlohmann::ordered_json& value) {
         const TemporaryFolder folder;
@@ -799,10 +930,22 @@ TEST_CASE("tokenizer.json files that would give other ids elsewhere are refused,
     CHECK(message("/model/end_of_word_suffix", "") == "");
     CHECK(contains(message("/model/type", "WordPiece"), "model.type"));
     CHECK(contains(message("/model/dropout", 0.1), "dropout"));
-    CHECK(contains(message("/model/ignore_merges", true), "ignore_merges"));
+    CHECK(contains(message("/model/ignore_merges", "yes"), "ignore_merges"));
     CHECK(contains(message("/model/byte_fallback", true), "byte_fallback"));
     CHECK(contains(message("/model/end_of_word_suffix", "</w>"), "end_of_word_suffix"));
-    CHECK(contains(message("/normalizer", {{"type", "NFC"}}), "normalizer"));
+    CHECK(contains(message("/normalizer", {{"type", "NFKC"}}), "its normalizer, \"NFKC\", is not NFC"));
+    CHECK(contains(message("/normalizer", sequence({{{"type", "NFC"}}, {{"type", "Lowercase"}}}, "normalizers")),
+                   "\"Sequence of NFC, Lowercase\""));
+    CHECK(message("/normalizer", sequence({{{"type", "NFC"}}}, "normalizers")) == "");
+    CHECK(contains(message("/pre_tokenizer", {{"type", "Metaspace"}}), "\"Metaspace\""));
+    CHECK(contains(
+        message("/pre_tokenizer", sequence({{{"type", "Digits"}, {"individual_digits", false}}, byte_level(true)})),
+        "\"Sequence of Digits, ByteLevel\""));
+    CHECK(contains(message("/pre_tokenizer", sequence({digits, byte_level(false)})), "pre_tokenizer"));
+    CHECK(contains(message("/pre_tokenizer", sequence({byte_level(true), digits})), "pre_tokenizer"));
+    CHECK(contains(message("/pre_tokenizer", sequence({split_by(llama3_pattern), byte_level(true)})), "pre_tokenizer"));
+    CHECK(contains(message("/pre_tokenizer", sequence({split_by("\\s+"), byte_level(false)})), "pre_tokenizer"));
+    CHECK(contains(message("/model/type", "Unigram"), "model.type"));
     CHECK(contains(message("/pre_tokenizer", nullptr), "pre_tokenizer"));
     CHECK(contains(message("/pre_tokenizer/type", "Whitespace"), "pre_tokenizer"));
     CHECK(contains(message("/pre_tokenizer/add_prefix_space", nullptr), "add_prefix_space"));
@@ -816,6 +959,121 @@ TEST_CASE("tokenizer.json files that would give other ids elsewhere are refused,
     CHECK(contains(message("/added_tokens/0/id", "x"), "<|endoftext|>"));
     CHECK(contains(message("/added_tokens/0/id", 300), "") == true);
     CHECK(contains(message("/added_tokens", 3), "added token"));
+}
+
+// ---- other models' tokenizers ----------------------------------------------------------------------------------------
+
+namespace {
+
+// The small vocabulary with changes to its tokenizer.json, under a class.
+std::unique_ptr<Tokenizer> tokenizer_like(const std::vector<std::pair<std::string, nlohmann::ordered_json>>& changes,
+                                          const std::vector<nlohmann::ordered_json>& added = {},
+                                          const std::string& name = "PreTrainedTokenizerFast") {
+    const TemporaryFolder folder;
+    nlohmann::ordered_json file = small_tokenizer_json(true);
+    for (const auto& token : added) file["added_tokens"].push_back(token);
+    for (const auto& [pointer, value] : changes) file[nlohmann::ordered_json::json_pointer(pointer)] = value;
+    write_bytes(folder / "tokenizer.json", file.dump());
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": ")" + name + R"("})");
+    return load_tokenizer(folder.path());
+}
+
+const nlohmann::ordered_json nfc_normalizer = {{"type", "NFC"}};
+
+}  // namespace
+
+TEST_CASE("GPT-NeoX's tokenizer brings text into form NFC, and its runs of spaces are tokens, the longest first") {
+    std::vector<nlohmann::ordered_json> runs;
+    for (int n = 7; n > 1; --n)
+        runs.push_back(added_token(276 - n, std::string(static_cast<size_t>(n), ' '), {"normalized"}));
+    const auto tokenizer = tokenizer_like({{"/normalizer", nfc_normalizer}}, runs, "GPTNeoXTokenizer");
+    CHECK(tokenizer->vocab_size() == 275);
+    CHECK(encode(*tokenizer, "e\u0301") == Ids{263});
+    CHECK(decode(*tokenizer, encode(*tokenizer, "e\u0301")) == "é");
+    CHECK(encode(*tokenizer, "   lo") == Ids{273, 256});  // three spaces, not two and " lo"
+    CHECK(encode(*tokenizer, std::string(9, ' ') + "lo") == Ids{269, 274, 256});
+    CHECK(encode(*tokenizer, " lo") == Ids{257});
+    CHECK(encode(*tokenizer, "e<|endoftext|>\u0301", true) == Ids{'e', small_end_of_text, 0xCC, 0x81});
+    CHECK(decode(*tokenizer, {274, 268, 271}) == "  <|endoftext|>     ");
+    CHECK(tokenizer->fingerprint() != tokenizer_like({}, runs)->fingerprint());
+    const auto loaded_again = [&] {
+        const TemporaryFolder folder;
+        tokenizer->save(folder.path());
+        return load_tokenizer(folder.path());
+    }();
+    CHECK(loaded_again->fingerprint() == tokenizer->fingerprint());
+    CHECK(encode(*loaded_again, "e\u0301  ") == Ids{263, 274});
+}
+
+TEST_CASE("a normalized token is looked for in its normal form, one that is not in the text as it came") {
+    const std::vector<nlohmann::ordered_json> tokens = {added_token(269, "e\u0301x", {"normalized"}),
+                                                        added_token(270, "o\u0301")};
+    const auto tokenizer = tokenizer_like({{"/normalizer", nfc_normalizer}}, tokens);
+    CHECK(encode(*tokenizer, "éx") == Ids{269});
+    CHECK(encode(*tokenizer, "e\u0301xe\u0301") == Ids{269, 263});
+    CHECK(encode(*tokenizer, "o\u0301") == Ids{270});
+    CHECK(encode(*tokenizer, "ó") == Ids{0xC3, 0xB3});
+}
+
+TEST_CASE("SmolLM2's tokenizer makes every digit a piece, also under the class GPT2Tokenizer") {
+    const std::pair<std::string, nlohmann::ordered_json> smollm2 = {"/pre_tokenizer",
+                                                                    sequence({digits, byte_level(true)})};
+    for (const char* name : {"PreTrainedTokenizerFast", "GPT2Tokenizer"}) {
+        const auto tokenizer = tokenizer_like({smollm2}, {}, name);
+        CHECK(encode(*tokenizer, "lo  1") == Ids{256, 266, '1'});
+        CHECK(encode(*tokenizer, "lo  lo") == Ids{256, ' ', 257});
+        CHECK(tokenizer->fingerprint() != small_tokenizer()->fingerprint());
+    }
+    CHECK(encode(*small_tokenizer(), "lo  1") == Ids{256, ' ', ' ', '1'});
+}
+
+TEST_CASE("bytes that a tokenizer.json's vocabulary lacks are left out of a text, or its unknown token") {
+    J vocab = small_vocab();
+    vocab.erase(byte_symbols()[4]);
+    const auto leaving_out = tokenizer_like({{"/model/vocab", vocab}});
+    CHECK(encode(*leaving_out, " l\4ow\4\4er") == Ids{' ', 'l', 'o', 'w', 260});
+    CHECK(encode(*leaving_out, "\4") == Ids());
+    CHECK(encode(*leaving_out, std::string(200, 'a') + "\4" + std::string(200, 'a')).size() == 100);
+    const auto with_unknown = tokenizer_like({{"/model/vocab", vocab}, {"/model/unk_token", "<|endoftext|>"}});
+    CHECK(encode(*with_unknown, "lo\4\4") == Ids{256, small_end_of_text, small_end_of_text});
+    CHECK(leaving_out->fingerprint() != with_unknown->fingerprint());
+    CHECK_THROWS_AS(tokenizer_like({{"/model/vocab", vocab}, {"/model/unk_token", "<?>"}}), BadInput);
+    CHECK_THROWS_AS(
+        tokenizer_like({{"/model/vocab", vocab}, {"/model/unk_token", "<|endoftext|>"}, {"/model/fuse_unk", true}}),
+        BadInput);
+}
+
+TEST_CASE("with ignore_merges a piece that is a token needs no merges") {
+    const std::string unmade(150, 'x');
+    const auto tokenizer = tokenizer_like({{"/pre_tokenizer", sequence({split_by(llama3_pattern), byte_level(false)})},
+                                           {"/model/ignore_merges", true},
+                                           {"/model/vocab/Ġsun", 269},
+                                           {"/model/vocab/" + unmade, 270}});
+    CHECK(encode(*tokenizer, " sun sunlo") == Ids{269, ' ', 's', 'u', 'n', 256});
+    CHECK(encode(*tokenizer, unmade) == Ids{270});
+    CHECK(encode(*tokenizer, " lower") == Ids{262});
+    CHECK(encode(*tokenizer, ".\n\nlo") == Ids{'.', 264, 256});
+    CHECK(tokenizer->fingerprint() != tokenizer_like({{"/model/ignore_merges", true}})->fingerprint());
+}
+
+TEST_CASE("a class and a tokenizer.json that do different things are refused") {
+    const auto refusal = [](const char* name,
+                            const std::vector<std::pair<std::string, nlohmann::ordered_json>>& changes) {
+        return message_of<BadInput>([&] { tokenizer_like(changes, {}, name); });
+    };
+    const nlohmann::ordered_json qwen2 = sequence({split_by(qwen2_pattern), byte_level(false)});
+    CHECK(contains(refusal("GPTNeoXTokenizer", {}), "\"GPTNeoXTokenizer\", and tokenizer.json has another normalizer"));
+    CHECK(refusal("GPTNeoXTokenizerFast", {{"/normalizer", nfc_normalizer}}) == "");
+    CHECK(contains(refusal("GPT2TokenizerFast", {{"/normalizer", nfc_normalizer}}), "name PreTrainedTokenizerFast"));
+    CHECK(contains(refusal("GPT2Tokenizer", {{"/model/ignore_merges", true}}), "GPT2Tokenizer"));
+    CHECK(refusal("Qwen2Tokenizer", {{"/normalizer", nfc_normalizer}, {"/pre_tokenizer", qwen2}}) == "");
+    CHECK(contains(refusal("Qwen2Tokenizer", {{"/normalizer", nfc_normalizer}}), "Qwen2Tokenizer"));
+    CHECK(contains(refusal("LlamaTokenizer", {}), "\"LlamaTokenizer\", which may split texts otherwise"));
+    CHECK(contains(refusal("PreTrainedTokenizer", {}), "\"PreTrainedTokenizer\""));
+    const TemporaryFolder folder;
+    write_small_folder(folder);
+    write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "GPTNeoXTokenizer"})");
+    CHECK(encode(*load_tokenizer(folder.path()), "e\u0301") == Ids{263});
 }
 
 // ---- GPT-2 -----------------------------------------------------------------------------------------------------------

@@ -294,6 +294,9 @@ void add_info(CommandLine& line) {
     c.add_option("--batch", o->batch, "with --memory: sequences per micro-batch")
         ->capture_default_str()
         ->check(whole_number(1, 65536));
+    c.add_option("--lora", o->lora, "with --memory: training low-rank updates of this rank")
+        ->check(whole_number(1, 65536));
+    c.add_flag("--lora-embeddings", o->lora_embeddings, "with --memory and --lora: and the embeddings");
     c.add_option("--grad-accum", o->grad_accum, "with --memory: micro-batches per step [16, or one for each process]")
         ->check(whole_number(1, 65536));
     c.add_option("--data", o->data, "shards: also measure sigma at position 0 and elsewhere, on 64 sequences");
@@ -471,7 +474,7 @@ void require_several_can(const CLI::App& app) {
     const bool loss = command.get_name() == "analyze" && command.count("measurement") > 0 &&
                       command.get_option("measurement")->as<std::string>() == "loss";
     if (processes().size() > 1 && shared.count(command.get_name()) == 0 && !loss)
-        throw BadInput(command.get_name() + ": runs in one process; start it without mpirun");
+        throw BadInput(command.get_name() + ": runs in one process; start it once");
 }
 
 }  // namespace

@@ -75,7 +75,8 @@ struct InfoOptions {
     std::string size;               // instead of a model, for `memory`
     std::string family = "gpt2";    // of the size
     std::string precision = "fp32";
-    int64_t processes = 1, batch = 1;  // of `memory`
+    int64_t processes = 1, batch = 1, lora = 0;  // of `memory`
+    bool lora_embeddings = false;
     int64_t grad_accum = 0;            // 0: 16, or one for each process
     bool memory = false, settings = false;
     bool markdown = false, json_output = false;  // markdown: of `settings`

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <string>
@@ -50,11 +51,17 @@ Json lnfree_for(const LoadedModel& loaded, const std::string& form) {
     return j;
 }
 
-// The model's card, which tells how to load this form.
-std::string card_for(const std::string& model, ModelForm form, bool layernorm_free) {
+// The model's card, which tells how to load this form. sigmas are known where lnfree.json has recorded them.
+std::string card_for(const LoadedModel& loaded, const GPT2Config& config, const Json& lnfree) {
     std::string card;
-    if (fs::exists(model + "/README.md")) card = read_file(model + "/README.md", 16 << 20);
-    return layernorm_free ? card_for_form(card, form) : card;
+    const std::string file = loaded.path + "/README.md";
+    if (fs::exists(file)) card = read_file(file, 16 << 20);
+    if (!loaded.model->sites.all_linear_everywhere()) return card;
+    const bool recorded = !loaded.lnfree.empty() && lnfree.contains("sites");
+    const int L = static_cast<int>(config.L);
+    return card_for_form(
+        card, config,
+        recorded ? largest_sigma(sites_from_json(lnfree["sites"], L, loaded.path + "/lnfree.json")) : NAN);
 }
 
 }  // namespace
@@ -74,7 +81,7 @@ int export_command(const ExportOptions& o) {
     const bool fresh = check_output_folder(o, loaded.path);
     const Json lnfree = lnfree_for(loaded, o.form);
     const bool layernorm_free = loaded.model->sites.all_linear_everywhere();
-    const std::string card = card_for(loaded.path, config.form, layernorm_free);
+    const std::string card = card_for(loaded, config, lnfree);
     if (!fresh) remove_model_files(o.out);
     try {
         write_model(o.out, config, recipes, type, lnfree, loaded.tokenizer.get(), card, loaded.companions);

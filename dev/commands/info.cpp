@@ -7,7 +7,9 @@
 #include "data/console.h"
 #include "data/error.h"
 #include "data/json.h"
+#include "data/model_card.h"
 #include "data/shards.h"
+#include "data/stock_layout.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
 #include "dev/run/evaluate.h"
@@ -63,10 +65,15 @@ Json describe(const LoadedModel& loaded, const InfoOptions& o) {
     Json j;
     j["model"] = o.model;
     j["form"] = form_name(c.form);
+    j["family"] = stock_names(c.family).model;
+    j["norm"] = norm_of(c);
     j["layernorm_free"] = model.sites.all_linear_everywhere();
     j["parameters"] = model.parameters();
     j["n_layer"] = c.L;
     j["n_head"] = c.NH;
+    j["n_key_head"] = c.key_heads();
+    j["head_size"] = c.head_size();
+    j["rotary"] = c.rotary;
     j["n_embd"] = c.C;
     j["n_ctx"] = c.n_ctx;
     j["n_inner"] = c.n_inner;

@@ -23,24 +23,24 @@ constexpr int kCards[] = {24, 80, 141};  // GB
 constexpr double kShare = 0.95;          // of a card; the rest is left to others
 
 // Of each of so many processes, a GPU each.
-int64_t training_bytes(const GPT2Config& c, int64_t processes, int64_t batch, bool in_bf16, int recompute) {
-    return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute) - moments_elsewhere(c, processes);
+int64_t training_bytes(const GPT2Config& c, const StepShape& step, int64_t batch, bool in_bf16, int recompute) {
+    return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute) - bytes_saved(c, step);
 }
 
 // The largest micro-batch, in sequences of n_ctx tokens, that trains within `bytes` of device memory; 0: none does.
-int64_t largest_batch(const GPT2Config& c, int64_t processes, bool in_bf16, int recompute, double bytes) {
+int64_t largest_batch(const GPT2Config& c, const StepShape& step, bool in_bf16, int recompute, double bytes) {
     int64_t batch = 0;
-    while (batch < 4096 && static_cast<double>(training_bytes(c, processes, batch + 1, in_bf16, recompute)) <= bytes)
+    while (batch < 4096 && static_cast<double>(training_bytes(c, step, batch + 1, in_bf16, recompute)) <= bytes)
         batch++;
     return batch;
 }
 
-Json memory_row(const GPT2Config& c, int64_t processes, bool in_bf16, int recompute) {
+Json memory_row(const GPT2Config& c, const StepShape& step, bool in_bf16, int recompute) {
     Json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
     for (const int gigabytes : kCards)
         row["batch_" + std::to_string(gigabytes)] =
-            largest_batch(c, processes, in_bf16, recompute, kShare * 1e9 * gigabytes);
-    row["bytes_of_one"] = training_bytes(c, processes, 1, in_bf16, recompute);
+            largest_batch(c, step, in_bf16, recompute, kShare * 1e9 * gigabytes);
+    row["bytes_of_one"] = training_bytes(c, step, 1, in_bf16, recompute);
     return row;
 }
 
@@ -77,12 +77,12 @@ std::string name_of(const InfoOptions& o) {
 // ----- on the processor
 
 Json process_row(const GPT2Config& c, const InfoOptions& o, int64_t T, int64_t grad_accum, int64_t processes) {
-    const TrainingMemory m = training_memory(c, o.batch, T, grad_accum, processes);
-    return {
-        {"processes", processes},   {"weights", m.weights},
-        {"gradients", m.gradients}, {"moments", m.moments},
-        {"exchange", m.exchange},   {"activations", m.activations},
-        {"all", m.all()},           {"sent_per_step", processes > 1 ? traffic_per_step(c, grad_accum, processes) : 0}};
+    const StepShape step{o.batch, T, grad_accum, processes, o.lora, o.lora_embeddings};
+    const TrainingMemory m = training_memory(c, step);
+    return {{"processes", processes},   {"weights", m.weights},
+            {"gradients", m.gradients}, {"moments", m.moments},
+            {"exchange", m.exchange},   {"activations", m.activations},
+            {"all", m.all()},           {"sent_per_step", processes > 1 ? traffic_per_step(c, step) : 0}};
 }
 
 Table process_table(const Json& rows) {
@@ -134,8 +134,12 @@ int memory_command(const InfoOptions& o) {
     }
     j["processes"] = o.processes;
     j["rows"] = Json::array();
+    StepShape step;
+    step.processes = o.processes;
+    step.lora = o.lora;
+    step.lora_embeddings = o.lora_embeddings;
     for (const bool in_bf16 : {true, false})
-        for (const int recompute : {0, 1, 2}) j["rows"].push_back(memory_row(c, o.processes, in_bf16, recompute));
+        for (const int recompute : {0, 1, 2}) j["rows"].push_back(memory_row(c, step, in_bf16, recompute));
     if (!o.json_output)
         std::printf("%s: largest micro-batch, in sequences of %lld tokens, that trains on %s\n\n%s",
                     j["model"].get<std::string>().c_str(), static_cast<long long>(c.n_ctx),

@@ -3,6 +3,7 @@
 // changed since has not changed in the graph, which is what the tests of code that captures are after.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <utility>
@@ -18,10 +19,19 @@ inline std::unique_ptr<Recording>& recording() {
     return current;
 }
 
+// How much work streams have been given so far.
+inline int64_t& work_given() {
+    static int64_t count = 0;
+    return count;
+}
+
 // For everything that a stream is given. `work` holds its arguments by value.
 template <class Work>
 void do_or_record(Work work) {
-    if (recording() == nullptr) return work();
+    if (recording() == nullptr) {
+        work_given()++;
+        return work();
+    }
     recording()->push_back(std::move(work));
 }
 

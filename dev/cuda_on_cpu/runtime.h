@@ -1,5 +1,6 @@
 // Emulation: the part of the CUDA runtime API that the engine uses. The device is this processor and its memory is this
-// process's, so everything is done when the call returns, and streams and events have nothing to do.
+// process's, so everything is done when the call returns, and streams and events have nothing to do (but for a stream beside the
+// others, CUstream_st).
 //
 // cudaMalloc gives exactly the bytes that were asked for, all 0xFF: as floats they are NaN, so what was never written shows
 // in every sum, and AddressSanitizer sees the first byte that is touched beyond the end.
@@ -13,7 +14,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <utility>
+#include <vector>
 
+#include "../../data/error.h"
 #include "capture.h"
 #include "launch_log.h"
 #include "types.h"
@@ -63,10 +68,19 @@ constexpr unsigned cudaStreamDefault = 0, cudaStreamNonBlocking = 1;
 constexpr unsigned cudaEventDefault = 0, cudaEventDisableTiming = 2;
 constexpr unsigned cudaHostAllocDefault = 0;
 
-struct CUstream_st {};
+// Work is done when it is given; on a stream made with cudaStreamNonBlocking, for what goes on beside the rest (NCCL's
+// calls alone: nccl.h), as late as events and synchronisation allow, or at once (streams_are_late): what does not wait for it
+// finds it undone, and what is given too soon does not find what it needs.
+struct CUstream_st {
+    bool is_late = false;
+    std::vector<std::function<void()>> undone;
+    int64_t waits_for = 0;  // this much of all work is done before what comes next
+};
 struct CUevent_st {
     std::chrono::steady_clock::time_point time;
     bool is_recorded = false;
+    CUstream_st* late = nullptr;  // on which it was recorded
+    int64_t work = 0;             // that had been given by then
 };
 using cudaStream_t = CUstream_st*;
 using cudaEvent_t = CUevent_st*;
@@ -95,6 +109,28 @@ inline cudaError_t result(cudaError_t error) {
 // What waits for a stream, or hands out memory, cannot be part of a capture.
 inline cudaError_t unless_capturing() {
     return result(recording() == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported);
+}
+
+inline void catch_up(CUstream_st& stream) {
+    std::vector<std::function<void()>> undone;
+    undone.swap(stream.undone);
+    for (const auto& work : undone) work();
+}
+
+// False: as early as it can be, which shows what is given too soon.
+inline bool& streams_are_late() {
+    static bool late = true;
+    return late;
+}
+
+// For what may run beside other streams' work: it must wait for all that they were given before it. RunFailure if not.
+inline void do_late(cudaStream_t stream, std::function<void()> work) {
+    if (stream == nullptr || !stream->is_late) return work();
+    if (stream->waits_for != work_given())
+        throw RunFailure(
+            "emulation: a stream of its own is given work that does not wait for what was given before it");
+    if (!streams_are_late()) return work();
+    stream->undone.push_back(std::move(work));
 }
 
 inline size_t physical_memory() {
@@ -197,14 +233,17 @@ inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
     *stream = new CUstream_st;
     return cudaSuccess;
 }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    return cudaStreamCreate(stream);
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+    *stream = new CUstream_st;
+    (*stream)->is_late = flags == cudaStreamNonBlocking;
+    return cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     delete stream;
     return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (stream != nullptr) lnfree::cuda::emulation::catch_up(*stream);
     return lnfree::cuda::emulation::unless_capturing();
 }
 inline cudaError_t cudaStreamQuery(cudaStream_t) {
@@ -222,18 +261,23 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete event;
     return cudaSuccess;
 }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = nullptr) {
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr) {
     event->time = std::chrono::steady_clock::now();
     event->is_recorded = true;
+    event->late = stream != nullptr && stream->is_late ? stream : nullptr;
+    event->work = lnfree::cuda::emulation::work_given();
     return cudaSuccess;
 }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (event->late != nullptr) lnfree::cuda::emulation::catch_up(*event->late);
     return cudaSuccess;
 }
 inline cudaError_t cudaEventQuery(cudaEvent_t) {
     return cudaSuccess;
 }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned = 0) {
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (event->late != nullptr && event->late != stream) lnfree::cuda::emulation::catch_up(*event->late);
+    if (stream != nullptr) stream->waits_for = event->work;
     return cudaSuccess;
 }
 inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {

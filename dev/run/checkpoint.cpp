@@ -203,7 +203,7 @@ std::string newest_checkpoint(const std::string& out) {
 void read_buffer(Buffer& buffer, const Engine& model, const std::string& path) {
     const SafetensorsFile file(path);
     const std::vector<Tensor>& table = model.trained();
-    const std::vector<TensorView> views = match_tensors(table, file.tensors(), path);
+    const std::vector<MatchedTensor> views = match_tensors(table, file.tensors(), path);
     if (buffer.size() == model.trained_numbers()) return copy_tensors(buffer.data(), table, views, path);
     Buffer whole(model.trained_numbers());
     copy_tensors(whole.data(), table, views, path);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "data/error.h"
 #include "data/json.h"
 #include "data/random.h"
 
@@ -113,8 +114,24 @@ void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, co
     for (const SigmaSum& sum : model.sigma_sums) largest = std::max(largest, sum.mean_at_0() / sum.mean_elsewhere());
     if (largest <= kOutlierRatio) return;
     s.experiment.sigma_skips_position0 = true;
+    if (model.config.rotary > 0) {
+        decide("position 0 stands out", {{"sigma_ratio", largest}});
+        return;
+    }
     s.experiment.shrink_steps = std::max<int64_t>(1, s.stop / 10);
     decide("position 0 stands out", {{"sigma_ratio", largest}, {"shrink_until", s.experiment.shrink_steps}});
+}
+
+void require_position0(const GPT2Config& c, const Settings& s) {
+    if (c.rotary == 0) return;
+    const char* const flag = s.experiment.plant_position0 != 0 ? "--plant-position0"
+                             : s.experiment.shrink_steps > 0   ? "--shrink-position0"
+                                                               : nullptr;
+    if (flag != nullptr)
+        throw BadInput(
+            std::string(flag) +
+            ": this model's positions are rotary, so position 0 has no embedding that could be lengthened or "
+            "shortened; leave the flag out");
 }
 
 void shrink_position0(Engine& model, const Settings& s, int64_t step) {

@@ -43,8 +43,12 @@ using Decide = std::function<void(const std::string& what, const Json& why)>;
 
 // Preset auto, before step 0: where sigma at position 0 is more than three times what it is elsewhere, at the site where
 // that is most, one number cannot stand for both. Then sigma_bar is to leave position 0 out and its embedding to come
-// down, over the first tenth of the run, while LayerNorm still divides its length away.
+// down, over the first tenth of the run, while LayerNorm still divides its length away. Where positions are rotary there is
+// no such embedding, and sigma_bar alone leaves position 0 out.
 void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, const Decide& decide);
+
+// Throws BadInput, naming the flag, for what would change position 0's embedding in a model of rotary positions.
+void require_position0(const GPT2Config& c, const Settings& s);
 
 // An embedding of position 0 that is far longer than the others makes that position's sigma stand out at every site. As
 // long as LayerNorm divides its length away, the embedding can be shortened at little cost: over the first shrink_steps

@@ -4,8 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "data/error.h"
 #include "data/files.h"
@@ -13,6 +15,7 @@
 #include "dev/engine.h"
 #include "dev/run/models.h"
 #include "dev/run/processes_mpi.h"
+#include "dev/run/processes_sockets.h"
 #include "dev/run/records.h"
 
 namespace lnfree {
@@ -32,6 +35,10 @@ struct Launcher {
 constexpr Launcher kLaunchers[] = {{"mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
                                    {"mpiexec", "PMI_SIZE", "PMI_RANK"},
                                    {"srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"}};
+
+// What torchrun tells each of them instead, and whoever starts them in its way.
+constexpr const char *kCopies = "WORLD_SIZE", *kNumber = "RANK", *kOnMachine = "LOCAL_RANK",
+                     *kRendezvous = "LNFREE_RENDEZVOUS", *kPatienceThere = "LNFREE_RENDEZVOUS_SECONDS";
 
 int number_in(const char* variable) {
     const char* const text = std::getenv(variable);
@@ -65,21 +72,97 @@ void say(const std::string& line) {
     if (::write(g_standard_error, text.data(), text.size()) < 0) return;  // nobody is left to hear it
 }
 
+std::unique_ptr<LaunchedProcesses> join_by_launcher(const Launcher& by) {
+    std::unique_ptr<LaunchedProcesses> joined = join_over_mpi(say);
+    if (joined != nullptr) return joined;
+    const std::string copies = std::to_string(number_in(by.copies));
+    if (number_in(by.number) > 0) fall_silent();
+    throw BadInput(std::string(by.name) + " started " + copies + " copies of this program, " +
+                   (built_with_mpi() ? "which do not find each other; use the mpirun of the MPI that it was built "
+                                       "with, or srun --mpi=pmix"
+                                     : "which was built without MPI: they would all write into one folder; install "
+                                       "an MPI (libopenmpi-dev) and make again, or start it once"));
+}
+
+// A whole number of the environment, within bounds. BadInput if it is none; `otherwise` if the variable is not set.
+int environment_number(const char* variable, int least, int most, int otherwise) {
+    const char* const text = std::getenv(variable);
+    if (text == nullptr) return otherwise;
+    int number = 0;
+    const char* const end = text + std::strlen(text);
+    const auto [rest, error] = std::from_chars(text, end, number);
+    if (error != std::errc() || rest != end || number < least || number > most)
+        throw BadInput(std::string(variable) + "=" + quoted_name(text) +
+                       ": is set by launchers such as torchrun to a " + "number from " + std::to_string(least) +
+                       " to " + std::to_string(most) + "; unset WORLD_SIZE to start the program once");
+    return number;
+}
+
+// What the environment says in torchrun's way; one process if it says nothing.
+PlaceInRun place_in_environment() {
+    constexpr int kMost = 1 << 12;
+    PlaceInRun place;
+    if (const char* const path = std::getenv(kRendezvous)) place.rendezvous = path;
+    if (std::getenv(kCopies) == nullptr) {
+        if (place.rendezvous.empty()) return place;
+        throw BadInput(std::string(kRendezvous) + " is set and " + kCopies + " is not: start each process with " +
+                       kNumber + ", " + kCopies + " and " + kOnMachine +
+                       ", as torchrun does, or unset it to start one");
+    }
+    place.size = environment_number(kCopies, 1, kMost, 1);
+    if (place.size > 1 && std::getenv(kNumber) == nullptr)
+        throw BadInput(std::string(kCopies) + "=" + std::to_string(place.size) + " without " + kNumber +
+                       ": each process needs its number; unset it to start one process");
+    place.rank = environment_number(kNumber, 0, place.size - 1, 0);
+    place.on_machine = environment_number(kOnMachine, 0, kMost, -1);
+    place.patience = environment_number(kPatienceThere, 1, 1 << 20, static_cast<int>(place.patience));
+    return place;
+}
+
+// Why the processes that WORLD_SIZE promises cannot be joined; empty: they can.
+std::string why_not_by_environment(const PlaceInRun& place) {
+    if (backend().use_device == nullptr)
+        return "this program's processes are joined by MPI alone: start it by mpirun, or train_gpt2_lnfree_cuda in "
+               "this "
+               "way; unset WORLD_SIZE to start it once";
+    if (!backend().trains_together)
+        return "this program was built without NCCL: they would all write into one folder; install NCCL (libnccl-dev) "
+               "and make again, or start it once";
+    if (place.rendezvous.empty())
+        return "set LNFREE_RENDEZVOUS=FILE, on a disk that all see, through which they find each other; or start them "
+               "by "
+               "mpirun";
+    return "";
+}
+
+std::unique_ptr<LaunchedProcesses> join_by_environment(const PlaceInRun& place) {
+    const std::string why_not = why_not_by_environment(place);
+    if (!why_not.empty()) {
+        if (place.rank > 0) fall_silent();
+        throw BadInput("WORLD_SIZE=" + std::to_string(place.size) + " says that so many copies were started, but " +
+                       why_not);
+    }
+    try {
+        return join_over_sockets(place, say);
+    } catch (const ToldElsewhere&) {
+        fall_silent();
+        throw;
+    }
+}
+
+// Null: this process is alone. Who names a rendezvous does not want MPI.
+std::unique_ptr<LaunchedProcesses> join_others() {
+    const Launcher* const by = launcher();
+    if (by != nullptr && std::getenv(kRendezvous) == nullptr) return join_by_launcher(*by);
+    const PlaceInRun place = place_in_environment();
+    return place.size > 1 ? join_by_environment(place) : nullptr;
+}
+
 }  // namespace
 
 void join_processes() {
-    const Launcher* const by = launcher();
-    if (by == nullptr) return;
-    static const std::unique_ptr<LaunchedProcesses> joined = join_over_mpi();
-    if (joined == nullptr) {
-        const std::string copies = std::to_string(number_in(by->copies));
-        if (number_in(by->number) > 0) fall_silent();
-        throw BadInput(std::string(by->name) + " started " + copies + " copies of this program, " +
-                       (built_with_mpi() ? "which do not find each other; use the mpirun of the MPI that it was built "
-                                           "with, or srun --mpi=pmix"
-                                         : "which was built without MPI: they would all write into one folder; install "
-                                           "an MPI (libopenmpi-dev) and make again, or start it once"));
-    }
+    static const std::unique_ptr<LaunchedProcesses> joined = join_others();
+    if (joined == nullptr) return;
     g_launched = joined.get();
     use_processes(*joined);
     if (!joined->leads()) fall_silent();
@@ -96,8 +179,7 @@ int leave_processes(int status, const std::string& line) {
         g_launched->finalize();
         return status;
     }
-    if (!line.empty() && silent)
-        say("process " + std::to_string(g_launched->rank()) + " on " + g_launched->machine() + ": " + line);
+    if (!line.empty() && silent) say(of_process(g_launched->rank(), g_launched->machine(), line));
     g_launched->abort(status);
     return status;
 }

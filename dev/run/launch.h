@@ -1,5 +1,5 @@
-// How the program begins and ends where a launcher (mpirun, srun) started several copies of it: as the processes of one run
-// (dev/processes.h), of which the first alone speaks.
+// How the program begins and ends where a launcher (mpirun, srun, torchrun) started several copies of it: as the processes of
+// one run (dev/processes.h), of which the first alone speaks.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,9 @@
 namespace lnfree {
 
 // Joins the copies into processes(). Those after the first print nothing from here on. Unless OMP_NUM_THREADS is set, each
-// takes its share of its machine's cores. BadInput where copies were started that know nothing of each other (a program
-// without MPI; a launcher of another kind): they would all write into one folder.
+// takes its share of its machine's cores. By MPI; or, if LNFREE_RENDEZVOUS names a file, by it and by what torchrun tells each
+// in RANK, WORLD_SIZE and LOCAL_RANK, for processes with a GPU each. BadInput where copies were started that know nothing of
+// each other (a program without MPI; a launcher of another kind): they would all write into one folder.
 void join_processes();
 
 // The last thing: prints `line` on standard error unless it is empty, once, and returns the exit status. A process that ends

@@ -9,7 +9,7 @@ namespace lnfree {
 
 // Bytes of one of several processes, the one that holds most.
 struct TrainingMemory {
-    int64_t weights = 0;
+    int64_t weights = 0;      // with the low-rank updates that are trained instead of them
     int64_t gradients = 0;    // with the sums that wait for others (dev/cpu/gradient_tree.h)
     int64_t moments = 0;      // of its part of the parameters
     int64_t exchange = 0;     // what it receives of the others' gradients at a time
@@ -18,14 +18,21 @@ struct TrainingMemory {
     int64_t all() const { return weights + gradients + moments + exchange + activations; }
 };
 
-// A step is grad_accum micro-batches of B sequences of T positions, shared by so many processes.
-TrainingMemory training_memory(const GPT2Config& c, int64_t B, int64_t T, int64_t grad_accum, int64_t processes);
+// A step of grad_accum micro-batches of B sequences of T positions, shared by so many processes, which train low-rank updates
+// of rank `lora` unless that is 0.
+struct StepShape {
+    int64_t B = 1, T = 1, grad_accum = 1, processes = 1, lora = 0;
+    bool lora_embeddings = false;
+};
 
-// Bytes of moments that each of several processes, at least, does not hold because the others do.
-int64_t moments_elsewhere(const GPT2Config& c, int64_t processes);
+TrainingMemory training_memory(const GPT2Config& c, const StepShape& step);
 
-// Bytes that a process sends in a step, the one that sends most: sums of gradients to who owns each part, and its part of the
-// new parameters to all. It receives about as many.
-int64_t traffic_per_step(const GPT2Config& c, int64_t grad_accum, int64_t processes);
+// Bytes that a GPU of several does not hold, of those that training all parameters in one process takes: the others' moments,
+// and all moments that low-rank updates do without, less what they need themselves.
+int64_t bytes_saved(const GPT2Config& c, const StepShape& step);
+
+// Bytes that a process sends in a step, the one that sends most: sums of gradients to who owns each part, and its part of what
+// was trained to all. It receives about as many.
+int64_t traffic_per_step(const GPT2Config& c, const StepShape& step);
 
 }  // namespace lnfree

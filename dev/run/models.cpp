@@ -12,6 +12,7 @@
 #include "data/model_folder.h"
 #include "data/parallel.h"
 #include "data/random.h"
+#include "data/stock_layout.h"
 #include "data/text.h"
 #include "dev/run/records.h"
 
@@ -29,10 +30,11 @@ void take_sites(Engine& model, const Json& record, const std::string& folder) {
         adopt_frozen_layernorms(model, recorded && sites.all_removed() ? &sites : nullptr);
     } else if (model.config.form == ModelForm::checkpoint) {
         if (!recorded) throw BadInput(folder + ": a checkpoint without lnfree.json cannot be read");
-        restore_sites(model, sites);
+        set_sites(model, sites);
     } else if (model.config.form == ModelForm::hugging_face && !sites.none_removed()) {
-        throw BadInput(folder +
-                       ": lnfree.json lists removed LayerNorms but config.json's layer_norm_epsilon would run them; "
+        throw BadInput(folder + ": lnfree.json lists removed norms but config.json's " +
+                       stock_names(model.config.family).epsilon +
+                       " would run them; "
                        "the two files do not belong together");
     }
 }
@@ -66,7 +68,7 @@ DType stored_as(WeightType type) {
 LoadedModel load_model(const std::string& folder) {
     ModelFolder files(folder);
     const std::vector<Tensor> table = tensor_table(files.config());
-    const std::vector<TensorView> views = files.tensors(table);  // before anything is allocated
+    const std::vector<MatchedTensor> views = files.tensors(table);  // before anything is allocated
     const Json record = files.lnfree();
     if (files.config().form == ModelForm::checkpoint && record.is_object()) require_checkpoint_version(record, folder);
 
@@ -137,6 +139,13 @@ void add_config(Hash64& hash, const GPT2Config& c) {
     for (const int64_t size : {c.L, c.NH, c.C, c.V, c.n_ctx, c.n_inner, static_cast<int64_t>(c.end_of_text)})
         hash.add(static_cast<uint64_t>(size));
     add_number(hash, c.epsilon);
+    if (c.family == Family::gpt2 && c.activation == Activation::gelu_tanh && (c.tied || !c.has_norms())) return;
+    // What has come later: models that were GPT-2 in all of it keep their fingerprint.
+    for (const int64_t size : {static_cast<int64_t>(c.activation), c.rotary, c.key_heads(), c.head_size()})
+        hash.add(static_cast<uint64_t>(size));
+    for (const bool is : {c.centred, c.norm_bias, c.parallel, c.attention_bias, c.mlp_bias, c.has_own_head()})
+        hash.add(is);
+    add_number(hash, c.rotary_base);
 }
 
 void add_site(Hash64& hash, const Site& site) {

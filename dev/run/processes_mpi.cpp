@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "data/error.h"
 #include "dev/cpu/machine.h"
@@ -57,7 +58,7 @@ MPI_Datatype type_of(int64_t bytes) {
 
 class MpiProcesses final : public LaunchedProcesses {
   public:
-    MpiProcesses() {
+    explicit MpiProcesses(std::function<void(const std::string&)> say) : say_(std::move(say)) {
         MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
         MPI_Comm_size(MPI_COMM_WORLD, &size_);
         // Ends are agreed on beside what else is going on.
@@ -73,23 +74,22 @@ class MpiProcesses final : public LaunchedProcesses {
     }
     int rank() const override { return rank_; }
     int size() const override { return size_; }
-    double seconds() const override { return seconds_; }
     int on_this_machine() const override { return on_this_machine_; }
     int place_on_machine() const override { return place_on_machine_; }
 
     void all_gather(void* all, int64_t bytes, const std::vector<int64_t>& counts) override {
-        const Stopwatch watch(seconds_);
+        const Stopwatch watch(*this);
         require(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, counts_of(counts).data(),
                                one_after_another(counts).data(), type_of(bytes), run_),
                 "gathering");
     }
     void broadcast(void* data, int64_t n) override {
-        const Stopwatch watch(seconds_);
+        const Stopwatch watch(*this);
         require(MPI_Bcast(data, count_of(n), MPI_BYTE, 0, run_), "a broadcast");
     }
     void exchange(const real* flat, const std::vector<Range>& pieces, const std::vector<bool>& senders,
                   const std::vector<real*>& received) override {
-        const Stopwatch watch(seconds_);
+        const Stopwatch watch(*this);
         std::vector<int> send_counts, send_places, counts, places;
         const int64_t mine = pieces[static_cast<size_t>(rank_)].size();
         for (size_t r = 0; r < pieces.size(); r++) {
@@ -104,9 +104,10 @@ class MpiProcesses final : public LaunchedProcesses {
                 "summing gradients");
     }
     void collect(real* all, const real* mine, const std::vector<int64_t>& counts) override {
-        const Stopwatch watch(seconds_);
+        const Stopwatch watch(*this);
         MPI_Datatype type = type_of(sizeof(real));
-        require(MPI_Gatherv(mine, count_of(counts[static_cast<size_t>(rank_)]), type, all, counts_of(counts).data(),
+        const void* const from = mine == all ? MPI_IN_PLACE : mine;
+        require(MPI_Gatherv(from, count_of(counts[static_cast<size_t>(rank_)]), type, all, counts_of(counts).data(),
                             one_after_another(counts).data(), type, 0, run_),
                 "collecting a checkpoint");
     }
@@ -116,16 +117,6 @@ class MpiProcesses final : public LaunchedProcesses {
         int length = 0;
         MPI_Get_processor_name(name, &length);
         return name;
-    }
-    std::vector<std::string> machines() override {
-        constexpr int kLength = MPI_MAX_PROCESSOR_NAME + 1;
-        std::vector<char> names(static_cast<size_t>(size_ * kLength));
-        const std::string here = machine();
-        std::copy(here.begin(), here.end(), names.begin() + rank_ * kLength);
-        all_gather(names.data(), 1, std::vector<int64_t>(static_cast<size_t>(size_), kLength));
-        std::vector<std::string> all;
-        for (int r = 0; r < size_; r++) all.emplace_back(names.data() + r * kLength);
-        return all;
     }
     bool all_end(double seconds) override {
         MPI_Request request;
@@ -140,23 +131,16 @@ class MpiProcesses final : public LaunchedProcesses {
     }
     void finalize() override { MPI_Finalize(); }
     void abort(int status) override { MPI_Abort(MPI_COMM_WORLD, status); }
+    // MPI is the main thread's. Its launcher ends the others when one ends without a farewell.
+    void give_up(const std::string& line) override {
+        say_(of_process(rank_, machine(), line));
+        ::_exit(1);
+    }
 
   private:
-    class Stopwatch {
-      public:
-        explicit Stopwatch(double& total) : total_(total), begin_(seconds_now()) {}
-        Stopwatch(const Stopwatch&) = delete;
-        Stopwatch& operator=(const Stopwatch&) = delete;
-        ~Stopwatch() { total_ += seconds_now() - begin_; }
-
-      private:
-        double& total_;
-        double begin_;
-    };
-
+    const std::function<void(const std::string&)> say_;
     int rank_ = 0, size_ = 1, on_this_machine_ = 1, place_on_machine_ = 0;
     MPI_Comm run_ = MPI_COMM_NULL, end_ = MPI_COMM_NULL;
-    double seconds_ = 0;
 };
 
 }  // namespace
@@ -165,11 +149,11 @@ bool built_with_mpi() {
     return true;
 }
 
-std::unique_ptr<LaunchedProcesses> join_over_mpi() {
+std::unique_ptr<LaunchedProcesses> join_over_mpi(const std::function<void(const std::string&)>& say) {
     int provided = 0, size = 1;
     MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    if (size > 1) return std::make_unique<MpiProcesses>();
+    if (size > 1) return std::make_unique<MpiProcesses>(say);
     MPI_Finalize();
     return nullptr;
 }
@@ -184,7 +168,7 @@ bool built_with_mpi() {
     return false;
 }
 
-std::unique_ptr<LaunchedProcesses> join_over_mpi() {
+std::unique_ptr<LaunchedProcesses> join_over_mpi(const std::function<void(const std::string&)>&) {
     return nullptr;
 }
 

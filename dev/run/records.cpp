@@ -47,6 +47,17 @@ const char* norm_name(const Site& site) {
     return site.has_layer_norm() ? "layernorm" : site.removed() ? "fakeln" : "gradual";
 }
 
+void set_sites(Engine& model, const Sites& sites) {
+    model.sites = sites;
+    for (Site& site : model.sites.all) site.centred = model.config.centred;
+}
+
+double largest_sigma(const Sites& sites) {
+    double largest = NAN;
+    for (const Site& site : sites.all) largest = std::fmax(largest, std::fmax(site.sigma_bar, site.sigma_avg));
+    return largest;
+}
+
 Json sites_json(const Sites& sites) {
     Json list = Json::array();
     for (const Site& site : sites.all) {
@@ -118,11 +129,6 @@ Sites sites_from_json(const Json& list, int L, const std::string& path) try {
 } catch (const JsonError&) {
     throw BadInput(path +
                    ": \"sites\" holds a value of the wrong type; take the file from the same folder as the weights");
-}
-
-void restore_sites(Engine& model, const Sites& recorded) {
-    model.sites = recorded;
-    for (Site& site : model.sites.all) site.centred = model.config.centred;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

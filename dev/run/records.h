@@ -25,11 +25,12 @@ double number_or_nan(const Json& j, const char* key);  // NaN if absent or no nu
 std::string hex(uint64_t x);
 
 Json sites_json(const Sites& sites);
+// Makes these the model's sites. Whether norms are centred is no record's to say: it stays as the model's config has it.
+void set_sites(Engine& model, const Sites& sites);
+// The largest mean sigma of a site that they say, measured or frozen; NaN if they say none.
+double largest_sigma(const Sites& sites);
 // Throws BadInput unless the list names exactly the sites of an L-layer model, in order, with usable sigma_bars.
 Sites sites_from_json(const Json& list, int L, const std::string& path);
-
-// The sites of a record become the model's. Whether they are those of LayerNorm or RMSNorm no record says: the shape does.
-void restore_sites(Engine& model, const Sites& recorded);
 
 Json events_json(const std::vector<Event>& events, const Sites& sites);
 std::vector<Event> events_from_json(const Json& list, const Sites& sites);

@@ -9,6 +9,7 @@
 #include "data/json.h"
 #include "data/model_card.h"
 #include "data/model_folder.h"
+#include "data/stock_layout.h"
 #include "dev/cpu/machine.h"
 #include "dev/processes.h"
 #include "dev/run/evaluate.h"
@@ -219,14 +220,17 @@ std::string interval_in(const Json& summary, const char* key, int digits, double
 
 }  // namespace
 
-std::string model_card(const Session& session, ModelForm form) {
+std::string model_card(const Session& session) {
     const Sites& sites = session.model->sites;
+    const GPT2Config& config = session.model->config;
+    const std::string norm = norm_of(config);
     const bool free = sites.all_linear_everywhere();
-    std::string card = "# A GPT-2 model" + std::string(free ? " without LayerNorm" : "") + "\n\n";
+    std::string card =
+        "# A " + std::string(stock_names(config.family).model) + " model" + (free ? " without " + norm : "") + "\n\n";
     if (free)
-        card +=
-            "Every LayerNorm of this model has been replaced by a fixed linear map while it was fine-tuned (arXiv "
-            "2409.13710, 2507.02559).\n\n";
+        card += "Every " + norm +
+                " of this model has been replaced by a fixed linear map while it was fine-tuned (arXiv "
+                "2409.13710, 2507.02559).\n\n";
     Table results({"", "on held-out text"});
     results.add_row({"loss before this run, nats per token", format_fixed(session.state.first_val_loss, 4)});
     results.add_row({"loss after this run", format_fixed(session.state.last_val_loss, 4)});
@@ -239,7 +243,7 @@ std::string model_card(const Session& session, ModelForm form) {
              in_percent(session.state.last_val_agreement) + interval_in(summary, "val_agreement_interval", 2, 100)});
     }
     card += results.markdown() + "\n";
-    if (free) card += loading_section(form) + "\n";
+    if (free) card += loading_section(config, largest_sigma(sites)) + "\n";
     card += "## Protocol\n\n";
     Table protocol({"setting", "value"});
     const Json settings = settings_json(session.settings());
@@ -319,6 +323,11 @@ int64_t processes_of(const Session& session) {
     return session.request.processes > 0 ? session.request.processes : processes().size();
 }
 
+StepShape step_shape(const Session& session) {
+    const Settings& s = session.settings();
+    return {s.batch, s.seq, s.grad_accum, processes_of(session), s.lora, s.lora_embeddings};
+}
+
 // Of a process: weights, gradients and two moments, activations.
 int64_t training_bytes(const Session& session) {
     const Settings& s = session.settings();
@@ -326,8 +335,8 @@ int64_t training_bytes(const Session& session) {
     if (backend().device_bytes != nullptr)
         return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
                                       static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute))) +
-               teacher_bytes(session) - moments_elsewhere(c, processes_of(session));
-    return training_memory(c, s.batch, s.seq, s.grad_accum, processes_of(session)).all() + teacher_bytes(session);
+               teacher_bytes(session) - bytes_saved(c, step_shape(session));
+    return training_memory(c, step_shape(session)).all() + teacher_bytes(session);
 }
 
 // While a model writes its own text it holds the keys and values of so many sequences (on the processor also the queries),
@@ -402,7 +411,7 @@ Json dry_run(const Session& session) {
     j["memory_bytes"] = std::max(training_bytes(session), sampling_bytes(session));
     if (processes_of(session) > 1) {
         j["processes"] = processes_of(session);
-        j["traffic_bytes"] = traffic_per_step(session.model->config, s.grad_accum, processes_of(session));
+        j["traffic_bytes"] = traffic_per_step(session.model->config, step_shape(session));
     }
     j["estimated_seconds"] = estimated_seconds(session, tokens);
     if (s.removes) {

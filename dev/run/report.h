@@ -34,8 +34,8 @@ void warn_if_untrained(const Session& session, double loss);
 // Throws BadInput if a folder has no log.
 Chart loss_chart(const std::vector<std::pair<std::string, std::string>>& runs, const std::string& title);
 
-// README.md of the finished model's folder, which is of this form.
-std::string model_card(const Session& session, ModelForm form);
+// README.md of the finished model's folder.
+std::string model_card(const Session& session);
 
 // The keys of a run's --json, and the same as a table.
 Json summary_of(const Session& session);

@@ -62,7 +62,7 @@ void write_result(Session& session) {
     write_file_atomically(out + "/loss.svg", render_svg(loss_chart({{command, out}}, "Training loss of " + command)));
     const RunState state = captured(session.state, model);
     write_model(out, config, recipes, WeightType::of_real, model_record(session, state, config.form, true),
-                session.tokenizer.get(), model_card(session, model.config.form), session.companions);
+                session.tokenizer.get(), model_card(session), session.companions);
     prune_checkpoints(out, static_cast<size_t>(std::max<int64_t>(0, session.options().keep_checkpoints)));
     std::error_code ignored;
     fs::remove(fs::path(out) / "checkpoints", ignored);  // only if it is empty

@@ -144,7 +144,7 @@ std::vector<Setting> make_table() {
          "sites take those steps as in TaperNorm: a mixture of 1 / sigma and 1 / sigma_bar, along a cosine"},
         {"keep_f", "--keep-f", [](RunSettings& s) -> bool& { return s.values.experiment.keep_f; }, 0, 0, kRemove,
          kTrajectory, kRecorded, "",
-         "for experiments: ln_f stays; the result is no stock GPT-2, and attribution in it not exact"},
+         "for experiments: ln_f stays; the result is no stock model, and attribution in it not exact"},
 
         // ----- when sites go
         {"removes", nullptr, [](RunSettings& s) -> bool& { return s.values.removes; }, 0, 0, kAnyRun, kTrajectory,

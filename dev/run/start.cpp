@@ -17,6 +17,7 @@
 #include "dev/processes.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/evaluate.h"
+#include "dev/run/experiments.h"
 #include "dev/run/launch.h"
 #include "dev/run/models.h"
 #include "dev/run/records.h"
@@ -170,6 +171,7 @@ void resolve_start(Session& session) {
     RunSettings& o = session.options();
     Settings& s = session.state.settings;
     s = resolved(session);
+    require_position0(session.model->config, s);
     load_teacher(session);
     if (o.hours > 0) {
         if (o.has("steps") || o.has("tokens"))

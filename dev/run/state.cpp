@@ -17,7 +17,7 @@ RunState captured(const RunState& now, const Engine& model) {
 }
 
 void restore_engine(Engine& model, const RunState& state) {
-    restore_sites(model, state.sites);
+    set_sites(model, state.sites);
     model.updates = state.adam_updates;
 }
 

@@ -916,6 +916,44 @@ void check_every_wrapper() {
     CHECK(counts == 1);
 }
 
+TEST_CASE("a stream beside the others is as late as events allow, and must wait for what it needs") {
+    using emulation::do_late;
+    int done = 0, there = 0;
+    cudaStream_t stream = nullptr, beside = nullptr;
+    cudaEvent_t event = nullptr;
+    CHECK(cudaStreamCreate(&stream) == cudaSuccess);
+    CHECK(cudaStreamCreateWithFlags(&beside, cudaStreamNonBlocking) == cudaSuccess);
+    CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess);
+    const auto give = [&] {
+        CHECK(cudaEventRecord(event, stream) == cudaSuccess);
+        CHECK(cudaStreamWaitEvent(beside, event, 0) == cudaSuccess);
+        do_late(beside, [&] { done++; });
+    };
+    do_late(stream, [&] { done++; });
+    CHECK(done == 1);  // not beside
+    give();
+    CHECK(cudaMemsetAsync(&there, 0, sizeof there, stream) == cudaSuccess);
+    CHECK_THROWS_WITH_AS(do_late(beside, [&] { done++; }), doctest::Contains("does not wait for what was given before"),
+                         RunFailure);
+    give();
+    CHECK(cudaStreamSynchronize(stream) == cudaSuccess);
+    CHECK(done == 1);
+    CHECK(cudaEventRecord(event, beside) == cudaSuccess);
+    CHECK(done == 1);
+    CHECK(cudaStreamWaitEvent(stream, event, 0) == cudaSuccess);
+    CHECK(done == 3);
+    give();
+    CHECK(cudaStreamSynchronize(beside) == cudaSuccess);
+    CHECK(done == 4);
+    emulation::streams_are_late() = false;
+    give();
+    CHECK(done == 5);
+    emulation::streams_are_late() = true;
+    CHECK(cudaEventDestroy(event) == cudaSuccess);
+    CHECK(cudaStreamDestroy(beside) == cudaSuccess);
+    CHECK(cudaStreamDestroy(stream) == cudaSuccess);
+}
+
 TEST_CASE("everything that cuda.h gives, in one kernel") {
     in_several_orders([] {
         check_every_wrapper<float>();

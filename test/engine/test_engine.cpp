@@ -527,6 +527,30 @@ TEST_CASE("auto sees a position 0 that stands out and brings it down; one that d
     CHECK(largest_ratio(task, r.settings.out) < before);
 }
 
+TEST_CASE("in a rotary model auto leaves position 0 out of sigma_bar and has no embedding to bring down") {
+    const LoadedModel loaded = load_model("test/fixtures/hf/llama");
+    Engine& model = *loaded.model;
+    constexpr int32_t first = 42;
+    for (int64_t c = 0; c < model.config.C; c++) model.tensor("wte.weight")[first * model.config.C + c] *= 50;
+    Settings s;
+    s.batch = 2;
+    s.seq = 5;
+    s.stop = 40;
+    StepBatches batches;
+    batches.inputs = {{first, 1, 2, 3, 4, first, 5, 6, 7, 8}};
+    std::vector<Json> decisions;
+    look_for_outlier(model, s, batches, [&](const std::string&, const Json& why) { decisions.push_back(why); });
+    REQUIRE(decisions.size() == 1);
+    CHECK(decisions[0]["sigma_ratio"].number() > 3);
+    CHECK_FALSE(decisions[0].contains("shrink_until"));
+    CHECK(s.experiment.sigma_skips_position0);
+    CHECK(s.experiment.shrink_steps == 0);
+    require_position0(model.config, s);
+    s.experiment.shrink_steps = 1;
+    CHECK_THROWS_WITH_AS(require_position0(model.config, s), doctest::Contains("--shrink-position0"), BadInput);
+    require_position0(GPT2Config(), s);
+}
+
 // Some of its steps go wrong.
 class PoisonedEngine : public WrappedEngine {
   public:

@@ -19,6 +19,7 @@
 #include "data/model_folder.h"
 #include "data/random.h"
 #include "data/safetensors.h"
+#include "data/text.h"
 #include "dev/commands/commands.h"
 #include "dev/engine.h"
 #include "dev/method.h"
@@ -103,7 +104,8 @@ static Json printed_by(const Command& command) {
 }
 
 TEST_CASE("folders written by save_pretrained give transformers' logits") {
-    for (const char* name : {"f32", "f32_sharded", "f16_inner", "bf16_sharded", "no_prefix", "masks"}) {
+    for (const char* name : {"f32", "f32_sharded", "f16_inner", "bf16_sharded", "no_prefix", "masks", "untied_gelu",
+                             "neox", "neox_sharded", "llama", "llama_biases"}) {
         CAPTURE(name);
         const Recorded recorded(name);
         CHECK(largest_difference(logits_of(hf_fixtures + name, recorded.tokens), recorded.logits) < 1e-4);
@@ -135,8 +137,9 @@ TEST_CASE("an end-of-text token outside the vocabulary, transformers' default, i
 }
 
 TEST_CASE("LayerNorm-free folders that others published are recognised, keep their logits and export in every form") {
-    for (const char* name : {"layernorm_free", "layernorm_free_bf16"}) {
+    for (const std::string name : {"layernorm_free", "layernorm_free_bf16", "neox_free", "llama_free"}) {
         CAPTURE(name);
+        const bool gpt2 = begins_with(name, "layernorm");
         const TemporaryFolder scratch;
         const Recorded recorded(name);
         CHECK_FALSE(fs::exists(hf_fixtures + name + "/lnfree.json"));
@@ -150,24 +153,39 @@ TEST_CASE("LayerNorm-free folders that others published are recognised, keep the
             CHECK(largest_difference(logits_of(scratch / form, recorded.tokens), recorded.logits) < 1e-4);
             const std::string card = read_bytes(scratch / (std::string(form) + "/README.md"));
             CHECK(contains(card, "## Loading"));
-            CHECK(contains(card, "center_unembed"));
-            CHECK(contains(card, "layer_norm_epsilon") == (std::string(form) == "hf"));
+            CHECK(contains(card, "center_unembed") == gpt2);
+            const char* const epsilon = gpt2                  ? "layer_norm_epsilon"
+                                        : name == "neox_free" ? "layer_norm_eps"
+                                                              : "rms_norm_eps";
+            CHECK(contains(card, epsilon) == (std::string(form) == "hf"));
         }
     }
 }
 
+TEST_CASE("a GPT-2 with the exact GELU and a head of its own goes out as it came") {
+    const TemporaryFolder scratch;
+    export_model(hf_fixtures + "untied_gelu", scratch / "hf", "hf");
+    const Json config = read_json(scratch / "hf/config.json");
+    CHECK(config["activation_function"] == "gelu");
+    CHECK(config["tie_word_embeddings"] == false);
+    const Recorded recorded("untied_gelu");
+    CHECK(largest_difference(logits_of(scratch / "hf", recorded.tokens), recorded.logits) < 1e-4);
+}
+
 TEST_CASE("a card has one loading section, the one of its form, however often it is exported") {
     const std::string card = "# Mine\n\n## Loading\n\nold words\n\n## Protocol\n\ntable\n";
-    const std::string folded = card_for_form(card, ModelForm::folded);
+    GPT2Config of_folded, of_stock;
+    of_folded.form = ModelForm::folded;
+    const std::string folded = card_for_form(card, of_folded);
     CHECK(contains(folded, "no norm at all"));
     CHECK_FALSE(contains(folded, "old words"));
     CHECK(contains(folded, "\n\n## Protocol\n\ntable\n"));
-    const std::string stock = card_for_form(folded, ModelForm::hugging_face);
+    const std::string stock = card_for_form(folded, of_stock);
     CHECK_FALSE(contains(stock, "no norm at all"));
-    CHECK(card_for_form(stock, ModelForm::folded) == folded);
-    const std::string added = card_for_form("---\nlicense: mit\n---\n# Theirs", ModelForm::folded);
+    CHECK(card_for_form(stock, of_folded) == folded);
+    const std::string added = card_for_form("---\nlicense: mit\n---\n# Theirs", of_folded);
     CHECK(added.find("---\nlicense: mit\n---\n# Theirs\n\n## Loading\n\n") == 0);
-    CHECK(card_for_form(added, ModelForm::folded) == added);
+    CHECK(card_for_form(added, of_folded) == added);
 }
 
 TEST_CASE("half-precision exports stay close to the model and the impossible one is refused") {

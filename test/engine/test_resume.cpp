@@ -245,6 +245,10 @@ TEST_CASE("a run resumed from any step has the state, at every step, of one that
         check_resumes_identically(task, {"small", with(paper, {{"preset", "small"}}), {0, 1, 5, 11}});
         check_resumes_identically(task, {"xl", with(paper, {{"preset", "xl"}}), {2, 9}});
     }
+    SUBCASE("low-rank updates") {
+        check_resumes_identically(task, {"low_rank", with(paper, {{"lora", "2"}}), {1, 7}});
+        check_resumes_identically(task, {"low_rank", with(paper, {{"lora", "2"}, {"lora_embeddings", "true"}}), {4}});
+    }
     SUBCASE("precursor") {
         const RunRequest r = with(paper, {{"preset", "precursor"},
                                           {"steps", "36"},
@@ -434,18 +438,6 @@ std::set<std::string> checkpoints_seen(const TinyTask& task, RunRequest r, const
     };
     task.run(r);
     return seen;
-}
-
-TEST_CASE("a model whose norms are RMSNorms has no others when its sites come back from a record") {
-    const GPT2Config config = other_shapes()[1];
-    REQUIRE_FALSE(config.centred);
-    const auto model = make_reference(config);
-    freeze(model->sites.mlp(0), 1.5);
-    RunState state;
-    state.sites = sites_from_json(sites_json(model->sites), static_cast<int>(config.L), "a record");
-    restore_engine(*model, state);
-    CHECK(model->sites.mlp(0).sigma_bar == 1.5);
-    for (const Site& site : model->sites.all) CHECK_FALSE(site.centred);
 }
 
 TEST_CASE("--save-every says how often a run saves, and 0 that it never does, whatever the schedule") {

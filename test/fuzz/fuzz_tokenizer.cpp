@@ -38,18 +38,19 @@ BpeVocabulary parse_file(uint8_t kind, const std::string& file) {
     return vocabulary;
 }
 
-// Whether it puts a space before a text, or takes white space along with a token: then a text does not come back whole.
-bool changes_space(const BpeVocabulary& vocabulary) {
-    return vocabulary.prefix_space ||
+// Whether it normalizes a text, may leave bytes out, puts a space before it, or takes white space along with a token: then it does not come back
+// whole.
+bool changes_text(const BpeVocabulary& vocabulary) {
+    return vocabulary.prefix_space || vocabulary.nfc || vocabulary.lacks_bytes ||
            std::any_of(vocabulary.added.begin(), vocabulary.added.end(),
                        [](const auto& entry) { return entry.second.lstrip || entry.second.rstrip; });
 }
 
-void try_tokenizer(const Tokenizer& tokenizer, const std::string& text, bool changes_space) {
+void try_tokenizer(const Tokenizer& tokenizer, const std::string& text, bool changes_text) {
     for (const bool allow_special : {false, true}) {
         std::vector<int32_t> tokens;
         require(tokenizer.encode(text, tokens, allow_special) == 0 || !allow_special);
-        if (!changes_space) require(tokenizer.decode(tokens.data(), tokens.size()) == text);
+        if (!changes_text) require(tokenizer.decode(tokens.data(), tokens.size()) == text);
         for (const int32_t token : tokens) {
             require(token >= 0 && static_cast<uint32_t>(token) < tokenizer.vocab_size());
             require(!tokenizer.token_text(token).empty());
@@ -66,7 +67,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string text(separator, data + size);
     try {
         const BpeVocabulary vocabulary = parse_file(data[0], file);
-        try_tokenizer(BpeTokenizer(vocabulary, {}, "file"), text, changes_space(vocabulary));
+        try_tokenizer(BpeTokenizer(vocabulary, {}, "file"), text, changes_text(vocabulary));
     } catch (const BadInput&) {
     }
     return 0;

@@ -292,6 +292,14 @@ def check_explain(engine, folders):
     return "; ".join(line.removeprefix(f"{work}/") for line in ended.stdout.strip().splitlines())
 
 
+def check_gguf():
+    """GGUF files become folders with the logits and ids of what they were made from (gguf_folders.py)."""
+    command = [sys.executable, HERE / "gguf_folders.py"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    require(ended.returncode == 0, ended.stderr.strip().splitlines()[-1] if ended.stderr else "no word why")
+    return "; ".join(line[4:] for line in ended.stdout.splitlines() if line.startswith("ok  "))
+
+
 def check_lm_eval(engine, name):
     """lm-evaluation-harness scores made-up items as `analyze benchmarks` does (compare_with_lm_eval.py)."""
     evals = engine.work / "evals"
@@ -354,6 +362,7 @@ def check_clients(engine, checks, tokens, exports):
 
 
 def check_all(engine, checks):
+    checks.run("data/gguf_to_hf.py", check_gguf)
     checks.run("a LayerNorm-free model is made", check_removal, engine)
     for seed, stock in enumerate(STOCK_FOLDERS + PUBLISHED):
         folder = engine.work / f"stock_{seed}"
@@ -361,6 +370,10 @@ def check_all(engine, checks):
         if stock.layernorm_free:
             checks.run(f"{stock.name}: folded, fine-tuned", check_published, engine, folder)
         checks.run(f"{stock.name}: exported again", check_round_trip, engine, folder, stock)
+
+    import check_families  # which takes its tools from here
+
+    check_families.check_families(checks, engine)
 
     tokens = random_tokens(257, 4)
     exports = {}  # our logits by folder

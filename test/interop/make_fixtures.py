@@ -24,6 +24,12 @@ def shape(n_embd, n_head, n_layer, vocab_size, n_positions, **more):
     return dict(more, n_embd=n_embd, n_head=n_head, n_layer=n_layer, vocab_size=vocab_size, n_positions=n_positions)
 
 
+def other(hidden_size, heads, layers, intermediate_size, vocab_size, positions, **more):
+    return dict(
+        more, hidden_size=hidden_size, num_attention_heads=heads, num_hidden_layers=layers, vocab_size=vocab_size,
+        intermediate_size=intermediate_size, max_position_embeddings=positions)  # fmt: skip
+
+
 # eos_token_id stays at its default, 50256, in some: transformers writes it whatever the vocabulary is.
 FIXTURES = [
     Stock("f32", shape(16, 4, 2, 53, 41, eos_token_id=52)),
@@ -34,7 +40,16 @@ FIXTURES = [
     Stock("masks", shape(12, 3, 1, 31, 23), masks=True),
     Stock("layernorm_free", shape(16, 2, 2, 53, 41), layernorm_free=True),
     Stock("layernorm_free_bf16", shape(12, 2, 1, 31, 29), torch.bfloat16, layernorm_free=True),
-]
+    Stock("untied_gelu", shape(12, 2, 1, 31, 29, activation_function="gelu", tie_word_embeddings=False)),
+    Stock("neox", other(16, 2, 2, 29, 43, 37, attention_bias=False), family="gpt_neox"),
+    Stock("neox_sharded", other(18, 3, 2, 41, 31, 33, rotary_pct=0.7, use_parallel_residual=False,
+                                tie_word_embeddings=True), torch.bfloat16, "10KB", family="gpt_neox"),
+    Stock("neox_free", other(16, 2, 1, 29, 43, 37), layernorm_free=True, family="gpt_neox"),
+    Stock("llama", other(18, 3, 2, 29, 43, 37, num_key_value_heads=1, rope_theta=500.0), family="llama"),
+    Stock("llama_biases", other(12, 4, 1, 31, 37, 41, num_key_value_heads=2, head_dim=4, attention_bias=True,
+                                mlp_bias=True, tie_word_embeddings=True), torch.float16, family="llama"),
+    Stock("llama_free", other(16, 4, 2, 23, 29, 31), layernorm_free=True, family="llama"),
+]  # fmt: skip
 
 
 def main():
@@ -44,7 +59,8 @@ def main():
         folder = out / stock.name
         stock_folders.write(stock, folder, seed)
         generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(stock.shape["vocab_size"], (stock.shape["n_positions"],), generator=generator)
+        positions = stock.shape.get("n_positions") or stock.shape["max_position_embeddings"]
+        tokens = torch.randint(stock.shape["vocab_size"], (positions,), generator=generator)
         expected = stock_folders.logits(folder, tokens, torch.float64).float()
         save_file({"tokens": tokens.float(), "logits": expected}, out / f"{stock.name}.safetensors")
         print(f"{stock.name:20} logits up to {expected.abs().max():.2f}")
