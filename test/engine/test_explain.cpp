@@ -757,6 +757,84 @@ TEST_CASE("cached activations are those of a pass, sequence by sequence, and fit
     CHECK(file.find("blocks.1.attn.hook_z")->shape == std::vector<uint64_t>{5, 11, 3, 5});
 }
 
+TEST_CASE("cached activations of a Llama and of a GPT-NeoX fit together: heads that share values, parallel blocks") {
+    for (const std::string name : {"llama", "neox"}) {
+        CAPTURE(name);
+        const std::string path = "test/fixtures/hf/" + name;
+        const LoadedModel loaded = load_model(path);
+        const GPT2Config& config = loaded.model->config;
+        const Weights::Layer& y = loaded.model->weights().layers[1];
+        const TemporaryFolder folder;
+        CacheOptions o;
+        o.model = path;
+        o.data = {folder / "x_000000.bin"};
+        o.out = folder / "cache.safetensors";
+        o.tokens = 33;
+        o.seq = 11;
+        o.json_output = true;
+        o.hooks = {"hook_embed",
+                   "blocks.0.hook_resid_pre",
+                   "blocks.1.hook_resid_pre",
+                   "blocks.1.hook_attn_out",
+                   "blocks.1.hook_mlp_out",
+                   "blocks.1.hook_resid_post",
+                   "blocks.1.attn.hook_rot_q",
+                   "blocks.1.attn.hook_rot_k",
+                   "blocks.1.attn.hook_v",
+                   "blocks.1.attn.hook_z",
+                   "blocks.1.attn.hook_result",
+                   "blocks.1.mlp.hook_post"};
+        const std::vector<int32_t> text = random_tokens(40, config.V);
+        ShardWriter writer(folder / "x", static_cast<uint32_t>(config.V), 1000);
+        writer.append(text.data(), text.size());
+        writer.finish();
+        cache_command(o);
+        const auto read = [&](const std::string& place) {
+            const SafetensorsFile file(o.out);
+            std::vector<float> values(file.find(place)->count());
+            copy_tensor(*file.find(place), values.data());
+            return values;
+        };
+        check_close(read("hook_embed"), read("blocks.0.hook_resid_pre"));
+        const std::vector<float> out = read("blocks.1.hook_attn_out");
+        check_close(plus(plus(read("blocks.1.hook_resid_pre"), out), read("blocks.1.hook_mlp_out")),
+                    read("blocks.1.hook_resid_post"));
+        const std::vector<float> results = read("blocks.1.attn.hook_result");
+        const auto C = static_cast<size_t>(config.C), NH = static_cast<size_t>(config.NH);
+        for (size_t i = 0; i < out.size(); i++) {
+            float sum = y.proj_bias == nullptr ? 0 : static_cast<float>(y.proj_bias[i % C]);
+            for (size_t h = 0; h < NH; h++) sum += results[(i / C * NH + h) * C + i % C];
+            CHECK(sum == doctest::Approx(out[i]).epsilon(1e-5).scale(1));
+        }
+        // Position 0 sees itself alone: every head brings the value that it shares.
+        const std::vector<float> values = read("blocks.1.attn.hook_v"), brought = read("blocks.1.attn.hook_z");
+        const auto KH = static_cast<size_t>(config.key_heads()), HS = static_cast<size_t>(config.head_size());
+        for (size_t i = 0; i < NH * HS; i++)
+            CHECK(brought[i] == doctest::Approx(values[i / HS / (NH / KH) * HS + i % HS]).epsilon(1e-5));
+        // The third sequence's neurons, queries and keys by themselves.
+        std::vector<float> neurons, queries, keys;
+        const int64_t T = 11, A = config.heads_width(), QK = config.qk_width(), Q = config.qkv_width();
+        Probe probe;
+        probe.attention = [&](int64_t l, const real*, const real* qkv, const real*) {
+            for (int64_t t = 0; l == 1 && t < T; t++) {
+                queries.insert(queries.end(), qkv + t * Q, qkv + t * Q + A);
+                keys.insert(keys.end(), qkv + t * Q + A, qkv + t * Q + QK);
+            }
+        };
+        probe.mlp = [&](int64_t l, const real* hidden, const real*) {
+            if (l == 1) neurons.assign(hidden, hidden + T * config.n_inner);
+        };
+        loaded.model->trace(text.data() + 2 * T, 1, T, probe);
+        const auto third = [&](const std::string& place) {
+            const std::vector<float> all = read(place);
+            return std::vector<float>(all.begin() + static_cast<std::ptrdiff_t>(all.size() / 3 * 2), all.end());
+        };
+        check_close(third("blocks.1.mlp.hook_post"), neurons);
+        check_close(third("blocks.1.attn.hook_rot_q"), queries);
+        check_close(third("blocks.1.attn.hook_rot_k"), keys);
+    }
+}
+
 TEST_CASE("places to cache are those of the model's shape, and what it does not have is refused by name") {
     typedef std::vector<uint64_t> Shape;
     const std::vector<GPT2Config> shapes = other_shapes();
