@@ -2,8 +2,9 @@
 // what models without LayerNorm are for.
 //
 // The stream r in front of ln_f is the sum of what the components have written into it: token and position embedding,
-// every head, the attentions' output biases, every MLP (its bias included), as far as the model has them. With d what ln_f divides by at that position,
-// u the target's row of the unembedding (of a difference: the target's minus the other's) and b the bias there,
+// every head, the attentions' output biases, every MLP (its bias included), as far as the model has them. With d what ln_f
+// divides by at that position, u the target's row of the unembedding (of a difference: the target's minus the other's) and
+// b the bias there,
 //
 //     logit = ((r - mean(r)) / d * gamma + beta) . u + b = sum over components c of g . c / d  +  beta . u + b
 //     g = gamma * u - mean(gamma * u)

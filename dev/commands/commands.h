@@ -77,7 +77,7 @@ struct InfoOptions {
     std::string precision = "fp32";
     int64_t processes = 1, batch = 1, lora = 0;  // of `memory`
     bool lora_embeddings = false;
-    int64_t grad_accum = 0;            // 0: 16, or one for each process
+    int64_t grad_accum = 0;  // 0: 16, or one for each process
     bool memory = false, settings = false;
     bool markdown = false, json_output = false;  // markdown: of `settings`
 };
