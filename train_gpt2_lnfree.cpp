@@ -24,6 +24,10 @@
 // Letters for shapes: B sequences in a micro-batch, T positions in a sequence, N = B * T, C width of the residual stream,
 // V vocabulary, L layers, NH heads, HS = C / NH their size, H neurons of an MLP. "Paper" is 2507.02559; "precursor" is
 // 2409.13710. The structs that other parts of the program share are in dev/engine.h: Site, Settings, the interface Engine.
+//
+// Read it as if there were GPT-2 alone. Pythia and Llama differ in what a short description says (data/gpt2_config.h): for
+// them A, Q and F are the widths of all heads, of c_attn's output and of c_fc's, which in a GPT-2 are C, 3C and H, and the few
+// operations of theirs stand at the end of section 2.
 
 #include <algorithm>
 #include <cmath>
