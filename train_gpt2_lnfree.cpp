@@ -882,6 +882,19 @@ std::vector<Tensor> tensor_table(const GPT2Config& c) {
     return table;
 }
 
+// Angles are rounded to float, as the models have learned them in transformers and GPT-NeoX.
+std::vector<real> rotary_turns(const GPT2Config& c) {
+    std::vector<real> turns;
+    for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)
+        for (int64_t i = 0; i < c.rotary / 2; i++) {
+            const auto speed = static_cast<float>(std::pow(c.rotary_base, -2.0 * double(i) / double(c.rotary)));
+            const float angle = static_cast<float>(t) * speed;
+            turns.push_back(static_cast<real>(std::cos(static_cast<double>(angle))));
+            turns.push_back(static_cast<real>(std::sin(static_cast<double>(angle))));
+        }
+    return turns;
+}
+
 namespace {
 
 // What forward keeps for backward, and where both work. Outputs of norms and of GELU are not kept: backward remakes them
@@ -962,20 +975,6 @@ struct Activations {
         lay_out(memory.data(), c);
     }
 };
-
-// Cosine and sine of the angles by which rotary positions turn, (n_ctx,R/2,2). Angles are rounded to float, as the models
-// have learned them in transformers and GPT-NeoX.
-std::vector<real> rotary_turns(const GPT2Config& c) {
-    std::vector<real> turns;
-    for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)
-        for (int64_t i = 0; i < c.rotary / 2; i++) {
-            const auto speed = static_cast<float>(std::pow(c.rotary_base, -2.0 * double(i) / double(c.rotary)));
-            const float angle = static_cast<float>(t) * speed;
-            turns.push_back(static_cast<real>(std::cos(static_cast<double>(angle))));
-            turns.push_back(static_cast<real>(std::sin(static_cast<double>(angle))));
-        }
-    return turns;
-}
 
 // A part of a bias that may not be there.
 real* behind(real* bias, int64_t n) {
