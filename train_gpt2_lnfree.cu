@@ -2839,8 +2839,9 @@ struct BackwardPlan {
     static constexpr size_t kStatisticsBytes = 4 * kTile * sizeof(float);
 };
 
-// dk and dv. Scores stand transposed: rows are keys, columns queries.
-template <int HS>
+// dk and dv. Scores stand transposed: rows are keys, columns queries. share: several heads of queries do; a kernel apart,
+// because counting them costs registers, of which there are none to spare.
+template <int HS, bool share>
 __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::kBlocksPerMultiprocessor)
     backward_keys_tensor_kernel(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                 Shape shape) {
@@ -2857,9 +2858,10 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
     wait_for_previous_kernel();
     let_next_kernel_start();
 
-    int head = owned.head * shape.sharing();  // of queries: the first of those that share the keys
+    const int sharing = share ? shape.sharing() : 1;
+    int head = owned.head * sharing;  // of queries: the first of those that share the keys
     const bf16 *q = qkv + shape.in_qkv(head), *dout_head = dout + shape.in_out(head);
-    const int to_keys = shape.to_keys(head);
+    const int to_keys = share ? shape.to_keys(head) : shape.width();
     const auto copy_tile = [&](int tile) {
         copy_rows<kTile, threads>(queries.part(tile % 2 * kTile), q, stride, tile * kTile, T);
         copy_rows<kTile, threads>(douts.part(tile % 2 * kTile), dout_head, shape.width(), tile * kTile, T);
@@ -2883,8 +2885,8 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
 
     const LeftInShared<HS, row_tiles> left_keys(keys, row), left_values(values, row);
     float dk[row_tiles][HS / 8][4] = {}, dv[row_tiles][HS / 8][4] = {};
-    for (int shared_by = shape.sharing(); shared_by > 0; --shared_by, ++head, q += HS, dout_head += HS) {
-        __syncthreads();  // everyone is done with the head before
+    for (int done = 0; done < sharing; ++done, ++head, q += HS, dout_head += HS) {
+        if (share) __syncthreads();  // everyone is done with the head before
         copy_tile(first_tile);
         keep_statistic(first_tile, fetch_statistic(first_tile));
         for (int tile = first_tile; tile < tiles; ++tile) {
@@ -2948,8 +2950,7 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
         one[m][half] = 1.0f;
         scales[m][half] = scale;
     });
-    const int first_head = owned.head * shape.sharing();
-    bf16* const to = dqkv + shape.in_qkv(first_head) + shape.to_keys(first_head);
+    bf16* const to = dqkv + shape.in_qkv(owned.head * sharing) + to_keys;
     store_rows(to, stride, first_key, T, dk, scales, keys.part(row));
     store_rows(to + shape.to_values(), stride, first_key, T, dv, one, values.part(row));
 }
@@ -3218,7 +3219,9 @@ void attention_backward_tensor_cores(X* dqkv, float* delta_scratch, const X* dou
     for_head_size(shape.HS, [&](auto HS) {
         using Plan = BackwardPlan<HS()>;
         const dim3 grid = grid_of(B, shape.NH, shape, Plan::kOwned), block(Plan::kThreads);
-        launch_dependent(backward_keys_tensor_kernel<HS()>, grid_of(B, shape.KH, shape, Plan::kOwned), block,
+        const auto keys_kernel =
+            shape.sharing() == 1 ? backward_keys_tensor_kernel<HS(), false> : backward_keys_tensor_kernel<HS(), true>;
+        launch_dependent(keys_kernel, grid_of(B, shape.KH, shape, Plan::kOwned), block,
                          Plan::kSharedBytes + Plan::kStatisticsBytes, stream, dqkv, dout, qkv, lse, delta_scratch,
                          shape);
         launch_dependent(backward_queries_tensor_kernel<HS()>, grid, block, Plan::kSharedBytes, stream, dqkv, dout, qkv,

@@ -9,6 +9,7 @@
 
 #include "data/error.h"
 #include "data/random.h"
+#include "dev/cuda/compare.h"
 #include "dev/cuda/cuda_engine.h"
 #include "dev/cuda/removal_steps.h"
 #include "dev/cuda_on_cpu/options.h"
@@ -36,9 +37,11 @@ std::vector<GPT2Config> all_shapes() {
     return shapes;
 }
 
-std::unique_ptr<Engine> made(Maker make, const GPT2Config& c, double spread = 0.3) {
+// Weights with which a product keeps the size of what it reads: larger ones saturate attention, whose gradients are then what
+// is left of rounded numbers that cancel.
+std::unique_ptr<Engine> made(Maker make, const GPT2Config& c, double scale = 1) {
     std::unique_ptr<Engine> model = make(c);
-    randomise(*model, 19, spread);
+    randomise(*model, 19, scale / std::sqrt(static_cast<double>(c.C)));
     return model;
 }
 
@@ -63,7 +66,7 @@ struct Pass {
 };
 
 Pass pass_of(Maker make, const GPT2Config& shape, int stage, Maker teacher_of) {
-    const std::unique_ptr<Engine> model = made(make, at_stage(shape, stage)), teacher = made(teacher_of, shape, 0.2);
+    const std::unique_ptr<Engine> model = made(make, at_stage(shape, stage)), teacher = made(teacher_of, shape, 0.5);
     go_to_stage(*model, stage);
     const int64_t B = 3, T = shape.n_ctx;
     const std::vector<int32_t> tokens = random_tokens(B * T + 1, shape.V);
@@ -110,7 +113,7 @@ struct Run {
 
 Run removal(Maker make, const GPT2Config& c) {
     const Settings s = schedule(c);
-    const std::unique_ptr<Engine> model = made(make, c, 0.15);
+    const std::unique_ptr<Engine> model = made(make, c, 0.5);
     model->prepare_training(s.batch, s.seq);
     model->prepare_optimiser();
     Run run;
@@ -212,16 +215,16 @@ TEST_CASE("decoding a few tokens at a time gives the reference's logits of a who
             double off = 0;
             for (int64_t t = 0, more = 3; t < T; t += more, more = t + 2 <= T && t % 2 == 0 ? 2 : 1) {
                 std::vector<int32_t> next;
-                for (int64_t b = 0; b < B; b++)
+                std::vector<real> last;
+                for (int64_t b = 0; b < B; b++) {
                     next.insert(next.end(), tokens.begin() + b * T + t, tokens.begin() + b * T + t + more);
+                    const auto row = expected.begin() + (b * T + t + more - 1) * V;
+                    last.insert(last.end(), row, row + V);
+                }
                 gpu->decode(got.data(), next.data(), B, more);
-                for (int64_t b = 0; b < B; b++)
-                    for (int64_t i = 0; i < V; i++)
-                        off = std::max<double>(off,
-                                               std::abs(got[static_cast<size_t>(b * V + i)] -
-                                                        expected[static_cast<size_t>((b * T + t + more - 1) * V + i)]));
+                off = std::max(off, cuda::largest_error(got, last));
             }
-            CHECK(off < 2e-5);
+            CHECK(off < 1e-5);
         }
 }
 
@@ -239,8 +242,8 @@ TEST_CASE("analyses see the reference's streams, heads, queries, neurons and gra
             const auto seen_by = [&](Maker make) {
                 const std::unique_ptr<Engine> model = made(make, c);
                 go_to_stage(*model, stage);
-                std::vector<real> seen;
-                const auto note = [&](const real* x, int64_t n) { seen.insert(seen.end(), x, x + n); };
+                std::vector<std::vector<real>> seen;
+                const auto note = [&](const real* x, int64_t n) { seen.emplace_back(x, x + n); };
                 Probe probe;
                 probe.residual = [&](int64_t, const real* x) { note(x, N * c.C); };
                 probe.attention = [&](int64_t, const real* heads, const real* qkv, const real* lse) {
@@ -257,7 +260,12 @@ TEST_CASE("analyses see the reference's streams, heads, queries, neurons and gra
                                         [&](int64_t, const real* x) { note(x, N * c.C); });
                 return seen;
             };
-            CHECK(largest_difference(seen_by(cuda::make_engine), seen_by(make_reference)) < 2e-5);
+            const auto ours = seen_by(cuda::make_engine), theirs = seen_by(make_reference);
+            REQUIRE(ours.size() == theirs.size());
+            for (size_t i = 0; i < ours.size(); i++) {
+                CAPTURE(i);
+                CHECK(cuda::largest_error(ours[i], theirs[i]) < 1e-5);
+            }
         }
 }
 
