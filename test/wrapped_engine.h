@@ -78,6 +78,7 @@ class WrappedEngine : public Engine {
         std::swap(config, inside_->config);
         std::swap(sites, inside_->sites);
         std::swap(tensors, inside_->tensors);
+        std::swap(low_rank, inside_->low_rank);
         std::swap(params, inside_->params);
         std::swap(grads, inside_->grads);
         std::swap(m, inside_->m);
