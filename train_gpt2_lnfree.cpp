@@ -41,10 +41,10 @@
 
 #include "data/config.h"
 #include "data/error.h"
-#include "data/random.h"
 #include "dev/cpu/gradient_tree.h"
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
+#include "dev/low_rank.h"
 #include "dev/method.h"
 #include "dev/processes.h"
 
@@ -1535,65 +1535,6 @@ void Reference::update(const AdamWStep& s) {
 // follow from W's:    dA = dW B^T,    dB = A^T dW.    That is exact, and the whole gradient of one micro-batch is in memory anyway;
 // what low rank saves is AdamW's moments, sums of gradients, and what processes send each other.
 
-// A tensor that has a matrix of its own is a weight matrix inside a block; all others are trained as they are or not at all.
-static bool gets_low_rank_update(const Tensor& t) {
-    return t.shape.size() == 2 && t.name.compare(0, 2, "h.") == 0;
-}
-
-std::vector<Tensor> low_rank_table(const std::vector<Tensor>& tensors, int64_t R, bool embeddings) {
-    std::vector<Tensor> table;
-    int64_t offset = 0;
-    const auto add = [&](const std::string& name, const std::vector<uint64_t>& shape, bool decay) {
-        int64_t size = 1;
-        for (const uint64_t extent : shape) size *= static_cast<int64_t>(extent);
-        table.push_back({name, shape, decay, offset, size, 1});
-        offset += size;
-    };
-    for (const Tensor& t : tensors) {
-        const bool norm = t.name.find("ln_") != std::string::npos, embedding = t.shape.size() == 2;
-        if (gets_low_rank_update(t)) {
-            add(t.name + ".lora_A", {t.shape[0], static_cast<uint64_t>(R)}, true);
-            add(t.name + ".lora_B", {static_cast<uint64_t>(R), t.shape[1]}, true);
-        } else if (norm || (embedding && embeddings)) {
-            add(t.name, t.shape, t.decay);
-        }
-    }
-    return table;
-}
-
-// Calls of_matrix(tensor, A, B) and of_copy(tensor, copy) with the offsets of what is trained for each tensor.
-template <class OfMatrix, class OfCopy>
-static void for_each_trained(const std::vector<Tensor>& tensors, const std::vector<Tensor>& table, OfMatrix of_matrix,
-                             OfCopy of_copy) {
-    size_t next = 0;
-    for (const Tensor& t : tensors) {
-        if (next == table.size()) return;
-        if (gets_low_rank_update(t)) {
-            of_matrix(t, table[next].offset, table[next + 1].offset);
-            next += 2;
-        } else if (table[next].name == t.name) {
-            of_copy(t, table[next++].offset);
-        }
-    }
-}
-
-// A is random and B is 0, so that W starts as it is and B has a gradient.
-void Engine::start_low_rank(int64_t R, bool embeddings, uint64_t seed) {
-    low_rank.R = R;
-    low_rank.table = low_rank_table(tensors, R, embeddings);
-    low_rank.values.allocate(trained_numbers());
-    SplitMix64 random(seed);
-    const auto start = [&](const Tensor& t, int64_t A, int64_t) {
-        const double spread = std::sqrt(1 / static_cast<double>(t.shape[0]));
-        const int64_t n = static_cast<int64_t>(t.shape[0]) * R;
-        for (int64_t i = 0; i < n; i++) low_rank.values.data()[A + i] = static_cast<real>(spread * random.normal());
-    };
-    const auto copy = [&](const Tensor& t, int64_t at) {
-        std::copy(params.data() + t.offset, params.data() + t.offset + t.size, low_rank.values.data() + at);
-    };
-    for_each_trained(tensors, low_rank.table, start, copy);
-}
-
 // Of the micro-batch whose gradients are in `grads`.
 void Reference::gradients_of_low_rank() {
     const int64_t R = low_rank.R;
@@ -1967,6 +1908,8 @@ int main(int argc, char** argv) {
 }
 
 #elif !defined(LNFREE_NO_MAIN)
+
+#include "data/random.h"
 
 namespace lnfree {
 namespace {

@@ -314,15 +314,12 @@ inline int64_t parameter_count(const std::vector<Tensor>& table) {
 
 // Low-rank updates (LoRA, arXiv 2106.09685): of a weight matrix W (K,M) only a product of two thin ones is trained, which
 // starts at 0: W + A B with A (K,R), B (R,M). The norms' gamma and beta are trained as they are, and embeddings if asked. Weights
-// always hold the product; what AdamW works on is here, in buffers of its own.
+// always hold the product; what AdamW works on is here, in buffers of its own (start_low_rank in low_rank.h).
 struct LowRank {
     int64_t R = 0;  // 0: there are none, and the parameters themselves are trained
     std::vector<Tensor> table;
     Buffer values, grads;
 };
-
-// What is trained instead of these tensors: NAME.lora_A and NAME.lora_B of every weight matrix, and norms, and embeddings.
-std::vector<Tensor> low_rank_table(const std::vector<Tensor>& tensors, int64_t R, bool embeddings);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The interface
@@ -378,8 +375,6 @@ class Engine {
             if (t.name.compare(0, 2, "h.") == 0 && t.name.find(".ln_") != std::string::npos)
                 t.unit = 1 / std::sqrt(1 + std::stod(t.name.substr(2)));
     }
-    // From now on low-rank updates are trained, which are 0 so far. Before prepare_optimiser.
-    void start_low_rank(int64_t R, bool embeddings, uint64_t seed);
     // AdamW's moments become 0, as before its first update.
     virtual void prepare_optimiser() = 0;
     virtual void zero_gradients() = 0;

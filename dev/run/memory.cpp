@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dev/cpu/gradient_tree.h"
+#include "dev/low_rank.h"
 #include "dev/processes.h"
 
 namespace lnfree {

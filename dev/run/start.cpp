@@ -14,6 +14,7 @@
 #include "data/model_folder.h"
 #include "dev/cpu/machine.h"
 #include "dev/cpu/operations.h"
+#include "dev/low_rank.h"
 #include "dev/processes.h"
 #include "dev/run/checkpoint.h"
 #include "dev/run/evaluate.h"
@@ -36,7 +37,7 @@ void configure_engine(const Session& session) {
 void choose_what_is_trained(const Session& session) {
     const Settings& s = session.settings();
     if (s.norm_scale == "depth") session.model->scale_norms_by_depth();
-    if (s.lora > 0) session.model->start_low_rank(s.lora, s.lora_embeddings, s.seed);
+    if (s.lora > 0) start_low_rank(*session.model, s.lora, s.lora_embeddings, s.seed);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@
 #include "data/random.h"
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
+#include "dev/low_rank.h"
 #include "dev/method.h"
 #include "test/test_models.h"
 #include "test/threads.h"
@@ -675,7 +676,7 @@ TEST_CASE("low-rank updates: gradients, weights that hold the product, and nothi
         const auto model = random_model(c, 19, 0.4);
         freeze(model->sites.v(1), 1.1);
         const std::vector<real> start(model->params.data(), model->params.data() + model->params.size());
-        model->start_low_rank(2, embeddings, 3);
+        start_low_rank(*model, 2, embeddings, 3);
         model->prepare_training();
         model->prepare_optimiser();
         const auto run = [&] {
@@ -729,7 +730,7 @@ TEST_CASE("low-rank updates: gradients, weights that hold the product, and nothi
 TEST_CASE("low-rank updates of full rank that start at 0 leave the model's predictions alone") {
     const auto model = random_model(shape_of(2, 3, 9, 13, 6, 17), 19, 0.4);
     const std::vector<real> before(model->params.data(), model->params.data() + model->params.size());
-    model->start_low_rank(17, true, 3);
+    start_low_rank(*model, 17, true, 3);
     model->prepare_training();
     model->prepare_optimiser();
     const std::vector<int32_t> tokens = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
