@@ -883,6 +883,22 @@ std::vector<Tensor> tensor_table(const GPT2Config& c) {
     return table;
 }
 
+// Cosine and sine of the angles by which rotary positions turn, (n_ctx,R/2,2). Exponents, powers, speeds and angles are each
+// rounded to float, as models have learned them in transformers: rounding base^(-2i/R) once gives other speeds, by which
+// positions near 2,000 are up to 1e-4 of a radian off.
+std::vector<real> rotary_turns(const GPT2Config& c) {
+    std::vector<real> turns;
+    for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)
+        for (int64_t i = 0; i < c.rotary / 2; i++) {
+            const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.rotary);
+            const float speed = 1 / static_cast<float>(std::pow(c.rotary_base, static_cast<double>(exponent)));
+            const float angle = static_cast<float>(t) * speed;
+            turns.push_back(static_cast<real>(std::cos(static_cast<double>(angle))));
+            turns.push_back(static_cast<real>(std::sin(static_cast<double>(angle))));
+        }
+    return turns;
+}
+
 namespace {
 
 // What forward keeps for backward, and where both work. Outputs of norms and of GELU are not kept: backward remakes them
@@ -963,22 +979,6 @@ struct Activations {
         lay_out(memory.data(), c);
     }
 };
-
-// Cosine and sine of the angles by which rotary positions turn, (n_ctx,R/2,2). Exponents, powers, speeds and angles are each
-// rounded to float, as models have learned them in transformers: rounding base^(-2i/R) once gives other speeds, by which
-// positions near 2,000 are up to 1e-4 of a radian off.
-std::vector<real> rotary_turns(const GPT2Config& c) {
-    std::vector<real> turns;
-    for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)
-        for (int64_t i = 0; i < c.rotary / 2; i++) {
-            const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.rotary);
-            const float speed = 1 / static_cast<float>(std::pow(c.rotary_base, static_cast<double>(exponent)));
-            const float angle = static_cast<float>(t) * speed;
-            turns.push_back(static_cast<real>(std::cos(static_cast<double>(angle))));
-            turns.push_back(static_cast<real>(std::sin(static_cast<double>(angle))));
-        }
-    return turns;
-}
 
 // A part of a bias that may not be there.
 real* behind(real* bias, int64_t n) {

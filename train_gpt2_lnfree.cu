@@ -202,11 +202,11 @@ __device__ __forceinline__ float fast_exp2(float x) {
 // order of the sums follows from it: asked of the device, every kind of GPU would train to other bits.
 constexpr int64_t kSummingBlocks = 528;
 
-// Up to three outputs of n values each, whose partial sums lie behind one another in every row; the last ones may be null.
+// Up to three outputs of n values each, whose partial sums lie behind one another in every row; what is summed for b is not
+// kept where b is null.
 struct SummedColumns {
     float *a, *b, *c;
     int64_t n;
-    int64_t columns() const { return n * (c != nullptr ? 3 : b != nullptr ? 2 : 1); }
 };
 
 // A block sums 32 columns of partial (rows,columns); warp w takes rows w, w + 16, ...
@@ -230,17 +230,18 @@ __global__ void add_partial_sums_kernel(SummedColumns out, int64_t columns, cons
     for (int w = 0; w < warps; w++) total += sums[w * kWarp + lane];
     if (column < out.n)
         out.a[column] += total;
-    else if (column < 2 * out.n)
-        out.b[column - out.n] += total;
-    else
+    else if (column >= 2 * out.n)
         out.c[column - 2 * out.n] += total;
+    else if (out.b != nullptr)
+        out.b[column - out.n] += total;
 }
 
-// partial (rows, out.columns()) is added, row by row, to the outputs.
-inline void add_partial_sums(const SummedColumns& out, const float* partial, int64_t rows, cudaStream_t stream) {
+// partial (rows,columns) is added, row by row, to the outputs.
+inline void add_partial_sums(const SummedColumns& out, int64_t columns, const float* partial, int64_t rows,
+                             cudaStream_t stream) {
     const size_t bytes = shared_bytes_of<float>(kPartialWarps * kWarp);
-    launch_dependent(add_partial_sums_kernel<kPartialWarps>, blocks(ceil_div(out.columns(), kWarp)),
-                     dim3(kPartialWarps * kWarp), bytes, stream, out, out.columns(), partial, rows);
+    launch_dependent(add_partial_sums_kernel<kPartialWarps>, blocks(ceil_div(columns, kWarp)),
+                     dim3(kPartialWarps * kWarp), bytes, stream, out, columns, partial, rows);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -419,8 +420,8 @@ inline int64_t encoder_backward_scratch(int64_t N, int64_t C) {
     return SortedPositions{N}.max_partial_rows() * C;
 }
 
-// dwte (V,C) and dwpe (at least T,C) are added to. dout (B,T,C); sorted: the device's copy of what sort_positions made of
-// the tokens (B,T), which begins on 16 bytes.
+// dwte (V,C) and dwpe (at least T,C), which may be null, are added to. dout (B,T,C); sorted: the device's copy of what
+// sort_positions made of the tokens (B,T), which begins on 16 bytes.
 template <class X>
 void encoder_backward(float* dwte, float* dwpe, float* scratch, const X* dout, const int32_t* sorted, int64_t B,
                       int64_t T, int64_t C, cudaStream_t stream) {
@@ -432,9 +433,10 @@ void encoder_backward(float* dwte, float* dwpe, float* scratch, const X* dout, c
         const unsigned warps = static_cast<unsigned>(std::min(ceil_div(B * T, kRowsPerBlock), 4 * kSummingBlocks));
         launch_dependent(sum_pieces_kernel<X, width>, dim3(warps, slices), threads, 0, stream, dwte, scratch, dout,
                          sorted, layout, C);
-        launch_dependent(sum_sequences_kernel<X, width>,
-                         dim3(static_cast<unsigned>(ceil_div(T, kRowsPerBlock)), slices), threads, 0, stream, dwpe,
-                         dout, B, T, C);
+        if (dwpe != nullptr)
+            launch_dependent(sum_sequences_kernel<X, width>,
+                             dim3(static_cast<unsigned>(ceil_div(T, kRowsPerBlock)), slices), threads, 0, stream, dwpe,
+                             dout, B, T, C);
         launch_dependent(sum_runs_kernel<width>,
                          dim3(static_cast<unsigned>(ceil_div(layout.max_runs(), kRowsPerBlock)), slices), threads, 0,
                          stream, dwte, scratch, sorted, layout, C);
@@ -442,7 +444,8 @@ void encoder_backward(float* dwte, float* dwpe, float* scratch, const X* dout, c
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Norms. LayerNorm and FakeLN are one kernel: they differ in what they divide by.
+// Norms. LayerNorm and FakeLN are one kernel: they differ in what they divide by. RMSNorm, which is not `centred`, is
+// LayerNorm with 0 for the mean, from here on to its backward; its beta may be null, as any norm's.
 
 // The longest row that the norms keep in registers; half of it with fewer of them, so that more warps fit. GPT-2 Small and
 // Medium have 768 and 1024 channels, Large and XL 1280 and 1600.
@@ -454,7 +457,7 @@ constexpr int kHeldChannels = 2048;
 // constants.
 struct Divisor {
     float own_share = 1;  // 1 - a
-    bool tapers = false;
+    bool tapers = false, centred = true;
     float sigma_bar = 1, sigma_bar_0 = 1;
     bool own_position0 = false, own_end_of_text = false;
     int32_t end_of_text = -1;
@@ -466,6 +469,7 @@ inline Divisor divisor_of(const Site& site, const int32_t* tokens, int32_t end_o
     Divisor d;
     d.own_share = static_cast<float>(1 - site.a);
     d.tapers = site.tapers;
+    d.centred = site.centred;
     d.sigma_bar = static_cast<float>(site.sigma_bar);
     d.sigma_bar_0 = static_cast<float>(site.sigma_bar_0);
     d.own_position0 = site.own_position0;
@@ -571,13 +575,13 @@ struct RowMoments {
 
 // Of a row that a warp holds. The mean comes first and the squares are of what is left: no cancellation.
 template <class X, int width, int held>
-__device__ __forceinline__ RowMoments measure(const WarpRow<X, width, held>& row, float eps, int64_t C) {
+__device__ __forceinline__ RowMoments measure(const WarpRow<X, width, held>& row, float eps, bool centred, int64_t C) {
     float sum = 0, squares = 0;
     row.for_each([&](int64_t, const Vec<X, width>& x) {
         LNFREE_UNROLL
         for (int i = 0; i < width; i++) sum += to_float(x.v[i]);
     });
-    const float mean = warp_sum(sum) / static_cast<float>(C);
+    const float mean = centred ? warp_sum(sum) / static_cast<float>(C) : 0.0f;
     row.for_each([&](int64_t, const Vec<X, width>& x) {
         LNFREE_UNROLL
         for (int i = 0; i < width; i++) {
@@ -594,11 +598,11 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarp) residual_norm_kernel(Res
     const int64_t n = row_of_warp(), C = p.C;
     if (n >= p.N) return;
     const WarpRow<X, width, held> row(p.x + n * C, p.y == nullptr ? nullptr : p.y + n * C, C);
-    RowMoments moments;
+    RowMoments moments = {};
     if (p.known_mean != nullptr) {
         moments = {p.known_mean[n], p.known_sigma[n]};
-    } else {
-        moments = measure(row, p.eps, C);
+    } else if (p.mean != nullptr) {
+        moments = measure(row, p.eps, p.a.centred, C);
         if (lane_index() == 0) {
             p.mean[n] = moments.mean;
             p.sigma[n] = moments.sigma;
@@ -612,9 +616,9 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarp) residual_norm_kernel(Res
     const float scale_a = norm_scale(p.a, moments.sigma, n);
     const float scale_b = p.normed_b == nullptr ? 0.0f : norm_scale(p.b, moments.sigma, n);
     row.for_each([&](int64_t c, const Vec<X, width>& x) {
-        float gamma[width], beta[width];
+        float gamma[width], beta[width] = {};
         load_floats<width>(gamma, p.gamma + c);
-        load_floats<width>(beta, p.beta + c);
+        if (p.beta != nullptr) load_floats<width>(beta, p.beta + c);
         if (p.sum != nullptr) store_vec(p.sum + n * C + c, x);
         store_normed(p.normed_a + n * C + c, x, moments.mean, scale_a, gamma, beta);
         if (p.normed_b != nullptr) store_normed(p.normed_b + n * C + c, x, moments.mean, scale_b, gamma, beta);
@@ -636,7 +640,7 @@ void launch_residual_norm(const ResidualNorm<X>& p, cudaStream_t stream) {
 // sum, normed_a, normed_b, x, y (N,C); mean, sigma (N); gamma, beta (C). y null: nothing is added. sum null: the sum is not
 // kept; it may be x or y itself. normed_b, the same norm with divisor b, may be null: it is wanted only while a layer's qk
 // and v divide by different numbers. normed_a may be null as well: a folded model has no norm, and nothing but the sum and
-// its moments is wanted.
+// its moments is wanted; then mean and sigma may be null too.
 template <class X>
 void residual_norm_forward(X* sum, X* normed_a, X* normed_b, float* mean, float* sigma, const X* x, const X* y,
                            const float* gamma, const float* beta, const Divisor& a, const Divisor& b, float eps,
@@ -885,7 +889,7 @@ __global__ void __launch_bounds__(kHeldChannels / width) norm_backward_kernel(No
         LNFREE_UNROLL
         for (int r = 0; r < R; r++) {
             if (!rounds.is_ours(n0 + r)) continue;
-            const float mean_g = total[row_sums * r] / static_cast<float>(C);
+            const float mean_g = p.a.centred ? total[row_sums * r] / static_cast<float>(C) : 0.0f;
             const float slope = frozen ? 0.0f : norm_slope(row[r], total[row_sums * r + row_sums - 1], C);
             const Vec<X, width> x = rounds.load(stage, r, Rounds::kX), da = rounds.load(stage, r, Rounds::kDoutA);
             const Vec<X, width> db = two_branches ? rounds.load(stage, r, Rounds::kDoutB) : da;
@@ -939,7 +943,7 @@ __global__ void norm_backward_plain_kernel(NormBackward<X> p) {
             dgamma[c] += d.e * centred;
             dbeta[c] += d.sum;
         }
-        const float mean_g = block_sum(sum_g, sums) / static_cast<float>(C);
+        const float mean_g = p.a.centred ? block_sum(sum_g, sums) / static_cast<float>(C) : 0.0f;
         const float slope = norm_slope(row, block_sum(sum_gx, sums), C);
         for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
             const int64_t at = n * C + c;
@@ -974,7 +978,7 @@ inline int64_t norm_backward_scratch(int64_t N, int64_t C) {
     return ceil_div(N, norm_backward_rows_per_block(N)) * 3 * C;
 }
 
-// dresidual (N,C), dgamma (C), dbeta (C) are added to; with `overwrite` dresidual is set instead, and need not be zeroed
+// dresidual (N,C), dgamma (C), dbeta (C) or null are added to; with `overwrite` dresidual is set instead, and need not be zeroed
 // before. dout_a, dout_b, x (N,C); gamma (C); mean, sigma (N). dout_b is the gradient of the second branch's normed_b, null
 // where there is none. aux (on the device) adds the gradient of the auxiliary loss at this input, null where there is none.
 // The sum over n of the new dresidual is added to dbias (C), null where it is not wanted.
@@ -984,10 +988,9 @@ void norm_backward(X* dresidual, bool overwrite, float* dgamma, float* dbeta, fl
                    const float* sigma, const Divisor& a, const Divisor& b, const AuxTerm* aux, int64_t N, int64_t C,
                    cudaStream_t stream) {
     const int64_t rows_per_block = norm_backward_rows_per_block(N), count = ceil_div(N, rows_per_block);
-    const SummedColumns sums{dgamma, dbeta, dbias, C};
-    const NormBackward<X> p{
-        dresidual, scratch, sums.columns() / C, dout_a, dout_b, x, gamma, mean, sigma, a, b, aux, overwrite,
-        N,         C,       rows_per_block};
+    const int64_t sums = dbias != nullptr ? 3 : 2;
+    const NormBackward<X> p{dresidual, scratch, sums, dout_a, dout_b,    x, gamma, mean,
+                            sigma,     a,       b,    aux,    overwrite, N, C,     rows_per_block};
     constexpr int R = sizeof(X) == 2 ? 4 : 2;  // as many bytes in float
     const auto launch_rounds = [&] {
         if (!rows_are_aligned<X>(C, dresidual, dout_a, dout_b, x, gamma) || C > kHeldChannels) return false;
@@ -1004,7 +1007,7 @@ void norm_backward(X* dresidual, bool overwrite, float* dgamma, float* dbeta, fl
     if (!launch_rounds())
         launch_dependent(norm_backward_plain_kernel<X>, blocks(count), dim3(256), shared_bytes_of<float>(kWarp), stream,
                          p);
-    add_partial_sums(sums, scratch, count, stream);
+    add_partial_sums({dgamma, dbeta, dbias, C}, sums * C, scratch, count, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1191,13 +1194,13 @@ __device__ __forceinline__ float gelu_share(float x) {
 
 struct Gelu {
     __device__ float operator()(float x) const { return x * gelu_share(x); }
+    // dout * gelu'(x)
+    static __device__ __forceinline__ float through(float dout, float x) {
+        const float s = gelu_share(x);
+        const float twice_du = 2.0f * kGeluScale * (1.0f + 3 * 0.044715f * x * x);
+        return dout * (s + x * s * (1.0f - s) * twice_du);
+    }
 };
-// dout * gelu'(x)
-__device__ __forceinline__ float through_gelu(float dout, float x) {
-    const float s = gelu_share(x);
-    const float twice_du = 2.0f * kGeluScale * (1.0f + 3 * 0.044715f * x * x);
-    return dout * (s + x * s * (1.0f - s) * twice_du);
-}
 
 // out, inp (n)
 template <class X>
@@ -1247,7 +1250,8 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp)
     begin_kernel();
     const ColumnWalk walk(N, rows_per_block, width);
     if (walk.column >= M) return;
-    const Vec<X, width> add = load_vec<width>(bias + walk.column);
+    Vec<X, width> add = {};
+    if (bias != nullptr) add = load_vec<width>(bias + walk.column);
     for (int64_t n0 = walk.row; n0 < walk.end; n0 += kColumnWarps * kColumnRows) {
         Vec<X, width> values[kColumnRows], activated;
         LNFREE_UNROLL
@@ -1279,7 +1283,7 @@ void add_bias(X* out, const X* bias, int64_t N, int64_t M, int64_t stride, cudaS
     });
 }
 
-// For products whose library fuses neither: fc (N,M) += bias (M), then hidden (N,M) = gelu(fc).
+// For products whose library fuses neither: fc (N,M) += bias (M) or null, then hidden (N,M) = gelu(fc).
 template <class X>
 void bias_gelu_forward(X* hidden, X* fc, const X* bias, int64_t N, int64_t M, cudaStream_t stream) {
     with_width<X>(rows_are_aligned<X>(M, hidden, fc, bias), [&](auto w) {
@@ -1290,12 +1294,14 @@ void bias_gelu_forward(X* hidden, X* fc, const X* bias, int64_t N, int64_t M, cu
     });
 }
 
-// partial (parts,M): each block's sums of its columns of values. With `inp`, values first become values * gelu'(inp).
-template <class X, int width, bool with_gelu>
+// partial (parts,M): each block's sums of its columns of values. With an Activation, values first
+// become their product with its derivative at `inp`.
+template <class X, int width, class Activation>
 __global__ void __launch_bounds__(kColumnWarps* kWarp)
     column_sums_kernel(float* partial, X* dinp, const X* dout, const X* inp, int64_t N, int64_t M, int64_t stride,
                        int64_t rows_per_block) {
     begin_kernel();
+    constexpr bool activates = !std::is_void_v<Activation>;
     SharedMemory shared;
     Shared<float> sums = shared.take<float>(kColumnWarps * kWarp * width);
     const ColumnWalk walk(N, rows_per_block, width);
@@ -1306,15 +1312,15 @@ __global__ void __launch_bounds__(kColumnWarps* kWarp)
         for (int r = 0; r < kColumnRows; r++) {
             if (!walk.has(n0, r)) continue;
             values[r] = load_vec<width>(dout + walk.at(n0, r, stride));
-            if (with_gelu) x[r] = load_vec_streaming<width>(inp + walk.at(n0, r, stride));
+            if (activates) x[r] = load_vec_streaming<width>(inp + walk.at(n0, r, stride));
         }
         LNFREE_UNROLL
         for (int r = 0; r < kColumnRows; r++) {
             if (!walk.has(n0, r)) continue;
-            if (with_gelu) {
+            if constexpr (activates) {
                 LNFREE_UNROLL
                 for (int i = 0; i < width; i++)
-                    values[r].v[i] = from_float<X>(through_gelu(to_float(values[r].v[i]), to_float(x[r].v[i])));
+                    values[r].v[i] = from_float<X>(Activation::through(to_float(values[r].v[i]), to_float(x[r].v[i])));
                 store_vec(dinp + walk.at(n0, r, stride), values[r]);
             }
             LNFREE_UNROLL
@@ -1338,17 +1344,17 @@ inline int64_t column_sums_scratch(int64_t N, int64_t M) {
     return std::max({ColumnGrid(N, M, 1).parts, ColumnGrid(N, M, 4).parts, ColumnGrid(N, M, 8).parts}) * M;
 }
 
-template <class X, bool with_gelu>
+template <class Activation, class X>
 void launch_column_sums(float* sums, float* scratch, X* dinp, const X* dout, const X* inp, int64_t N, int64_t M,
                         int64_t stride, cudaStream_t stream) {
     const bool aligned = rows_are_aligned<X>(M, dinp, dout, inp) && stride % kVector<X> == 0;
     with_width<X>(aligned, [&](auto w) {
         constexpr int width = decltype(w)::value;
         const ColumnGrid grid(N, M, width);
-        launch_dependent(column_sums_kernel<X, width, with_gelu>, grid.grid(), dim3(kColumnWarps * kWarp),
+        launch_dependent(column_sums_kernel<X, width, Activation>, grid.grid(), dim3(kColumnWarps * kWarp),
                          shared_bytes_of<float>(kColumnWarps * kWarp * width), stream, scratch, dinp, dout, inp, N, M,
                          stride, grid.rows_per_block);
-        add_partial_sums({sums, nullptr, nullptr, M}, scratch, grid.parts, stream);
+        if (sums != nullptr) add_partial_sums({sums, nullptr, nullptr, M}, M, scratch, grid.parts, stream);
     });
 }
 
@@ -1356,15 +1362,15 @@ void launch_column_sums(float* sums, float* scratch, X* dinp, const X* dout, con
 template <class X>
 void column_sums(float* dbias, float* scratch, const X* dout, int64_t N, int64_t M, int64_t stride,
                  cudaStream_t stream) {
-    launch_column_sums<X, false>(dbias, scratch, nullptr, dout, nullptr, N, M, stride, stream);
+    launch_column_sums<void, X>(dbias, scratch, nullptr, dout, nullptr, N, M, stride, stream);
 }
 
-// For products whose library fuses neither: dinp = dout * gelu'(inp), all (N,M), and dbias (M) += the sums of dinp's
-// columns. dinp may be dout.
+// For products whose library fuses neither: dinp = dout * gelu'(inp), all (N,M), and dbias (M) or null += the sums of
+// dinp's columns. dinp may be dout.
 template <class X>
 void gelu_backward_bias(X* dinp, float* dbias, float* scratch, const X* dout, const X* inp, int64_t N, int64_t M,
                         cudaStream_t stream) {
-    launch_column_sums<X, true>(dbias, scratch, dinp, dout, inp, N, M, M, stream);
+    launch_column_sums<Gelu>(dbias, scratch, dinp, dout, inp, N, M, M, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1998,6 +2004,134 @@ inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
     return SplitMix64(seed ^ (static_cast<uint64_t>(updates) * 0xD1342543DE82EF95u)).next();
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// What models of other families do and GPT-2 does not. The formulas are the reference's (section 2 there).
+
+// A warp takes a position of the N, and each lane every 32nd vector of what turns in its heads.
+template <class X, int width>
+__global__ void rotary_kernel(X* qkv, const float* turns, int64_t N, int64_t T, int64_t row, int heads, int HS,
+                              int half, float way) {
+    begin_kernel();
+    const int64_t n = row_of_warp();
+    if (n >= N) return;
+    const int vectors = half / width;
+    for (int i = lane_index(); i < heads * vectors; i += kWarp) {
+        const int first = i % vectors * width;
+        X* const at = qkv + n * row + i / vectors * HS + first;
+        Vec<X, width> x = load_vec<width>(at), y = load_vec<width>(at + half);
+        float turn[2 * width];
+        load_floats<2 * width>(turn, turns + (n % T * half + first) * 2);
+        LNFREE_UNROLL
+        for (int j = 0; j < width; j++) {
+            const float cosine = turn[2 * j], sine = way * turn[2 * j + 1], a = to_float(x.v[j]), b = to_float(y.v[j]);
+            x.v[j] = from_float<X>(cosine * a - sine * b);
+            y.v[j] = from_float<X>(cosine * b + sine * a);
+        }
+        store_vec(at, x);
+        store_vec(at + half, y);
+    }
+}
+
+// Rotary positions: queries and keys of qkv (B,T,Q) turn in place, the first R numbers of every head; turns (T,R/2,2): cosine
+// and sine of every angle. way: 1, or -1 for the gradients, which turn back.
+template <class X>
+void rotary(X* qkv, const float* turns, int64_t B, int64_t T, const Heads& heads, int64_t R, float way,
+            cudaStream_t stream) {
+    constexpr int vector = kVector<X>;
+    const bool aligned = rows_are_aligned<X>(heads.row(), qkv, turns) && heads.HS % vector == 0 && R / 2 % vector == 0;
+    with_width<X>(aligned, [&](auto w) {
+        launch_dependent(rotary_kernel<X, decltype(w)::value>, blocks(ceil_div(B * T, kRowsPerBlock)),
+                         dim3(kRowsPerBlock * kWarp), 0, stream, qkv, turns, B * T, T, heads.row(),
+                         static_cast<int>(heads.NH + heads.KH), static_cast<int>(heads.HS), static_cast<int>(R / 2),
+                         way);
+    });
+}
+
+// GELU itself:  gelu(x) = x * Phi(x),   gelu'(x) = Phi(x) + x * e^(-x^2/2) / sqrt(2 pi)
+struct GeluErf {
+    static __device__ __forceinline__ float share(float x) { return 0.5f * (1.0f + erff(0.70710678118654752440f * x)); }
+    __device__ float operator()(float x) const { return x * share(x); }
+    static __device__ __forceinline__ float through(float dout, float x) {
+        return dout * (share(x) + x * 0.39894228040143267794f * __expf(-0.5f * x * x));
+    }
+};
+
+// out, inp (n)
+template <class X>
+void gelu_erf_forward(X* out, const X* inp, int64_t n, cudaStream_t stream) {
+    map(out, inp, n, GeluErf(), stream);
+}
+
+// As gelu_backward_bias.
+template <class X>
+void gelu_erf_backward_bias(X* dinp, float* dbias, float* scratch, const X* dout, const X* inp, int64_t N, int64_t M,
+                            cudaStream_t stream) {
+    launch_column_sums<GeluErf>(dbias, scratch, dinp, dout, inp, N, M, M, stream);
+}
+
+// Gated SiLU, a warp per row of inp (N,2H): gates g, then values u. With s = 1 / (1 + e^-g):
+//     out = g * s * u,   dg = dout * u * s * (1 + g * (1 - s)),   du = dout * g * s
+__device__ __forceinline__ float logistic(float x) {
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+
+template <class X, int width>
+__global__ void gated_silu_forward_kernel(X* out, const X* inp, int64_t N, int64_t H) {
+    begin_kernel();
+    const int64_t n = row_of_warp();
+    if (n >= N) return;
+    LNFREE_UNROLL_BY(4)
+    for (int64_t h = lane_index() * width; h < H; h += kWarp * width) {
+        Vec<X, width> g = load_vec<width>(inp + n * 2 * H + h);
+        const Vec<X, width> u = load_vec<width>(inp + n * 2 * H + H + h);
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) {
+            const float gate = to_float(g.v[i]);
+            g.v[i] = from_float<X>(gate * logistic(gate) * to_float(u.v[i]));
+        }
+        store_vec(out + n * H + h, g);
+    }
+}
+
+template <class X, int width>
+__global__ void gated_silu_backward_kernel(X* dinp, const X* dout, const X* inp, int64_t N, int64_t H) {
+    begin_kernel();
+    const int64_t n = row_of_warp();
+    if (n >= N) return;
+    LNFREE_UNROLL_BY(2)
+    for (int64_t h = lane_index() * width; h < H; h += kWarp * width) {
+        const int64_t gate = n * 2 * H + h;
+        Vec<X, width> g = load_vec<width>(inp + gate), u = load_vec<width>(inp + gate + H);
+        const Vec<X, width> d = load_vec<width>(dout + n * H + h);
+        LNFREE_UNROLL
+        for (int i = 0; i < width; i++) {
+            const float x = to_float(g.v[i]), s = logistic(x), d_i = to_float(d.v[i]);
+            g.v[i] = from_float<X>(d_i * to_float(u.v[i]) * s * (1.0f + x * (1.0f - s)));
+            u.v[i] = from_float<X>(d_i * x * s);
+        }
+        store_vec(dinp + gate, g);
+        store_vec(dinp + gate + H, u);
+    }
+}
+
+// out (N,H), inp (N,2H)
+template <class X>
+void gated_silu_forward(X* out, const X* inp, int64_t N, int64_t H, cudaStream_t stream) {
+    with_width<X>(rows_are_aligned<X>(H, out, inp), [&](auto w) {
+        launch_dependent(gated_silu_forward_kernel<X, decltype(w)::value>, blocks(ceil_div(N, kRowsPerBlock)),
+                         dim3(kRowsPerBlock * kWarp), 0, stream, out, inp, N, H);
+    });
+}
+
+// dinp (N,2H), overwritten, dout (N,H), inp (N,2H)
+template <class X>
+void gated_silu_backward(X* dinp, const X* dout, const X* inp, int64_t N, int64_t H, cudaStream_t stream) {
+    with_width<X>(rows_are_aligned<X>(H, dinp, dout, inp), [&](auto w) {
+        launch_dependent(gated_silu_backward_kernel<X, decltype(w)::value>, blocks(ceil_div(N, kRowsPerBlock)),
+                         dim3(kRowsPerBlock * kWarp), 0, stream, dinp, dout, inp, N, H);
+    });
+}
+
 // =====================================================================================================================
 // 2. Causal self-attention
 // =====================================================================================================================
@@ -2006,7 +2140,8 @@ inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
 //     p(t,u)      = exp(scores(t,u) - lse(t)),   lse(t) = log sum_u exp(scores(t,u))
 //     out(t)      = sum_u p(t,u) v(u)
 //
-// qkv (B,T,3C) holds queries, keys and values, heads side by side within each; out, dout (B,T,C); lse, delta (B,NH,T).
+// qkv (B,T,Q) holds queries, keys and values, heads side by side within each; out, dout (B,T,A); lse, delta (B,NH,T). In a
+// GPT-2 A = C and Q = 3C; in others a head of keys and values may serve several of queries (Heads, dev/cpu/operations.h).
 //
 // A T x T matrix never exists. As in flash attention (Dao et al. 2022, arXiv 2205.14135; Dao 2023, 2307.08691) a block
 // of threads owns some rows of one head and walks over tiles of the other side:
@@ -2015,7 +2150,8 @@ inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
 //                        its largest score m and the sum of exp(score - m) so far; when m grows, the sum and the row
 //                        of the output are scaled down by exp(old m - new m).
 //     backward, keys     owns keys, walks over queries from the diagonal on, remakes p from lse, and sums
-//                        dv(u) = sum_t p(t,u) dout(t)  and  dk(u) = sum_t ds(t,u) q(t)
+//                        dv(u) = sum_t p(t,u) dout(t)  and  dk(u) = sum_t ds(t,u) q(t),
+//                        over the heads of queries that share the keys, one after the other
 //     backward, queries  owns queries, walks over keys again for  dq(t) = sum_u ds(t,u) k(u)
 //
 //     dp(t,u) = dout(t) . v(u),   delta(t) = sum_u p(t,u) dp(t,u) = dout(t) . out(t),   ds = scale * p * (dp - delta)
@@ -2031,24 +2167,32 @@ namespace attention {
 // What all kernels are told. Offsets within a sequence fit an int (checked_shape sees to it); where a sequence or head
 // begins takes 64 bits.
 struct Shape {
-    int T, NH, HS;
-    float scale;  // of the scores, 1 / sqrt(HS)
+    int T, NH, KH, HS;  // as in Heads
+    float scale;        // of the scores, 1 / sqrt(HS)
 
-    __host__ __device__ int C() const { return NH * HS; }
+    __host__ __device__ int width() const { return NH * HS; }
+    // Heads of queries to each of keys.
+    __host__ __device__ int sharing() const { return NH / KH; }
     // Elements from one position to the next in qkv.
-    __host__ __device__ int qkv_stride() const { return 3 * C(); }
-    // Where a head (b * NH + h) begins in qkv (its queries; keys are C further, values 2C), in out, and in lse.
+    __host__ __device__ int qkv_stride() const { return (NH + 2 * KH) * HS; }
+    // Where a head of queries (b * NH + h) begins in qkv, in out, and in lse.
     __host__ __device__ int64_t in_qkv(int head) const {
         return static_cast<int64_t>(head / NH) * T * qkv_stride() + head % NH * HS;
     }
     __host__ __device__ int64_t in_out(int head) const {
-        return static_cast<int64_t>(head / NH) * T * C() + head % NH * HS;
+        return static_cast<int64_t>(head / NH) * T * width() + head % NH * HS;
     }
     __host__ __device__ int64_t in_rows(int head) const { return static_cast<int64_t>(head) * T; }
+    // From there to the keys that the head looks at, and from keys to their values: C and C in a GPT-2.
+    __host__ __device__ int to_keys(int head) const {
+        const int h = head % NH;
+        return (NH - h + h / sharing()) * HS;
+    }
+    __host__ __device__ int to_values() const { return KH * HS; }
     __host__ __device__ int blocks(int rows_per_block) const { return (T + rows_per_block - 1) / rows_per_block; }
 };
 
-// The rows that a block owns. The grid is one-dimensional: the blocks of a head follow each other, because they read
+// The rows that a block owns, of a head of queries or of keys. The grid is one-dimensional: the blocks of a head follow each other, because they read
 // the same keys and values and so find them in L2. Within a head the longest walk comes first, so that the short ones
 // fill the last gaps: late queries see the most keys, early keys are seen by the most queries.
 struct OwnedRows {
@@ -2216,7 +2360,7 @@ __global__ void __launch_bounds__(kPlainThreads) forward_plain_kernel(X* out, fl
     let_next_kernel_start();
 
     const X* q = qkv + shape.in_qkv(owned.head);
-    const X *k = q + shape.C(), *v = k + shape.C();
+    const X *k = q + shape.to_keys(owned.head), *v = k + shape.to_values();
     queries.load(q, shape.qkv_stride(), owned.first, shape);
     float largest[kPlainRows], sum[kPlainRows], sums[kPlainRows][columns] = {};
     LNFREE_UNROLL
@@ -2252,7 +2396,7 @@ __global__ void __launch_bounds__(kPlainThreads) forward_plain_kernel(X* out, fl
         if (first_query + r < shape.T && lane_index() == 0)
             lse[shape.in_rows(owned.head) + first_query + r] = largest[r] + logf(sum[r]);
     }
-    store_plain(out + shape.in_out(owned.head), shape.C(), first_query, shape, sums, share);
+    store_plain(out + shape.in_out(owned.head), shape.width(), first_query, shape, sums, share);
 }
 
 template <class X, int columns>
@@ -2270,31 +2414,34 @@ __global__ void __launch_bounds__(kPlainThreads)
     wait_for_previous_kernel();
     let_next_kernel_start();
 
-    const X* q = qkv + shape.in_qkv(owned.head);
-    keys.load(q + shape.C(), shape.qkv_stride(), owned.first, shape);
-    values.load(q + 2 * shape.C(), shape.qkv_stride(), owned.first, shape);
+    const int first_head = owned.head * shape.sharing(), to_keys = shape.to_keys(first_head);
+    const int64_t first_q = shape.in_qkv(first_head);
+    keys.load(qkv + first_q + to_keys, shape.qkv_stride(), owned.first, shape);
+    values.load(qkv + first_q + to_keys + shape.to_values(), shape.qkv_stride(), owned.first, shape);
     float dk[kPlainRows][columns] = {}, dv[kPlainRows][columns] = {};
-    for (int first_query = owned.first; first_query < shape.T; first_query += kPlainTile) {
-        __syncthreads();
-        queries.load(q, shape.qkv_stride(), first_query, shape);
-        douts.load(dout + shape.in_out(owned.head), shape.C(), first_query, shape);
-        __syncthreads();
-        const int query = first_query + lane_index();
-        const bool exists = query < shape.T;
-        const float query_lse = exists ? lse[shape.in_rows(owned.head) + query] : kInfinity;  // exp gives 0
-        const float query_delta = exists ? delta[shape.in_rows(owned.head) + query] : 0.0f;
-        float s[kPlainRows], dp[kPlainRows];
-        multiply_rows(s, keys, row, queries);
-        multiply_rows(dp, values, row, douts);
-        LNFREE_UNROLL
-        for (int r = 0; r < kPlainRows; ++r) {
-            const float weight = first_key + r <= query ? expf(scale * s[r] - query_lse) : 0.0f;
-            p[(row + r) * kPlainTile + lane_index()] = weight;
-            ds[(row + r) * kPlainTile + lane_index()] = weight * (dp[r] - query_delta);
+    for (int head = first_head; head < first_head + shape.sharing(); ++head) {
+        for (int first_query = owned.first; first_query < shape.T; first_query += kPlainTile) {
+            __syncthreads();
+            queries.load(qkv + shape.in_qkv(head), shape.qkv_stride(), first_query, shape);
+            douts.load(dout + shape.in_out(head), shape.width(), first_query, shape);
+            __syncthreads();
+            const int query = first_query + lane_index();
+            const bool exists = query < shape.T;
+            const float query_lse = exists ? lse[shape.in_rows(head) + query] : kInfinity;  // exp gives 0
+            const float query_delta = exists ? delta[shape.in_rows(head) + query] : 0.0f;
+            float s[kPlainRows], dp[kPlainRows];
+            multiply_rows(s, keys, row, queries);
+            multiply_rows(dp, values, row, douts);
+            LNFREE_UNROLL
+            for (int r = 0; r < kPlainRows; ++r) {
+                const float weight = first_key + r <= query ? expf(scale * s[r] - query_lse) : 0.0f;
+                p[(row + r) * kPlainTile + lane_index()] = weight;
+                ds[(row + r) * kPlainTile + lane_index()] = weight * (dp[r] - query_delta);
+            }
+            __syncwarp();
+            add_weighted_rows(dv, p, row, douts);
+            add_weighted_rows(dk, ds, row, queries);
         }
-        __syncwarp();
-        add_weighted_rows(dv, p, row, douts);
-        add_weighted_rows(dk, ds, row, queries);
     }
     float one[kPlainRows], scales[kPlainRows];
     LNFREE_UNROLL
@@ -2302,9 +2449,9 @@ __global__ void __launch_bounds__(kPlainThreads)
         one[r] = 1.0f;
         scales[r] = scale;
     }
-    X* dq = dqkv + shape.in_qkv(owned.head);
-    store_plain(dq + shape.C(), shape.qkv_stride(), first_key, shape, dk, scales);
-    store_plain(dq + 2 * shape.C(), shape.qkv_stride(), first_key, shape, dv, one);
+    X* const to = dqkv + first_q + to_keys;
+    store_plain(to, shape.qkv_stride(), first_key, shape, dk, scales);
+    store_plain(to + shape.to_values(), shape.qkv_stride(), first_key, shape, dv, one);
 }
 
 template <class X, int columns>
@@ -2322,9 +2469,9 @@ __global__ void __launch_bounds__(kPlainThreads)
     let_next_kernel_start();
 
     const X* q = qkv + shape.in_qkv(owned.head);
-    const X *k = q + shape.C(), *v = k + shape.C();
+    const X *k = q + shape.to_keys(owned.head), *v = k + shape.to_values();
     queries.load(q, shape.qkv_stride(), owned.first, shape);
-    douts.load(dout + shape.in_out(owned.head), shape.C(), owned.first, shape);
+    douts.load(dout + shape.in_out(owned.head), shape.width(), owned.first, shape);
     float row_lse[kPlainRows], row_delta[kPlainRows], scales[kPlainRows], dq[kPlainRows][columns] = {};
     LNFREE_UNROLL
     for (int r = 0; r < kPlainRows; ++r) {
@@ -2640,7 +2787,7 @@ __global__ void __launch_bounds__(ForwardPlan<HS>::kThreads, 2)
     let_next_kernel_start();
 
     const bf16* q = qkv + shape.in_qkv(owned.head);
-    const bf16 *k = q + shape.C(), *v = k + shape.C();
+    const bf16 *k = q + shape.to_keys(owned.head), *v = k + shape.to_values();
     const auto copy_tile = [&](int tile) {
         copy_rows<kTile, threads>(keys.part(tile % 2 * kTile), k, stride, tile * kTile, T);
         copy_rows<kTile, threads>(values.part(tile % 2 * kTile), v, stride, tile * kTile, T);
@@ -2677,7 +2824,7 @@ __global__ void __launch_bounds__(ForwardPlan<HS>::kThreads, 2)
             lse[shape.in_rows(owned.head) + query] = softmax.reference[m][half] / kLog2e + logf(sum);
         share[m][half] = __fdividef(1.0f, sum);
     });
-    store_rows(out + shape.in_out(owned.head), shape.C(), first_query, T, sums, share, queries.part(row));
+    store_rows(out + shape.in_out(owned.head), shape.width(), first_query, T, sums, share, queries.part(row));
 }
 
 // Backward keeps more sums, so the walk's tile is used in two halves of 32 rows. With heads of 128 a block owns 64
@@ -2692,8 +2839,9 @@ struct BackwardPlan {
     static constexpr size_t kStatisticsBytes = 4 * kTile * sizeof(float);
 };
 
-// dk and dv. Scores stand transposed: rows are keys, columns queries.
-template <int HS>
+// dk and dv. Scores stand transposed: rows are keys, columns queries. share: several heads of queries do; a kernel apart,
+// because counting them costs registers, of which there are none to spare.
+template <int HS, bool share>
 __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::kBlocksPerMultiprocessor)
     backward_keys_tensor_kernel(bf16* dqkv, const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                 Shape shape) {
@@ -2710,11 +2858,13 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
     wait_for_previous_kernel();
     let_next_kernel_start();
 
-    const bf16* q = qkv + shape.in_qkv(owned.head);
-    const bf16* dout_head = dout + shape.in_out(owned.head);
+    const int sharing = share ? shape.sharing() : 1;
+    int head = owned.head * sharing;  // of queries: the first of those that share the keys
+    const bf16 *q = qkv + shape.in_qkv(head), *dout_head = dout + shape.in_out(head);
+    const int to_keys = share ? shape.to_keys(head) : shape.width();
     const auto copy_tile = [&](int tile) {
         copy_rows<kTile, threads>(queries.part(tile % 2 * kTile), q, stride, tile * kTile, T);
-        copy_rows<kTile, threads>(douts.part(tile % 2 * kTile), dout_head, shape.C(), tile * kTile, T);
+        copy_rows<kTile, threads>(douts.part(tile % 2 * kTile), dout_head, shape.width(), tile * kTile, T);
         copy_async_commit();
     };
     // Each of the first 128 threads fetches one number of the next tile into a register while the present tile is used,
@@ -2723,73 +2873,76 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
         const int index = static_cast<int>(threadIdx.x) % (2 * kTile), query = tile * kTile + index % kTile;
         const bool is_lse = index < kTile;
         if (query >= T) return is_lse ? kInfinity : 0.0f;
-        const int64_t at = shape.in_rows(owned.head) + query;
+        const int64_t at = shape.in_rows(head) + query;
         return is_lse ? lse[at] * kLog2e : delta[at];
     };
     const auto keep_statistic = [&](int tile, float value) {
         if (threadIdx.x < 2 * kTile) statistics[tile % 2 * 2 * kTile + static_cast<int>(threadIdx.x)] = value;
     };
     const int first_tile = owned.first / kTile, tiles = (T + kTile - 1) / kTile;
-    copy_rows<kOwned, threads>(keys, q + shape.C(), stride, owned.first, T);
-    copy_rows<kOwned, threads>(values, q + 2 * shape.C(), stride, owned.first, T);
-    copy_tile(first_tile);
-    keep_statistic(first_tile, fetch_statistic(first_tile));
+    copy_rows<kOwned, threads>(keys, q + to_keys, stride, owned.first, T);
+    copy_rows<kOwned, threads>(values, q + to_keys + shape.to_values(), stride, owned.first, T);
 
     const LeftInShared<HS, row_tiles> left_keys(keys, row), left_values(values, row);
     float dk[row_tiles][HS / 8][4] = {}, dv[row_tiles][HS / 8][4] = {};
-    for (int tile = first_tile; tile < tiles; ++tile) {
-        copy_async_wait<0>();
-        __syncthreads();
-        float next_statistic = 0;
-        if (tile + 1 < tiles) {
-            copy_tile(tile + 1);
-            next_statistic = fetch_statistic(tile + 1);
-        }
-        // masked: are some of these queries before some of this warp's keys? Compiled twice, because most are not.
-        const auto use_queries = [&](int part, auto masked) {
-            const int first_query = tile * kTile + part;
-            const Tile<HS> query_rows = queries.part(tile % 2 * kTile + part);
-            const Tile<HS> dout_rows = douts.part(tile % 2 * kTile + part);
-            const Shared<float> lse2 = statistics + (tile % 2 * 2 * kTile + part), deltas = lse2 + kTile;
-            float p[row_tiles][step / 8][4], ds[row_tiles][step / 8][4];
-            dot_rows(p, left_keys, query_rows);
-            LNFREE_UNROLL
-            for (int n = 0; n < step / 8; ++n) {
-                const Vec<float, 2> columns_lse = lse2.template load_vec<2>(8 * n + lane % 4 * 2);
+    for (int done = 0; done < sharing; ++done, ++head, q += HS, dout_head += HS) {
+        if (share) __syncthreads();  // everyone is done with the head before
+        copy_tile(first_tile);
+        keep_statistic(first_tile, fetch_statistic(first_tile));
+        for (int tile = first_tile; tile < tiles; ++tile) {
+            copy_async_wait<0>();
+            __syncthreads();
+            float next_statistic = 0;
+            if (tile + 1 < tiles) {
+                copy_tile(tile + 1);
+                next_statistic = fetch_statistic(tile + 1);
+            }
+            // masked: are some of these queries before some of this warp's keys? Compiled twice, because most are not.
+            const auto use_queries = [&](int part, auto masked) {
+                const int first_query = tile * kTile + part;
+                const Tile<HS> query_rows = queries.part(tile % 2 * kTile + part);
+                const Tile<HS> dout_rows = douts.part(tile % 2 * kTile + part);
+                const Shared<float> lse2 = statistics + (tile % 2 * 2 * kTile + part), deltas = lse2 + kTile;
+                float p[row_tiles][step / 8][4], ds[row_tiles][step / 8][4];
+                dot_rows(p, left_keys, query_rows);
                 LNFREE_UNROLL
-                for (int m = 0; m < row_tiles; ++m) {
+                for (int n = 0; n < step / 8; ++n) {
+                    const Vec<float, 2> columns_lse = lse2.template load_vec<2>(8 * n + lane % 4 * 2);
                     LNFREE_UNROLL
-                    for (int i = 0; i < 4; ++i) {
-                        const int key = first_key + 16 * m + lane / 4 + i / 2 * 8;
-                        const int query = first_query + 8 * n + lane % 4 * 2 + i % 2;
-                        p[m][n][i] = fast_exp2(p[m][n][i] * factor - columns_lse.v[i % 2]);
-                        if (masked.value && key > query) p[m][n][i] = 0;
+                    for (int m = 0; m < row_tiles; ++m) {
+                        LNFREE_UNROLL
+                        for (int i = 0; i < 4; ++i) {
+                            const int key = first_key + 16 * m + lane / 4 + i / 2 * 8;
+                            const int query = first_query + 8 * n + lane % 4 * 2 + i % 2;
+                            p[m][n][i] = fast_exp2(p[m][n][i] * factor - columns_lse.v[i % 2]);
+                            if (masked.value && key > query) p[m][n][i] = 0;
+                        }
                     }
                 }
-            }
-            add_rows(dv, p, dout_rows);
-            dot_rows(ds, left_values, dout_rows);
-            LNFREE_UNROLL
-            for (int n = 0; n < step / 8; ++n) {
-                const Vec<float, 2> columns_delta = deltas.template load_vec<2>(8 * n + lane % 4 * 2);
+                add_rows(dv, p, dout_rows);
+                dot_rows(ds, left_values, dout_rows);
                 LNFREE_UNROLL
-                for (int m = 0; m < row_tiles; ++m) {
+                for (int n = 0; n < step / 8; ++n) {
+                    const Vec<float, 2> columns_delta = deltas.template load_vec<2>(8 * n + lane % 4 * 2);
                     LNFREE_UNROLL
-                    for (int i = 0; i < 4; ++i) ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - columns_delta.v[i % 2]);
+                    for (int m = 0; m < row_tiles; ++m) {
+                        LNFREE_UNROLL
+                        for (int i = 0; i < 4; ++i) ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - columns_delta.v[i % 2]);
+                    }
                 }
+                add_rows(dk, ds, query_rows);
+            };
+            LNFREE_UNROLL_BY(1)
+            for (int part = 0; part < kTile; part += step) {
+                const int first_query = tile * kTile + part;
+                if (first_key > first_query + step - 1 || first_key >= T) continue;
+                if (first_key + 16 * row_tiles - 1 > first_query)
+                    use_queries(part, std::true_type());
+                else
+                    use_queries(part, std::false_type());
             }
-            add_rows(dk, ds, query_rows);
-        };
-        LNFREE_UNROLL_BY(1)
-        for (int part = 0; part < kTile; part += step) {
-            const int first_query = tile * kTile + part;
-            if (first_key > first_query + step - 1 || first_key >= T) continue;
-            if (first_key + 16 * row_tiles - 1 > first_query)
-                use_queries(part, std::true_type());
-            else
-                use_queries(part, std::false_type());
+            if (tile + 1 < tiles) keep_statistic(tile + 1, next_statistic);
         }
-        if (tile + 1 < tiles) keep_statistic(tile + 1, next_statistic);
     }
 
     float one[row_tiles][2], scales[row_tiles][2];
@@ -2797,9 +2950,9 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
         one[m][half] = 1.0f;
         scales[m][half] = scale;
     });
-    bf16* dq = dqkv + shape.in_qkv(owned.head);
-    store_rows(dq + shape.C(), stride, first_key, T, dk, scales, keys.part(row));
-    store_rows(dq + 2 * shape.C(), stride, first_key, T, dv, one, values.part(row));
+    bf16* const to = dqkv + shape.in_qkv(owned.head * sharing) + to_keys;
+    store_rows(to, stride, first_key, T, dk, scales, keys.part(row));
+    store_rows(to + shape.to_values(), stride, first_key, T, dv, one, values.part(row));
 }
 
 template <int HS>
@@ -2819,14 +2972,14 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
     let_next_kernel_start();
 
     const bf16* q = qkv + shape.in_qkv(owned.head);
-    const bf16 *k = q + shape.C(), *v = k + shape.C();
+    const bf16 *k = q + shape.to_keys(owned.head), *v = k + shape.to_values();
     const auto copy_tile = [&](int tile) {
         copy_rows<kTile, threads>(keys.part(tile % 2 * kTile), k, stride, tile * kTile, T);
         copy_rows<kTile, threads>(values.part(tile % 2 * kTile), v, stride, tile * kTile, T);
         copy_async_commit();
     };
     copy_rows<kOwned, threads>(queries, q, stride, owned.first, T);
-    copy_rows<kOwned, threads>(douts, dout + shape.in_out(owned.head), shape.C(), owned.first, T);
+    copy_rows<kOwned, threads>(douts, dout + shape.in_out(owned.head), shape.width(), owned.first, T);
     copy_async_commit();
     copy_tile(0);
     float lse2[row_tiles][2], row_delta[row_tiles][2], scales[row_tiles][2];
@@ -2876,23 +3029,27 @@ __global__ void __launch_bounds__(BackwardPlan<HS>::kThreads, BackwardPlan<HS>::
 // Choosing among the compiled kernels
 
 // Throws BadInput unless the sizes are those of an attention that kernels here can compute.
-inline Shape checked_shape(int64_t B, int64_t T, int64_t C, int64_t NH, int64_t largest_head) {
-    if (B < 1 || T < 1 || NH < 1 || C % NH != 0 || C / NH < 1 || C / NH > largest_head)
-        throw BadInput("attention: width " + std::to_string(C) + " and " + std::to_string(NH) +
-                       " heads: the head size must be a whole number from 1 to " + std::to_string(largest_head));
+inline Shape checked_shape(int64_t B, int64_t T, const Heads& heads, int64_t largest_head) {
+    const auto& [NH, KH, HS] = heads;
+    if (HS < 1 || HS > largest_head)
+        throw BadInput("attention: the head size is " + std::to_string(HS) + "; it can be from 1 to " +
+                       std::to_string(largest_head));
+    if (B < 1 || T < 1 || KH < 1 || NH < KH || NH % KH != 0)
+        throw BadInput("attention: " + std::to_string(NH) + " heads of queries can not share " + std::to_string(KH) +
+                       " of keys; their number must be a multiple");
     constexpr int64_t most = std::numeric_limits<int>::max();
-    if (T > most / (3 * C) - 128)
-        throw BadInput("attention: sequences of " + std::to_string(T) + " positions of width " + std::to_string(C) +
-                       " are too long; use a smaller --seq");
+    if (T > most / heads.row() - 128)
+        throw BadInput("attention: sequences of " + std::to_string(T) + " positions of width " +
+                       std::to_string(heads.width()) + " are too long; use a smaller --seq");
     if (B * NH > most / (T / kPlainTile + 1))
         throw BadInput("attention: a batch of " + std::to_string(B) + " sequences is too large; use a smaller --batch");
-    const double HS = static_cast<double>(C / NH);
-    return {static_cast<int>(T), static_cast<int>(NH), static_cast<int>(C / NH),
-            static_cast<float>(1.0 / std::sqrt(HS))};
+    return {static_cast<int>(T), static_cast<int>(NH), static_cast<int>(KH), static_cast<int>(HS),
+            static_cast<float>(1.0 / std::sqrt(static_cast<double>(HS)))};
 }
 
-inline dim3 grid_of(int64_t B, const Shape& shape, int rows_per_block) {
-    return dim3(static_cast<unsigned>(B * shape.NH * shape.blocks(rows_per_block)));
+// Blocks that own rows of every head: of NH of queries, or KH of keys.
+inline dim3 grid_of(int64_t B, int heads, const Shape& shape, int rows_per_block) {
+    return dim3(static_cast<unsigned>(B * heads * shape.blocks(rows_per_block)));
 }
 
 // visit(columns), columns a std::integral_constant: how many columns of a head each lane of the plain kernels takes.
@@ -2927,68 +3084,68 @@ bool attention_has_tensor_cores(int64_t HS) {
     return std::is_same_v<X, bf16> && (HS == 32 || HS == 64 || HS == 96 || HS == 128);
 }
 
-// out (B,T,C) and lse (B,NH,T) from qkv (B,T,3C), by the kernels that take any head size up to 256.
+// out (B,T,A) and lse (B,NH,T) from qkv (B,T,Q), by the kernels that take any head size up to 256.
 template <class X>
-void attention_forward_plain(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+void attention_forward_plain(X* out, float* lse, const X* qkv, int64_t B, int64_t T, const Heads& heads,
                              cudaStream_t stream) {
     using namespace attention;
-    const Shape shape = checked_shape(B, T, C, NH, 256);
+    const Shape shape = checked_shape(B, T, heads, 256);
     for_columns(shape.HS, [&](auto columns) {
-        launch_dependent(forward_plain_kernel<X, columns()>, grid_of(B, shape, kPlainTile), dim3(kPlainThreads),
-                         plain_shared_bytes(shape.HS, 3, 1), stream, out, lse, qkv, shape);
+        launch_dependent(forward_plain_kernel<X, columns()>, grid_of(B, shape.NH, shape, kPlainTile),
+                         dim3(kPlainThreads), plain_shared_bytes(shape.HS, 3, 1), stream, out, lse, qkv, shape);
     });
 }
 
 // The same by tensor cores, for X = bf16. BadInput if the head size is none of theirs. (A template only so that
 // programs that do not call it need not compile its kernels.)
 template <class X>
-void attention_forward_tensor_cores(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+void attention_forward_tensor_cores(X* out, float* lse, const X* qkv, int64_t B, int64_t T, const Heads& heads,
                                     cudaStream_t stream) {
     static_assert(std::is_same_v<X, bf16>, "these kernels compute with bf16");
     using namespace attention;
-    const Shape shape = checked_shape(B, T, C, NH, 128);
+    const Shape shape = checked_shape(B, T, heads, 128);
     for_head_size(shape.HS, [&](auto HS) {
         using Plan = ForwardPlan<HS()>;
-        launch_dependent(forward_tensor_kernel<HS()>, grid_of(B, shape, Plan::kOwned), dim3(Plan::kThreads),
+        launch_dependent(forward_tensor_kernel<HS()>, grid_of(B, shape.NH, shape, Plan::kOwned), dim3(Plan::kThreads),
                          Plan::kSharedBytes, stream, out, lse, qkv, shape);
     });
 }
 
 // The same by the fastest kernels that apply.
 template <class X>
-void attention_forward(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+void attention_forward(X* out, float* lse, const X* qkv, int64_t B, int64_t T, const Heads& heads,
                        cudaStream_t stream) {
     if constexpr (std::is_same_v<X, bf16>) {
-        if (attention_has_tensor_cores<X>(C / NH))
-            return attention_forward_tensor_cores(out, lse, qkv, B, T, C, NH, stream);
+        if (attention_has_tensor_cores<X>(heads.HS))
+            return attention_forward_tensor_cores(out, lse, qkv, B, T, heads, stream);
     }
-    attention_forward_plain(out, lse, qkv, B, T, C, NH, stream);
+    attention_forward_plain(out, lse, qkv, B, T, heads, stream);
 }
 
 // For decoding: T new positions of each sequence attend to themselves and to the `first` ones before them, whose keys and
-// values lie in cache (B,capacity,2C). There are few queries and one key after another is read once: a warp takes a head
+// values lie in cache (B,capacity,2 KH HS). There are few queries and one key after another is read once: a warp takes a head
 // of a position, and each lane every 32nd of its channels.
 constexpr int kCachedChannels = 8;  // of a lane: heads of up to 256
 
 template <class X>
 __global__ void append_to_cache_kernel(X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity,
-                                       int64_t C) {
+                                       int64_t A, int64_t kept) {
     begin_kernel();
     const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= B * T * 2 * C) return;
-    const int64_t n = i / (2 * C), c = i % (2 * C), b = n / T, t = n % T;
-    cache[(b * capacity + first + t) * 2 * C + c] = qkv[n * 3 * C + C + c];
+    if (i >= B * T * kept) return;
+    const int64_t n = i / kept, c = i % kept, b = n / T, t = n % T;
+    cache[(b * capacity + first + t) * kept + c] = qkv[n * (A + kept) + A + c];
 }
 
 template <class X>
 __global__ void attention_cached_kernel(X* out, const X* qkv, const X* cache, int64_t B, int64_t T, int64_t first,
-                                        int64_t capacity, int64_t C, int64_t NH) {
+                                        int64_t capacity, int64_t NH, int64_t KH, int64_t HS) {
     begin_kernel();
     const int64_t row = row_of_warp();
     if (row >= B * T * NH) return;
-    const int64_t n = row / NH, head = row % NH, HS = C / NH;
-    const X* q = qkv + n * 3 * C + head * HS;
-    const X* key = cache + n / T * capacity * 2 * C + head * HS;
+    const int64_t n = row / NH, head = row % NH, to_values = KH * HS;
+    const X* q = qkv + n * (NH + 2 * KH) * HS + head * HS;
+    const X* key = cache + n / T * capacity * 2 * to_values + head / (NH / KH) * HS;
     const float scale = rsqrtf(static_cast<float>(HS));
     float query[kCachedChannels], mean[kCachedChannels] = {};
     float largest = -INFINITY, sum = 0;
@@ -2997,7 +3154,7 @@ __global__ void attention_cached_kernel(X* out, const X* qkv, const X* cache, in
         const int c = lane_index() + i * kWarp;
         query[i] = c < HS ? to_float(q[c]) * scale : 0.0f;
     }
-    for (int64_t t = 0; t <= first + n % T; t++, key += 2 * C) {
+    for (int64_t t = 0; t <= first + n % T; t++, key += 2 * to_values) {
         float score = 0;
         LNFREE_UNROLL
         for (int i = 0; i < kCachedChannels; i++) {
@@ -3011,39 +3168,41 @@ __global__ void attention_cached_kernel(X* out, const X* qkv, const X* cache, in
         LNFREE_UNROLL
         for (int i = 0; i < kCachedChannels; i++) {
             const int c = lane_index() + i * kWarp;
-            if (c < HS) mean[i] = shrink * mean[i] + p * to_float(key[C + c]);
+            if (c < HS) mean[i] = shrink * mean[i] + p * to_float(key[to_values + c]);
         }
     }
     LNFREE_UNROLL
     for (int i = 0; i < kCachedChannels; i++) {
         const int c = lane_index() + i * kWarp;
-        if (c < HS) out[n * C + head * HS + c] = from_float<X>(mean[i] / sum);
+        if (c < HS) out[row * HS + c] = from_float<X>(mean[i] / sum);
     }
 }
 
-// out (B,T,C) from qkv (B,T,3C), whose keys and values go into the cache.
+// out (B,T,A) from qkv (B,T,Q), whose keys and values go into the cache.
 template <class X>
-void attention_cached(X* out, X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity, int64_t C,
-                      int64_t NH, cudaStream_t stream) {
-    attention::checked_shape(B, T, C, NH, kCachedChannels * kWarp);
+void attention_cached(X* out, X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity,
+                      const Heads& heads, cudaStream_t stream) {
+    attention::checked_shape(B, T, heads, kCachedChannels * kWarp);
     constexpr int warps = 4;
-    launch_dependent(append_to_cache_kernel<X>, blocks(ceil_div(B * T * 2 * C, 256)), dim3(256), 0, stream, cache, qkv,
-                     B, T, first, capacity, C);
-    launch_dependent(attention_cached_kernel<X>, blocks(ceil_div(B * T * NH, warps)), dim3(warps * kWarp), 0, stream,
-                     out, qkv, static_cast<const X*>(cache), B, T, first, capacity, C, NH);
+    const int64_t A = heads.width(), kept = heads.row() - A;
+    launch_dependent(append_to_cache_kernel<X>, blocks(ceil_div(B * T * kept, 256)), dim3(256), 0, stream, cache, qkv,
+                     B, T, first, capacity, A, kept);
+    launch_dependent(attention_cached_kernel<X>, blocks(ceil_div(B * T * heads.NH, warps)), dim3(warps * kWarp), 0,
+                     stream, out, qkv, static_cast<const X*>(cache), B, T, first, capacity, heads.NH, heads.KH,
+                     heads.HS);
 }
 
-// dqkv (B,T,3C), overwritten, from dout (B,T,C) and what forward read and wrote; delta_scratch (B,NH,T) is overwritten.
+// dqkv (B,T,Q), overwritten, from dout (B,T,A) and what forward read and wrote; delta_scratch (B,NH,T) is overwritten.
 template <class X>
 void attention_backward_plain(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out,
-                              const float* lse, int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream) {
+                              const float* lse, int64_t B, int64_t T, const Heads& heads, cudaStream_t stream) {
     using namespace attention;
-    const Shape shape = checked_shape(B, T, C, NH, 256);
+    const Shape shape = checked_shape(B, T, heads, 256);
     compute_delta(delta_scratch, dout, out, B, shape, stream);
     for_columns(shape.HS, [&](auto columns) {
-        const dim3 grid = grid_of(B, shape, kPlainTile), block(kPlainThreads);
-        launch_dependent(backward_keys_plain_kernel<X, columns()>, grid, block, plain_shared_bytes(shape.HS, 4, 2),
-                         stream, dqkv, dout, qkv, lse, delta_scratch, shape);
+        const dim3 grid = grid_of(B, shape.NH, shape, kPlainTile), block(kPlainThreads);
+        launch_dependent(backward_keys_plain_kernel<X, columns()>, grid_of(B, shape.KH, shape, kPlainTile), block,
+                         plain_shared_bytes(shape.HS, 4, 2), stream, dqkv, dout, qkv, lse, delta_scratch, shape);
         launch_dependent(backward_queries_plain_kernel<X, columns()>, grid, block, plain_shared_bytes(shape.HS, 4, 1),
                          stream, dqkv, dout, qkv, lse, delta_scratch, shape);
     });
@@ -3052,17 +3211,19 @@ void attention_backward_plain(X* dqkv, float* delta_scratch, const X* dout, cons
 // The same by tensor cores, as for forward.
 template <class X>
 void attention_backward_tensor_cores(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out,
-                                     const float* lse, int64_t B, int64_t T, int64_t C, int64_t NH,
-                                     cudaStream_t stream) {
+                                     const float* lse, int64_t B, int64_t T, const Heads& heads, cudaStream_t stream) {
     static_assert(std::is_same_v<X, bf16>, "these kernels compute with bf16");
     using namespace attention;
-    const Shape shape = checked_shape(B, T, C, NH, 128);
+    const Shape shape = checked_shape(B, T, heads, 128);
     compute_delta(delta_scratch, dout, out, B, shape, stream);
     for_head_size(shape.HS, [&](auto HS) {
         using Plan = BackwardPlan<HS()>;
-        const dim3 grid = grid_of(B, shape, Plan::kOwned), block(Plan::kThreads);
-        launch_dependent(backward_keys_tensor_kernel<HS()>, grid, block, Plan::kSharedBytes + Plan::kStatisticsBytes,
-                         stream, dqkv, dout, qkv, lse, delta_scratch, shape);
+        const dim3 grid = grid_of(B, shape.NH, shape, Plan::kOwned), block(Plan::kThreads);
+        const auto keys_kernel =
+            shape.sharing() == 1 ? backward_keys_tensor_kernel<HS(), false> : backward_keys_tensor_kernel<HS(), true>;
+        launch_dependent(keys_kernel, grid_of(B, shape.KH, shape, Plan::kOwned), block,
+                         Plan::kSharedBytes + Plan::kStatisticsBytes, stream, dqkv, dout, qkv, lse, delta_scratch,
+                         shape);
         launch_dependent(backward_queries_tensor_kernel<HS()>, grid, block, Plan::kSharedBytes, stream, dqkv, dout, qkv,
                          lse, delta_scratch, shape);
     });
@@ -3071,31 +3232,37 @@ void attention_backward_tensor_cores(X* dqkv, float* delta_scratch, const X* dou
 // The same by the fastest kernels that apply.
 template <class X>
 void attention_backward(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out, const float* lse,
-                        int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream) {
+                        int64_t B, int64_t T, const Heads& heads, cudaStream_t stream) {
     if constexpr (std::is_same_v<X, bf16>) {
-        if (attention_has_tensor_cores<X>(C / NH))
-            return attention_backward_tensor_cores(dqkv, delta_scratch, dout, qkv, out, lse, B, T, C, NH, stream);
+        if (attention_has_tensor_cores<X>(heads.HS))
+            return attention_backward_tensor_cores(dqkv, delta_scratch, dout, qkv, out, lse, B, T, heads, stream);
     }
-    attention_backward_plain(dqkv, delta_scratch, dout, qkv, out, lse, B, T, C, NH, stream);
+    attention_backward_plain(dqkv, delta_scratch, dout, qkv, out, lse, B, T, heads, stream);
+}
+
+inline void require_own_keys(const Heads& heads) {
+    if (heads.KH != heads.NH)
+        throw BadInput("--attention cudnn: every head of queries must have its own keys; use flash for this model");
 }
 
 // By cuDNN in programs that have it, for X = bf16; else by the fastest kernels here.
 template <class X>
-void attention_forward_cudnn(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+void attention_forward_cudnn(X* out, float* lse, const X* qkv, int64_t B, int64_t T, const Heads& heads,
                              cudaStream_t stream) {
     if constexpr (kHasCudnn && std::is_same_v<X, bf16>) {
-        cudnn_attention_forward(out, lse, qkv, B, T, C, NH, stream);
+        require_own_keys(heads);
+        cudnn_attention_forward(out, lse, qkv, B, T, heads.width(), heads.NH, stream);
     } else {
-        attention_forward(out, lse, qkv, B, T, C, NH, stream);
+        attention_forward(out, lse, qkv, B, T, heads, stream);
     }
 }
 template <class X>
 void attention_backward_cudnn(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out,
-                              const float* lse, int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream) {
+                              const float* lse, int64_t B, int64_t T, const Heads& heads, cudaStream_t stream) {
     if constexpr (kHasCudnn && std::is_same_v<X, bf16>) {
-        cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, C, NH, stream);
+        cudnn_attention_backward(dqkv, dout, qkv, out, lse, B, T, heads.width(), heads.NH, stream);
     } else {
-        attention_backward(dqkv, delta_scratch, dout, qkv, out, lse, B, T, C, NH, stream);
+        attention_backward(dqkv, delta_scratch, dout, qkv, out, lse, B, T, heads, stream);
     }
 }
 
@@ -3103,9 +3270,9 @@ void attention_backward_cudnn(X* dqkv, float* delta_scratch, const X* dout, cons
 template <class X>
 struct AttentionKernels {
     const char* name;
-    void (*forward)(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream);
+    void (*forward)(X* out, float* lse, const X* qkv, int64_t B, int64_t T, const Heads& heads, cudaStream_t stream);
     void (*backward)(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out, const float* lse,
-                     int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream);
+                     int64_t B, int64_t T, const Heads& heads, cudaStream_t stream);
 };
 
 // --attention. BadInput if there is no such choice in this program.
@@ -3265,7 +3432,8 @@ class MatrixProducts {
         const bool aux = e.before_gelu != nullptr || e.through_gelu != nullptr;
         if (aux && (N % 8 != 0 || std::is_same_v<Out, float>)) return false;
         if (reinterpret_cast<uintptr_t>(e.bias) % 16 != 0) return false;
-        set(CUBLASLT_MATMUL_DESC_EPILOGUE, e.before_gelu != nullptr    ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+        const auto gelu = e.bias != nullptr ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, e.before_gelu != nullptr    ? gelu
                                            : e.through_gelu != nullptr ? CUBLASLT_EPILOGUE_DGELU
                                            : e.bias != nullptr         ? CUBLASLT_EPILOGUE_BIAS
                                                                        : CUBLASLT_EPILOGUE_DEFAULT);
@@ -3445,9 +3613,9 @@ struct DeviceActivations {
     struct Layer {
         X *residual, *residual_mid;  // (B,T,C) stream before attention, and before the MLP
         X *normed1, *normed2;        // (B,T,C); scratch of all layers with recompute 2
-        X *qkv, *att;                // (B,T,3C), (B,T,C)
-        X *fc, *hidden;              // (B,T,n_inner) before and after GELU; hidden is scratch with recompute 1 and 2
-        float* lse;                  // (B,NH,T)
+        X *qkv, *att;                // (B,T,Q), (B,T,A): 3C and C in a GPT-2
+        X *fc, *hidden;  // (B,T,F), (B,T,n_inner) before and after GELU; hidden is scratch with recompute 1 and 2
+        float* lse;      // (B,NH,T)
     };
     std::vector<Layer> layers;
     float *mean, *sigma;                        // (2L+1,N): ln_1 and ln_2 of every layer, then ln_f
@@ -3455,12 +3623,12 @@ struct DeviceActivations {
     X* normed_v;                                // (B,T,C) the values' input, while a layer's qk and v differ
     X* branch;                                  // (B,T,C)
     X* logits;                                  // (rows_per_chunk,Vp)
-    X *dresidual, *dnormed, *dnormed_v, *datt;  // (B,T,C)
-    X *dqkv, *dhidden;                          // (B,T,3C), (B,T,n_inner)
-    float *delta, *losses, *kls, *scratch;      // (B,NH,T), (B,T), (B,T) with a teacher, partial sums
-    uint8_t* agreements;                        // (B,T) beside another model
-    double* statistics;                         // (2L+1,2) sums of sigma, then of the losses, then of kls
-    AuxTerm* aux;                               // (2L+1), of which the last alone is used unless asked for all
+    X *dresidual, *dnormed, *dnormed_v, *datt;  // (B,T,C), the last (B,T,A)
+    X *dqkv, *dhidden, *dfc;                // (B,T,Q), (B,T,n_inner), (B,T,F); the last two are one where F = n_inner
+    float *delta, *losses, *kls, *scratch;  // (B,NH,T), (B,T), (B,T) with a teacher, partial sums
+    uint8_t* agreements;                    // (B,T) beside another model
+    double* statistics;                     // (2L+1,2) sums of sigma, then of the losses, then of kls
+    AuxTerm* aux;                           // (2L+1), of which the last alone is used unless asked for all
     GradientNorm* norm;
     int32_t *tokens, *targets, *sorted;  // (B,T), (B,T), see sort_positions
     int64_t rows_per_chunk = 0, Vp = 0;
@@ -3475,7 +3643,8 @@ struct DeviceActivations {
             used += padded_bytes<T_>(n);
         };
         const int64_t N = B * T, NC = N * c.C, NH = N * c.n_inner, sites = 2 * c.L + 1;
-        const bool norms = c.form != ModelForm::folded;  // without them the products read the stream itself
+        const int64_t Q = c.qkv_width(), A = c.heads_width(), F = c.fc_width();
+        const bool norms = c.has_norms();  // without them the products read the stream itself
         layers.resize(static_cast<size_t>(c.L));
         for (int64_t l = 0; l < c.L; l++) {
             Layer &y = layers[static_cast<size_t>(l)], &first = layers[0];
@@ -3485,16 +3654,16 @@ struct DeviceActivations {
             }
             take(y.residual, NC);
             take(y.residual_mid, NC);
-            take(y.qkv, 3 * NC);
-            take(y.att, NC);
-            take(y.fc, NH);
+            take(y.qkv, N * Q);
+            take(y.att, N * A);
+            take(y.fc, N * F);
             take(y.lse, N * c.NH);
             const bool keeps_norms = norms && (recompute < 2 || l == 0), keeps_hidden = recompute < 1 || l == 0;
             if (keeps_norms) take(y.normed1, NC);
             if (keeps_norms) take(y.normed2, NC);
             if (keeps_hidden) take(y.hidden, NH);
             if (!keeps_norms) y.normed1 = norms ? first.normed1 : y.residual;
-            if (!keeps_norms) y.normed2 = norms ? first.normed2 : y.residual_mid;
+            if (!keeps_norms) y.normed2 = norms ? first.normed2 : c.parallel ? y.residual : y.residual_mid;
             if (!keeps_hidden) y.hidden = first.hidden;
         }
         stride = ceil_div(N, 64) * 64;
@@ -3522,12 +3691,14 @@ struct DeviceActivations {
         dnormed = dresidual;
         if (norms) take(dnormed, NC);
         if (norms) take(dnormed_v, NC);
-        take(datt, NC);
-        take(dqkv, 3 * NC);
+        take(datt, N * A);
+        take(dqkv, N * Q);
         take(dhidden, NH);
+        dfc = dhidden;
+        if (c.gated()) take(dfc, N * F);
         take(delta, N * c.NH);
         int64_t floats = std::max({encoder_backward_scratch(N, c.C), norm_backward_scratch(N, c.C),
-                                   column_sums_scratch(N, std::max(3 * c.C, c.n_inner)), 2 * global_norm_scratch()});
+                                   column_sums_scratch(N, std::max(Q, F)), 2 * global_norm_scratch()});
         if (!norms)  // of the unembedding's bias; the last chunk of logits has fewer rows
             floats = std::max({floats, column_sums_scratch(rows_per_chunk, c.V),
                                column_sums_scratch((N - 1) % rows_per_chunk + 1, c.V)});
@@ -3545,7 +3716,8 @@ int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, b
     const int64_t parameters = parameter_count(tensor_table(c));
     const int64_t activations = in_bf16 ? DeviceActivations<bf16>().lay_out(nullptr, c, B, T, training, recompute)
                                         : DeviceActivations<float>().lay_out(nullptr, c, B, T, training, recompute);
-    return state_bytes(parameters, training, in_bf16) + activations + (int64_t{64} << 20);
+    const int64_t turns = c.n_ctx * c.rotary * static_cast<int64_t>(sizeof(float));
+    return state_bytes(parameters, training, in_bf16) + activations + turns + (int64_t{64} << 20);
 }
 
 // All work goes to one stream: a teacher's kernels run in order with its student's.
@@ -3635,6 +3807,9 @@ class DeviceModelOf : public DeviceModel {
         }
         ranges_.allocate(static_cast<int64_t>(ranges.size()));
         ranges_.upload(ranges.data(), ranges_.size(), stream_);
+        const std::vector<real> turns = rotary_turns(c_);
+        turns_.allocate(static_cast<int64_t>(turns.size()));
+        turns_.upload(turns.data(), turns_.size(), stream_);
         upload(host.params.data());
     }
     void prepare_training(int64_t B, int64_t T) override {
@@ -3707,7 +3882,7 @@ class DeviceModelOf : public DeviceModel {
     }
 
     void start_decoding(int64_t B) override {
-        cache_.allocate(c_.L * B * c_.n_ctx * 2 * c_.C);
+        cache_.allocate(c_.L * B * c_.n_ctx * (heads_.row() - heads_.width()));
         decoded_ = 0;
     }
     void decode(float* out, const int32_t* tokens, int64_t B, int64_t T) override {
@@ -3863,6 +4038,7 @@ class DeviceModelOf : public DeviceModel {
 
     Engine& host_;
     const GPT2Config& c_;
+    const Heads heads_{c_.NH, c_.key_heads(), c_.head_size()};
     const Range part_ = processes().part(host_.parameters());  // that this process updates
     MatrixProducts products_;
     DeviceArray<float> master_, grads_, m_, v_;
@@ -3872,8 +4048,9 @@ class DeviceModelOf : public DeviceModel {
     bool sum_blocks_ = false;  // backward gives every block's gradients away as soon as they are complete, or has
     DeviceArray<X> copy_;
     DeviceArray<TensorRange> ranges_;
-    WeightsOf<float> w_, d_;  // norms' parameters are read from the masters
-    WeightsOf<X> x_;          // all else
+    DeviceArray<float> turns_;  // (n_ctx,R/2,2) of rotary positions
+    WeightsOf<float> w_, d_;    // norms' parameters are read from the masters
+    WeightsOf<X> x_;            // all else
     cudaStream_t stream_ = the_stream();
     DeviceArray<char> arena_;
     DeviceActivations<X> a_;
@@ -3885,7 +4062,7 @@ class DeviceModelOf : public DeviceModel {
     bool with_graphs_, with_aux_everywhere_ = false;
     RecordedWork recorded_;
     PinnedArray<int32_t> pinned_tokens_, pinned_sorted_;
-    DeviceArray<X> cache_;  // (L,B,n_ctx,2C) keys and values of the positions that were decoded
+    DeviceArray<X> cache_;  // (L,B,n_ctx,Q-A) keys and values of the positions that were decoded
     int64_t decoded_ = 0;   // so many of each sequence
     bool decoding_ = false;
     PinnedArray<X> staging_;                   // what is on its way to or from the host
@@ -3896,7 +4073,7 @@ class DeviceModelOf : public DeviceModel {
     bool stream_alone_ = false;  // backward leaves gradients of weights out
 
     int64_t N() const { return B_ * T_; }
-    bool has_norms() const { return c_.form != ModelForm::folded; }
+    bool has_norms() const { return c_.has_norms(); }
     float* mean(int64_t site) const { return a_.mean + site * a_.stride; }
     float* sigma(int64_t site) const { return a_.sigma + site * a_.stride; }
     // Where a site's moments lie among those of all norms.
@@ -4035,6 +4212,9 @@ class DeviceModelOf : public DeviceModel {
 
     // ----- products
 
+    // A part of a bias that may not be there.
+    static X* behind(X* bias, int64_t n) { return bias == nullptr ? nullptr : bias + n; }
+
     // out (N,M) = inp (N,K) weight (K,M) + bias, rows of weight and out `stride` apart.
     void linear(X* out, const X* inp, const X* weight, const X* bias, int64_t K, int64_t M, int64_t stride) {
         product_and_bias(Transpose::No, N(), M, K, inp, weight, stride, bias, out, stride);
@@ -4077,6 +4257,11 @@ class DeviceModelOf : public DeviceModel {
         if (stream_alone_) return;
         products_.multiply(Transpose::Yes, Transpose::No, K, M, N(), inp, K, dout, stride, dweight, stride, true,
                            Epilogue<float>(), stream_);
+    }
+
+    // dbias (M), which may be null, += the sums of the columns of dout (N,M).
+    void bias_gradient(float* dbias, const X* dout, int64_t M) {
+        if (dbias != nullptr) column_sums(dbias, a_.scratch, dout, N(), M, M, stream_);
     }
 
     // ----- a pass
@@ -4140,7 +4325,10 @@ class DeviceModelOf : public DeviceModel {
     }
 
     void run_blocks(const Probe& probe = {}) {
-        encoder_forward(stream_at(0), a_.tokens, x_.wte, x_.wpe + first_position() * c_.C, B_, T_, c_.C, stream_);
+        if (c_.rotary > 0)
+            gather_rows(stream_at(0), x_.wte, a_.tokens, N(), c_.C, stream_);
+        else
+            encoder_forward(stream_at(0), a_.tokens, x_.wte, x_.wpe + first_position() * c_.C, B_, T_, c_.C, stream_);
         run_blocks_from(0, probe);
     }
     // From the stream in front of block `first`, or of ln_f (first = L).
@@ -4183,35 +4371,61 @@ class DeviceModelOf : public DeviceModel {
     }
 
     void attention_block_forward(int64_t l, const Probe& probe) {
-        const int64_t C = c_.C;
+        const int64_t C = c_.C, A = heads_.width(), Q = heads_.row(), QK = c_.qk_width();
         const Layer& a = a_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
         if (divide_alike(qk(l), v(l))) {  // then one product makes queries, keys and values
-            linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 3 * C, 3 * C);
+            linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, Q, Q);
         } else {
-            linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, 2 * C, 3 * C);
-            linear(a.qkv + 2 * C, a_.normed_v, x.qkv + 2 * C, x.qkv_bias + 2 * C, C, C, 3 * C);
+            linear(a.qkv, a.normed1, x.qkv, x.qkv_bias, C, QK, Q);
+            linear(a.qkv + QK, a_.normed_v, x.qkv + QK, behind(x.qkv_bias, QK), C, Q - QK, Q);
         }
+        if (c_.rotary > 0)
+            rotary(a.qkv, turns_.data() + first_position() * c_.rotary, B_, T_, heads_, c_.rotary, 1, stream_);
         if (decoding_)
-            attention_cached(a.att, cache_.data() + l * (cache_.size() / c_.L), a.qkv, B_, T_, decoded_, c_.n_ctx, C,
-                             c_.NH, stream_);
+            attention_cached(a.att, cache_.data() + l * (cache_.size() / c_.L), a.qkv, B_, T_, decoded_, c_.n_ctx,
+                             heads_, stream_);
         else
-            attention_.forward(a.att, a.lse, a.qkv, B_, T_, C, c_.NH, stream_);
-        if (probe.attention) probe.attention(l, show(0, a.att, C), show(1, a.qkv, 3 * C), show_float(2, a.lse, c_.NH));
-        linear(a_.branch, a.att, x.proj, x.proj_bias, C, C, C);
+            attention_.forward(a.att, a.lse, a.qkv, B_, T_, heads_, stream_);
+        if (probe.attention) probe.attention(l, show(0, a.att, A), show(1, a.qkv, Q), show_float(2, a.lse, c_.NH));
+        linear(a_.branch, a.att, x.proj, x.proj_bias, A, C, C);
     }
 
     void mlp_forward(int64_t l, const Probe& probe) {
-        const int64_t C = c_.C, H = c_.n_inner;
+        const int64_t C = c_.C, H = c_.n_inner, F = c_.fc_width();
         const Layer& a = a_.layers[static_cast<size_t>(l)];
         const auto& w = w_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
-        add_and_norm(a.residual_mid, a.normed2, nullptr, a.residual, a_.branch, w.ln2_gamma, w.ln2_beta, mlp(l), mlp(l),
-                     2 * l + 1);
-        linear_gelu(a.hidden, a.fc, a.normed2, x.fc, x.fc_bias, C, H);
+        if (c_.parallel)  // the sum is for the next block alone
+            residual_norm_forward<X>(a.residual_mid, nullptr, nullptr, nullptr, nullptr, a.residual, a_.branch, nullptr,
+                                     nullptr, {}, {}, 0, N(), C, stream_);
+        add_and_norm(c_.parallel ? nullptr : a.residual_mid, a.normed2, nullptr, a.residual,
+                     c_.parallel ? nullptr : a_.branch, w.ln2_gamma, w.ln2_beta, mlp(l), mlp(l), 2 * l + 1);
+        if (c_.activation == Activation::gelu_tanh) {
+            linear_gelu(a.hidden, a.fc, a.normed2, x.fc, x.fc_bias, C, H);
+        } else {
+            linear(a.fc, a.normed2, x.fc, x.fc_bias, C, F, F);
+            activate(a);
+        }
         linear(a_.branch, a.hidden, x.fcproj, x.fcproj_bias, H, C, C);
         if (probe.mlp) probe.mlp(l, show(0, a.hidden, H), show(1, a_.branch, C));
     }
+
+    // hidden = what the neurons make of fc
+    void activate(const Layer& a) {
+        const int64_t H = c_.n_inner;
+        switch (c_.activation) {
+            case Activation::gelu_tanh:
+                return gelu_forward(a.hidden, a.fc, N() * H, stream_);
+            case Activation::gelu_erf:
+                return gelu_erf_forward(a.hidden, a.fc, N() * H, stream_);
+            case Activation::gated_silu:
+                return gated_silu_forward(a.hidden, a.fc, N(), H, stream_);
+        }
+    }
+
+    // The stream that the MLP's norm reads.
+    X* in_front_of_mlp(const Layer& a) const { return c_.parallel ? a.residual : a.residual_mid; }
 
     // logits (rows,Vp) of normed (rows,C)
     void unembed(const X* normed, int64_t rows) {
@@ -4274,8 +4488,11 @@ class DeviceModelOf : public DeviceModel {
         else
             finish_dresidual(bias_of_mlp(L - 1), a_.final_residual, 2 * L);
         for (int64_t l = L - 1; l >= 0; l--) {
+            // Where both read the same stream, neither's gradient is part of what the other's begins with.
+            if (c_.parallel) heads_backward(l);
             mlp_backward(l);
-            attention_block_backward(l);
+            if (!c_.parallel) heads_backward(l);
+            qkv_backward(l);
             if (sum_blocks_) sum_block(l);
             if (see) see(l, show(0, a_.dresidual, c_.C));
         }
@@ -4293,73 +4510,94 @@ class DeviceModelOf : public DeviceModel {
     void finish_dresidual(float* dbias, const X* x, int64_t site) {
         if (const AuxTerm* aux = aux_at(site))
             aux_loss_backward(a_.dresidual, x, mean(site), sigma(site), aux, N(), c_.C, stream_);
-        if (dbias != nullptr) column_sums(dbias, a_.scratch, a_.dresidual, N(), c_.C, c_.C, stream_);
+        bias_gradient(dbias, a_.dresidual, c_.C);
     }
 
     // The gradient of the bias of what layer l's MLP adds to the stream: the next norm's backward pass sums it up.
     float* bias_of_mlp(int64_t l) const { return d_.layers[static_cast<size_t>(l)].fcproj_bias; }
 
+    // From the gradient behind block l, through its MLP to the stream in front of that.
     void mlp_backward(int64_t l) {
-        const int64_t C = c_.C, H = c_.n_inner, site = 2 * l + 1;
+        const int64_t C = c_.C, H = c_.n_inner, F = c_.fc_width(), site = 2 * l + 1;
         const Layer& a = a_.layers[static_cast<size_t>(l)];
         const auto& w = w_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
         const auto& d = d_.layers[static_cast<size_t>(l)];
         const Divisor s = divisor(mlp(l));
         const bool norms = has_norms();
-        if (recompute_ >= 1) gelu_forward(a.hidden, a.fc, N() * H, stream_);
+        const X* const stream = in_front_of_mlp(a);
+        float* const dbias = c_.parallel ? nullptr : d.proj_bias;
+        if (recompute_ >= 1) activate(a);
         linear_dweight(d.fcproj, a.hidden, a_.dresidual, H, C, C);
-        dhidden(a, x, d);
+        neurons_backward(a, x, d);
         if (norms && recompute_ >= 2)
-            norm_forward(a.normed2, static_cast<X*>(nullptr), a.residual_mid, mean(site), sigma(site), w.ln2_gamma,
-                         w.ln2_beta, s, s, N(), C, stream_);
-        linear_dweight(d.fc, a.normed2, a_.dhidden, C, H, H);
-        if (!norms) return stream_backward(d.proj_bias, a_.dhidden, x.fc, H, a.residual_mid, site);
-        linear_dinput(a_.dnormed, a_.dhidden, x.fc, C, H, H);
-        norm_backward(a_.dresidual, false, d.ln2_gamma, d.ln2_beta, d.proj_bias, a_.scratch, a_.dnormed,
-                      static_cast<X*>(nullptr), a.residual_mid, w.ln2_gamma, mean(site), sigma(site), s, s,
-                      aux_at(site), N(), C, stream_);
+            norm_forward(a.normed2, static_cast<X*>(nullptr), stream, mean(site), sigma(site), w.ln2_gamma, w.ln2_beta,
+                         s, s, N(), C, stream_);
+        linear_dweight(d.fc, a.normed2, a_.dfc, C, F, F);
+        if (!norms) return stream_backward(dbias, a_.dfc, x.fc, F, stream, site);
+        linear_dinput(a_.dnormed, a_.dfc, x.fc, C, F, F);
+        norm_backward(a_.dresidual, false, d.ln2_gamma, d.ln2_beta, dbias, a_.scratch, a_.dnormed,
+                      static_cast<X*>(nullptr), stream, w.ln2_gamma, mean(site), sigma(site), s, s, aux_at(site), N(),
+                      C, stream_);
     }
 
-    // The gradient in front of GELU, and of the bias there.
-    void dhidden(const Layer& a, const typename WeightsOf<X>::Layer& x, const WeightsOf<float>::Layer& d) {
+    // The gradient in front of the activation, dfc, and of the bias there.
+    void neurons_backward(const Layer& a, const typename WeightsOf<X>::Layer& x, const WeightsOf<float>::Layer& d) {
         const int64_t C = c_.C, H = c_.n_inner;
         Epilogue<X> epilogue;
         epilogue.through_gelu = a.fc;
-        if (products_.multiply(Transpose::No, Transpose::Yes, N(), H, C, a_.dresidual, C, x.fcproj, C, a_.dhidden, H,
-                               false, epilogue, stream_)) {
-            column_sums(d.fc_bias, a_.scratch, a_.dhidden, N(), H, H, stream_);
-            return;
-        }
+        if (c_.activation == Activation::gelu_tanh &&
+            products_.multiply(Transpose::No, Transpose::Yes, N(), H, C, a_.dresidual, C, x.fcproj, C, a_.dhidden, H,
+                               false, epilogue, stream_))
+            return bias_gradient(d.fc_bias, a_.dhidden, H);
         linear_dinput(a_.dhidden, a_.dresidual, x.fcproj, H, C, C);
-        gelu_backward_bias(a_.dhidden, d.fc_bias, a_.scratch, a_.dhidden, a.fc, N(), H, stream_);
+        switch (c_.activation) {
+            case Activation::gelu_tanh:
+                return gelu_backward_bias(a_.dfc, d.fc_bias, a_.scratch, a_.dhidden, a.fc, N(), H, stream_);
+            case Activation::gelu_erf:
+                return gelu_erf_backward_bias(a_.dfc, d.fc_bias, a_.scratch, a_.dhidden, a.fc, N(), H, stream_);
+            case Activation::gated_silu:
+                gated_silu_backward(a_.dfc, a_.dhidden, a.fc, N(), H, stream_);
+                return bias_gradient(d.fc_bias, a_.dfc, 2 * H);
+        }
     }
 
-    void attention_block_backward(int64_t l) {
-        const int64_t C = c_.C, site = 2 * l;
+    // From the gradient behind attention to that of its queries, keys and values, in dqkv.
+    void heads_backward(int64_t l) {
+        const int64_t C = c_.C, A = heads_.width(), Q = heads_.row();
+        const Layer& a = a_.layers[static_cast<size_t>(l)];
+        const auto& x = x_.layers[static_cast<size_t>(l)];
+        const auto& d = d_.layers[static_cast<size_t>(l)];
+        if (c_.parallel) bias_gradient(d.proj_bias, a_.dresidual, C);
+        linear_dweight(d.proj, a.att, a_.dresidual, A, C, C);
+        linear_dinput(a_.datt, a_.dresidual, x.proj, A, C, C);
+        attention_.backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, heads_, stream_);
+        if (c_.rotary > 0) rotary(a_.dqkv, turns_.data(), B_, T_, heads_, c_.rotary, -1, stream_);
+        bias_gradient(d.qkv_bias, a_.dqkv, Q);
+    }
+
+    // From there to the stream in front of attention: qk and v each through its own norm.
+    void qkv_backward(int64_t l) {
+        const int64_t C = c_.C, Q = heads_.row(), QK = c_.qk_width(), site = 2 * l;
         const Layer& a = a_.layers[static_cast<size_t>(l)];
         const auto& w = w_.layers[static_cast<size_t>(l)];
         const auto& x = x_.layers[static_cast<size_t>(l)];
         const auto& d = d_.layers[static_cast<size_t>(l)];
         const Divisor s_qk = divisor(qk(l)), s_v = divisor(v(l));
         const bool agree = divide_alike(qk(l), v(l));
-        linear_dweight(d.proj, a.att, a_.dresidual, C, C, C);
-        linear_dinput(a_.datt, a_.dresidual, x.proj, C, C, C);
-        attention_.backward(a_.dqkv, a_.delta, a_.datt, a.qkv, a.att, a.lse, B_, T_, C, c_.NH, stream_);
-        column_sums(d.qkv_bias, a_.scratch, a_.dqkv, N(), 3 * C, 3 * C, stream_);
         if (has_norms() && (recompute_ >= 2 || !agree))
             norm_forward(a.normed1, agree ? nullptr : a_.normed_v, a.residual, mean(site), sigma(site), w.ln1_gamma,
                          w.ln1_beta, s_qk, s_v, N(), C, stream_);
         float* const dbias = l > 0 ? bias_of_mlp(l - 1) : nullptr;
         if (agree) {
-            linear_dweight(d.qkv, a.normed1, a_.dqkv, C, 3 * C, 3 * C);
-            if (!has_norms()) return stream_backward(dbias, a_.dqkv, x.qkv, 3 * C, a.residual, site);
-            linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, 3 * C, 3 * C);
+            linear_dweight(d.qkv, a.normed1, a_.dqkv, C, Q, Q);
+            if (!has_norms()) return stream_backward(dbias, a_.dqkv, x.qkv, Q, a.residual, site);
+            linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, Q, Q);
         } else {
-            linear_dweight(d.qkv, a.normed1, a_.dqkv, C, 2 * C, 3 * C);
-            linear_dweight(d.qkv + 2 * C, a_.normed_v, a_.dqkv + 2 * C, C, C, 3 * C);
-            linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, 2 * C, 3 * C);
-            linear_dinput(a_.dnormed_v, a_.dqkv + 2 * C, x.qkv + 2 * C, C, C, 3 * C);
+            linear_dweight(d.qkv, a.normed1, a_.dqkv, C, QK, Q);
+            linear_dweight(d.qkv + QK, a_.normed_v, a_.dqkv + QK, C, Q - QK, Q);
+            linear_dinput(a_.dnormed, a_.dqkv, x.qkv, C, QK, Q);
+            linear_dinput(a_.dnormed_v, a_.dqkv + QK, x.qkv + QK, C, Q - QK, Q);
         }
         norm_backward(a_.dresidual, false, d.ln1_gamma, d.ln1_beta, dbias, a_.scratch, a_.dnormed,
                       agree ? nullptr : a_.dnormed_v, a.residual, w.ln1_gamma, mean(site), sigma(site), s_qk, s_v,
@@ -4465,6 +4703,8 @@ class CudaEngine : public Engine {
         if (device_options().stochastic_rounding) device().round_weights(stochastic_key(seed, updates));
     }
     void edit_position0(double factor, const real* added) override {
+        if (weights_.wpe == nullptr)
+            throw BadInput("a rotary model has no embedding of position 0 that could be changed");
         if (device_) return device_->edit_position0(factor, added);
         for (int64_t c = 0; c < config.C; c++)
             weights_.wpe[c] = static_cast<real>(factor) * weights_.wpe[c] + (added == nullptr ? real(0) : added[c]);

@@ -27,6 +27,33 @@ inline GPT2Config shape_of(int64_t L, int64_t NH, int64_t C, int64_t V, int64_t 
     return c;
 }
 
+// Shapes beyond GPT-2's, each with something that the others do not have.
+inline std::vector<GPT2Config> other_shapes() {
+    const GPT2Config base = shape_of(2, 4, 12, 13, 6, 10);
+    std::vector<GPT2Config> shapes(5, base);
+    GPT2Config &pythia = shapes[0], &llama = shapes[1], &wide = shapes[2], &rms = shapes[3], &untied = shapes[4];
+    pythia.rotary = 2;
+    pythia.parallel = true;
+    pythia.activation = Activation::gelu_erf;
+    pythia.tied = false;
+    llama.NH = 6;
+    llama.rotary = 2;
+    llama.rotary_base = 100;
+    llama.shared_heads = 2;
+    llama.centred = llama.norm_bias = llama.attention_bias = llama.mlp_bias = false;
+    llama.activation = Activation::gated_silu;
+    wide = llama;
+    wide.own_head_size = 4;
+    wide.rotary = 4;
+    wide.shared_heads = 1;
+    wide.attention_bias = true;
+    wide.tied = false;
+    rms.centred = false;
+    untied.norm_bias = untied.attention_bias = untied.mlp_bias = false;
+    untied.tied = false;
+    return shapes;
+}
+
 // Infinity if the sizes differ or a difference is not a number.
 inline double largest_difference(const std::vector<real>& a, const std::vector<real>& b) {
     if (a.size() != b.size()) return INFINITY;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../engine.h"
 #include "../processes.h"
@@ -124,6 +125,9 @@ struct Operations {
     void (*use_bf16)(bool on);
     bool (*bf16_is_fast)();
 };
+
+// Cosine and sine of the angles by which a model's rotary positions turn, (n_ctx,R/2,2); nothing where they are learned.
+std::vector<real> rotary_turns(const GPT2Config& c);
 
 // Those that this program uses. Throws BadInput if LNFREE_ISA asks for an instruction set that it, or the processor, has
 // not.

@@ -31,13 +31,13 @@ struct AttentionBackwardProblem {
           dqkv(qkv.size()),
           lse(s.B * s.NH * s.T),
           delta(lse.size()) {
-        attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C(), s.NH, nullptr);
+        attention_forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.heads(), nullptr);
     }
     std::string name() const { return attention_check::name<X>(s, 2.5 * attention_check::forward_flops(s)); }
     double bytes() const { return static_cast<double>(sizeof(X) * 2 * (problem.qkv.size() + problem.dout.size())); }
     void prepare() const {}
     void run(attention_check::Backward<X> f) const {
-        f(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.C(), s.NH, nullptr);
+        f(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.heads(), nullptr);
     }
     double worst() const {
         using attention_check::Rounds;

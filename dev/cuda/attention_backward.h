@@ -70,12 +70,13 @@ __global__ void backward_kernel(X* dqkv, const X* dout, const X* qkv, const X* o
     }
 }
 
-// Head sizes up to 256. Needs no scratch memory.
+// Head sizes up to 256, every head with its own keys. Needs no scratch memory.
 template <class X>
 void attention_backward(X* dqkv, float*, const X* dout, const X* qkv, const X* out, const float* lse, int64_t B,
-                        int64_t T, int64_t C, int64_t NH, cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>((B * NH * T + threads - 1) / threads));
-    launch(backward_kernel<X>, grid, dim3(threads), 0, stream, dqkv, dout, qkv, out, lse, B, T, C, NH);
+                        int64_t T, const Heads& heads, cudaStream_t stream) {
+    const dim3 grid(static_cast<unsigned>((B * heads.NH * T + threads - 1) / threads));
+    launch(backward_kernel<X>, grid, dim3(threads), 0, stream, dqkv, dout, qkv, out, lse, B, T, heads.width(),
+           heads.NH);
 }
 
 }  // namespace attention_v1

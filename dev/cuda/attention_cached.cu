@@ -55,12 +55,12 @@ struct AttentionCachedProblem {
     }
     void prepare() const { cache.set(rounded<X>(cache_up_to(s.first))); }
     void run(AttentionCached<X> f) const {
-        f(out.data(), cache.data(), qkv.data(), s.B, s.T, s.first, s.capacity, C, s.NH, nullptr);
+        f(out.data(), cache.data(), qkv.data(), s.B, s.T, s.first, s.capacity, {s.NH, s.NH, s.HS}, nullptr);
     }
     double worst() const {
         Floats expected(static_cast<size_t>(s.B * s.T * C)), lse(static_cast<size_t>(s.B * s.T * s.NH));
-        operations().attention_forward(expected.data(), lse.data(), qkv_of_all.data(), s.B, positions, C, s.NH, s.first,
-                                       positions);
+        operations().attention_forward(expected.data(), lse.data(), qkv_of_all.data(), s.B, positions,
+                                       {s.NH, s.NH, s.HS}, s.first, positions);
         return std::max(worst_rounded_error(out.host(), expected, 1e-5),
                         worst_error(floats(cache.host()), cache_up_to(positions), 1e-30));
     }

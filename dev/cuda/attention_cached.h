@@ -9,14 +9,14 @@ namespace lnfree::cuda::lab {
 
 template <class X>
 using AttentionCached = void (*)(X* out, X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity,
-                                 int64_t C, int64_t NH, cudaStream_t stream);
+                                 const Heads& heads, cudaStream_t stream);
 
-// The first half of v1 and v2 is the engine's: keys and values into the cache.
+// The first half of v1 and v2, where every head has its own keys, is the engine's: keys and values into the cache.
 template <class X>
 void append_to_cache(X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity, int64_t C,
                      cudaStream_t stream) {
     launch_dependent(append_to_cache_kernel<X>, blocks(ceil_div(B * T * 2 * C, 256)), dim3(256), 0, stream, cache, qkv,
-                     B, T, first, capacity, C);
+                     B, T, first, capacity, C, 2 * C);
 }
 
 // One head of one new position.
@@ -62,7 +62,8 @@ __global__ void attention_cached_v1_kernel(X* out, const X* qkv, const X* cache,
 }
 template <class X>
 void attention_cached_v1(X* out, X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity,
-                         int64_t C, int64_t NH, cudaStream_t stream) {
+                         const Heads& heads, cudaStream_t stream) {
+    const int64_t C = heads.width(), NH = heads.NH;
     append_to_cache(cache, qkv, B, T, first, capacity, C, stream);
     launch(attention_cached_v1_kernel<X>, blocks(ceil_div(B * T * NH, 32)), dim3(32), 0, stream, out, qkv,
            static_cast<const X*>(cache), B, T, first, capacity, C, NH);
@@ -98,7 +99,8 @@ __global__ void attention_cached_v2_kernel(X* out, const X* qkv, const X* cache,
 }
 template <class X>
 void attention_cached_v2(X* out, X* cache, const X* qkv, int64_t B, int64_t T, int64_t first, int64_t capacity,
-                         int64_t C, int64_t NH, cudaStream_t stream) {
+                         const Heads& heads, cudaStream_t stream) {
+    const int64_t C = heads.width(), NH = heads.NH;
     append_to_cache(cache, qkv, B, T, first, capacity, C, stream);
     const size_t bytes = shared_bytes_of<float>(kWarp) + shared_bytes_of<float>(first + T);
     launch(attention_cached_v2_kernel<X>, blocks(B * T * NH), dim3(128), bytes, stream, out, qkv,

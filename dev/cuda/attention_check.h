@@ -1,4 +1,5 @@
-// Holds attention kernels against the CPU reference: for the laboratory and for test/cuda.
+// Holds attention kernels against the CPU reference: for the laboratory and for test/cuda. A and Q are the heads' width and
+// row (dev/cpu/operations.h).
 //
 // In float a result may be off by 1e-5 of the largest value. In bf16 the reference is computed in float from the same
 // bf16 inputs, and the bound follows from what the kernels round. To the nearest bf16 is a step of at most 2^-8 of the
@@ -23,22 +24,25 @@
 namespace lnfree::cuda::attention_check {
 
 template <class X>
-using Forward = void (*)(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+using Forward = void (*)(X* out, float* lse, const X* qkv, int64_t B, int64_t T, const Heads& heads,
                          cudaStream_t stream);
 template <class X>
 using Backward = void (*)(X* dqkv, float* delta_scratch, const X* dout, const X* qkv, const X* out, const float* lse,
-                          int64_t B, int64_t T, int64_t C, int64_t NH, cudaStream_t stream);
+                          int64_t B, int64_t T, const Heads& heads, cudaStream_t stream);
 
 struct Sizes {
     int64_t B, T, NH, HS;
+    int64_t sharing = 1;  // heads of queries to each of keys
 
+    Heads heads() const { return {NH, NH / sharing, HS}; }
     int64_t C() const { return NH * HS; }
     size_t positions() const { return static_cast<size_t>(B * T); }
     size_t width() const { return static_cast<size_t>(C()); }
+    size_t row() const { return static_cast<size_t>(heads().row()); }  // of qkv
     size_t rows() const { return positions() * static_cast<size_t>(NH); }
     std::string text() const {
         return "B " + std::to_string(B) + ", T " + std::to_string(T) + ", NH " + std::to_string(NH) + ", HS " +
-               std::to_string(HS);
+               std::to_string(HS) + ", " + std::to_string(sharing) + " to a key's";
     }
 };
 
@@ -74,13 +78,13 @@ std::vector<float> as_held(const std::vector<float>& values) {
 template <class X>
 struct Problem {
     Sizes sizes;
-    std::vector<float> qkv, dout;  // (B,T,3C), (B,T,C)
+    std::vector<float> qkv, dout;  // (B,T,Q), (B,T,A)
 
     Problem(const Sizes& s, double spread, uint64_t seed)
-        : sizes(s), qkv(s.positions() * s.width() * 3), dout(s.positions() * s.width()) {
+        : sizes(s), qkv(s.positions() * s.row()), dout(s.positions() * s.width()) {
         SplitMix64 random(seed);
         for (size_t i = 0; i < qkv.size(); ++i) {
-            const bool is_value = i % (3 * s.width()) >= 2 * s.width();
+            const bool is_value = i % s.row() >= (s.width() + s.row()) / 2;
             qkv[i] = static_cast<float>((is_value ? 1.0 : spread) * (2 * random.uniform() - 1));
         }
         for (float& d : dout) d = static_cast<float>(2 * random.uniform() - 1);
@@ -91,10 +95,10 @@ struct Problem {
 
 // What the reference makes of a problem; terms: for each result the sum of its terms' magnitudes.
 struct ForwardAnswer {
-    std::vector<float> out, lse, terms;  // (B,T,C), (B,NH,T), (B,T,C)
+    std::vector<float> out, lse, terms;  // (B,T,A), (B,NH,T), (B,T,A)
 };
 struct BackwardAnswer {
-    std::vector<float> dqkv, terms;  // (B,T,3C)
+    std::vector<float> dqkv, terms;  // (B,T,Q)
 };
 
 // The rows of qkv, and of what is shaped like it, that belong to a pair of positions in one head: where they begin.
@@ -102,12 +106,12 @@ struct Pair {
     size_t query, key, value;
 
     Pair(const Sizes& s, int64_t b, int64_t h, int64_t t, int64_t u) {
-        const auto begin = [&](int64_t position) {
-            return static_cast<size_t>((b * s.T + position) * 3 * s.C() + h * s.HS);
+        const auto head = [&](int64_t position, int64_t index) {
+            return static_cast<size_t>((b * s.T + position) * s.heads().row() + index * s.HS);
         };
-        query = begin(t);
-        key = begin(u) + s.width();
-        value = key + s.width();
+        query = head(t, h);
+        key = head(u, s.NH + h / s.sharing);
+        value = head(u, s.NH + s.NH / s.sharing + h / s.sharing);
     }
 };
 
@@ -135,7 +139,7 @@ ForwardAnswer answer_forward(const Problem<X>& problem) {
     const Sizes& s = problem.sizes;
     const std::vector<float> nothing(problem.dout.size());
     ForwardAnswer answer = {nothing, std::vector<float>(s.rows()), nothing};
-    operations().attention_forward(answer.out.data(), answer.lse.data(), problem.qkv.data(), s.B, s.T, s.C(), s.NH, 0,
+    operations().attention_forward(answer.out.data(), answer.lse.data(), problem.qkv.data(), s.B, s.T, s.heads(), 0,
                                    s.T);
     for_each_pair(problem, answer.lse, [&](const Pair& pair, size_t row, float p) {
         for (size_t d = 0; d < static_cast<size_t>(s.HS); ++d)
@@ -152,7 +156,7 @@ BackwardAnswer answer_backward(const Problem<X>& problem, const std::vector<floa
     const std::vector<float>&qkv = problem.qkv, &dout = problem.dout, nothing(qkv.size());
     BackwardAnswer answer = {nothing, nothing};
     operations().attention_backward(answer.dqkv.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T,
-                                    s.C(), s.NH);
+                                    s.heads());
     const auto HS = static_cast<size_t>(s.HS);
     const float scale = 1 / std::sqrt(static_cast<float>(HS));
     for_each_pair(problem, lse, [&](const Pair& pair, size_t row, float p) {
@@ -200,7 +204,7 @@ std::pair<std::vector<float>, std::vector<float>> run_forward(Forward<X> forward
     const Sizes& s = problem.sizes;
     const DeviceArray<X> qkv(rounded<X>(problem.qkv)), out(s.B * s.T * s.C());
     const DeviceArray<float> lse(s.B * s.NH * s.T);
-    forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C(), s.NH, nullptr);
+    forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.heads(), nullptr);
     return {floats(out.host()), lse.host()};
 }
 
@@ -211,8 +215,7 @@ std::vector<float> run_backward(Backward<X> backward, const Problem<X>& problem,
     const DeviceArray<X> qkv(rounded<X>(problem.qkv)), out(rounded<X>(forward.out)), dout(rounded<X>(problem.dout)),
         dqkv(qkv.size());
     const DeviceArray<float> lse(forward.lse), delta(lse.size());
-    backward(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.C(), s.NH,
-             nullptr);
+    backward(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.heads(), nullptr);
     return floats(dqkv.host());
 }
 

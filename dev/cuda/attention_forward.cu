@@ -26,7 +26,7 @@ struct AttentionForwardProblem {
     double bytes() const { return static_cast<double>(sizeof(X) * (problem.qkv.size() + problem.dout.size())); }
     void prepare() const {}
     void run(attention_check::Forward<X> f) const {
-        f(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C(), s.NH, nullptr);
+        f(out.data(), lse.data(), qkv.data(), s.B, s.T, s.heads(), nullptr);
     }
     double worst() const {
         using attention_check::Rounds;

@@ -50,12 +50,12 @@ __global__ void forward_kernel(X* out, float* lse, const X* qkv, int64_t B, int6
     lse[row] = largest + logf(sum);
 }
 
-// Head sizes up to 256.
+// Head sizes up to 256, every head with its own keys.
 template <class X>
-void attention_forward(X* out, float* lse, const X* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+void attention_forward(X* out, float* lse, const X* qkv, int64_t B, int64_t T, const Heads& heads,
                        cudaStream_t stream) {
-    const dim3 grid(static_cast<unsigned>((B * NH * T + threads - 1) / threads));
-    launch(forward_kernel<X>, grid, dim3(threads), 0, stream, out, lse, qkv, B, T, C, NH);
+    const dim3 grid(static_cast<unsigned>((B * heads.NH * T + threads - 1) / threads));
+    launch(forward_kernel<X>, grid, dim3(threads), 0, stream, out, lse, qkv, B, T, heads.width(), heads.NH);
 }
 
 }  // namespace attention_v1

@@ -328,11 +328,11 @@ class OpTimes {
         const MadeUp<X> qkv(3 * N * C), out(N * C), dqkv(3 * N * C);
         const MadeUp<float> lse(N * c.NH), delta(N * c.NH);
         const auto forward = [&](const AttentionKernels<X>& kernels) {
-            kernels.forward(out.data(), lse.data(), qkv.data(), B, T, C, c.NH, nullptr);
+            kernels.forward(out.data(), lse.data(), qkv.data(), B, T, {c.NH, c.NH, C / c.NH}, nullptr);
         };
         const auto backward = [&](const AttentionKernels<X>& kernels) {
-            kernels.backward(dqkv.data(), delta.data(), out.data(), qkv.data(), out.data(), lse.data(), B, T, C, c.NH,
-                             nullptr);
+            kernels.backward(dqkv.data(), delta.data(), out.data(), qkv.data(), out.data(), lse.data(), B, T,
+                             {c.NH, c.NH, C / c.NH}, nullptr);
         };
         const AttentionKernels<X> ours = attention_kernels<X>("flash");
         add("attention, forward", [&] { forward(ours); });

@@ -131,10 +131,13 @@ struct NormCase {
     bool two = false, with_aux = false;
 };
 inline std::vector<NormCase> norm_cases() {
-    Site layer_norm, fake, half_way, tapering, at_0, everywhere;
+    Site layer_norm, fake, half_way, tapering, at_0, everywhere, rms, fake_rms;
     fake.a = at_0.a = everywhere.a = 1;
     half_way.a = 0.6;
     fake.sigma_bar = half_way.sigma_bar = 1.7;
+    rms.centred = false;
+    fake_rms = fake;
+    fake_rms.centred = false;
     tapering = half_way;
     tapering.tapers = true;
     at_0.sigma_bar = everywhere.sigma_bar = 0.9;
@@ -147,7 +150,9 @@ inline std::vector<NormCase> norm_cases() {
             {"TaperNorm's way and FakeLN", tapering, fake, true},
             {"precursor's two FakeLNs", at_0, everywhere, true},
             {"LayerNorm with aux loss", layer_norm, layer_norm, false, true},
-            {"FakeLN with aux loss", fake, fake, false, true}};
+            {"FakeLN with aux loss", fake, fake, false, true},
+            {"RMSNorm with aux loss", rms, rms, false, true},
+            {"frozen RMSNorm and RMSNorm", fake_rms, rms, true}};
 }
 
 // Operands that all norms share.
@@ -196,7 +201,8 @@ void check_norm_forward(Check& check, const NormOperands<X>& o, const NormCase& 
 
     const Floats rounded_sum = sum.ours();  // which is what mean, sigma and norms are of
     Floats expected_mean(mean.reference.size()), expected_sigma(mean.reference.size());
-    operations().moments_forward(expected_mean.data(), expected_sigma.data(), rounded_sum.data(), 1e-5, N, C);
+    operations().moments_forward(expected_mean.data(), expected_sigma.data(), rounded_sum.data(), 1e-5, k.a.centred, N,
+                                 C);
     check.compare(name + ": mean", mean.ours(), expected_mean, kElementTolerance);
     check.compare(name + ": sigma", sigma.ours(), expected_sigma, kElementTolerance);
     const Floats expected_a = o.normed(rounded_sum, expected_mean, expected_sigma, k.a);
@@ -230,7 +236,7 @@ void check_norm_backward(Check& check, const NormOperands<X>& o, const NormCase&
     const Floats dbias_before = random_operand<float>(C, 27).reference;
     const Operand<float> dbias(dbias_before);
     Floats mean(static_cast<size_t>(N)), sigma(mean.size());
-    operations().moments_forward(mean.data(), sigma.data(), x.reference.data(), 1e-5, N, C);
+    operations().moments_forward(mean.data(), sigma.data(), x.reference.data(), 1e-5, k.a.centred, N, C);
     const Operand<float> device_mean(mean), device_sigma(sigma);
     const DeviceArray<float> scratch(norm_backward_scratch(N, C));
     const DeviceArray<AuxTerm> aux(1);
@@ -428,17 +434,17 @@ std::vector<AttentionKernels<X>> all_attention_kernels() {
 }
 
 template <class X>
-void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X>& kernels) {
-    const int64_t NC = s.N() * s.C;
-    const Operand<X> qkv = random_operand<X>(3 * NC, 1), dout = random_operand<X>(NC, 2);
-    const Operand<X> out(Floats(static_cast<size_t>(NC))), dqkv(Floats(static_cast<size_t>(3 * NC)));
+void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X>& kernels, bool shared_keys = false) {
+    const Heads heads{s.NH, shared_keys ? 1 : s.NH, s.C / s.NH};
+    const int64_t NC = s.N() * s.C, NQ = s.N() * heads.row();
+    const Operand<X> qkv = random_operand<X>(NQ, 1), dout = random_operand<X>(NC, 2);
+    const Operand<X> out(Floats(static_cast<size_t>(NC))), dqkv(Floats(static_cast<size_t>(NQ)));
     const Operand<float> lse(Floats(static_cast<size_t>(s.N() * s.NH)));
     const DeviceArray<float> delta(s.N() * s.NH);
     Floats expected(out.reference.size()), expected_lse(lse.reference.size());
-    const std::string name = std::string("attention, ") + kernels.name + ", ";
-    kernels.forward(out.data(), lse.data(), qkv.data(), s.B, s.T, s.C, s.NH, nullptr);
-    operations().attention_forward(expected.data(), expected_lse.data(), qkv.reference.data(), s.B, s.T, s.C, s.NH, 0,
-                                   s.T);
+    const std::string name = std::string("attention, ") + (shared_keys ? "shared keys, " : "") + kernels.name + ", ";
+    kernels.forward(out.data(), lse.data(), qkv.data(), s.B, s.T, heads, nullptr);
+    operations().attention_forward(expected.data(), expected_lse.data(), qkv.reference.data(), s.B, s.T, heads, 0, s.T);
     // Rounded: the weights, then the output. The first positions see few keys and have larger results than the others:
     // every head's vector is measured by itself.
     const auto head = static_cast<size_t>(s.C / s.NH);
@@ -447,12 +453,46 @@ void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X
 
     const Floats our_out = out.ours(), our_lse = lse.ours();  // what backward reads
     Floats expected_dqkv(dqkv.reference.size());
-    kernels.backward(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, s.C, s.NH,
+    kernels.backward(dqkv.data(), delta.data(), dout.data(), qkv.data(), out.data(), lse.data(), s.B, s.T, heads,
                      nullptr);
     operations().attention_backward(expected_dqkv.data(), dout.reference.data(), qkv.reference.data(), our_out.data(),
-                                    our_lse.data(), s.B, s.T, s.C, s.NH);
+                                    our_lse.data(), s.B, s.T, heads);
     // Rounded: the weights or their gradients, terms that cancel, then the result.
     check.add(name + "backward", largest_error(dqkv.ours(), expected_dqkv, head), tolerance<X>(kSumTolerance, 3));
+}
+
+// What GPT-2 does not: rotary positions, GELU by the error function, gated SiLU.
+template <class X>
+void check_other_families(Check& check, const CheckSizes& s) {
+    const double allowed = tolerance<X>(kElementTolerance, 1);
+    GPT2Config c;
+    c.n_ctx = s.T;
+    c.rotary = s.C / s.NH / 16 * 8;
+    const Floats turns = rotary_turns(c);
+    const DeviceArray<float> device_turns(turns);
+    const Heads heads{s.NH, 1, s.C / s.NH};
+    Operand<X> qkv = random_operand<X>(s.N() * heads.row(), 1);
+    rotary(qkv.data(), device_turns.data(), s.B, s.T, heads, c.rotary, 1, nullptr);
+    operations().rotary_forward(qkv.reference.data(), turns.data(), s.B, s.T, heads, c.rotary);
+    check.compare("rotary positions", qkv.ours(), qkv.reference, allowed);
+
+    const int64_t n = s.N() * s.H;
+    const Operand<X> inp = random_operand<X>(2 * n, 2), dout = random_operand<X>(n, 3);
+    const Operand<X> out(Floats(static_cast<size_t>(n))), dinp(inp.reference);
+    Floats expected(static_cast<size_t>(n)), expected_dinp(inp.reference.size());
+    gelu_erf_forward(out.data(), inp.data(), n, nullptr);
+    operations().gelu_erf_forward(expected.data(), inp.reference.data(), n);
+    check.compare("GELU by the error function", out.ours(), expected, allowed);
+    const DeviceArray<float> scratch(column_sums_scratch(s.N(), s.H));
+    gelu_erf_backward_bias(out.data(), nullptr, scratch.data(), dout.data(), inp.data(), s.N(), s.H, nullptr);
+    operations().gelu_erf_backward(expected.data(), dout.reference.data(), inp.reference.data(), n);
+    check.compare("GELU by the error function, backward", out.ours(), expected, allowed);
+    gated_silu_forward(out.data(), inp.data(), s.N(), s.H, nullptr);
+    operations().gated_silu_forward(expected.data(), inp.reference.data(), s.N(), s.H);
+    check.compare("gated SiLU", out.ours(), expected, allowed);
+    gated_silu_backward(dinp.data(), dout.data(), inp.data(), s.N(), s.H, nullptr);
+    operations().gated_silu_backward(expected_dinp.data(), dout.reference.data(), inp.reference.data(), s.N(), s.H);
+    check.compare("gated SiLU, backward", dinp.ours(), expected_dinp, allowed);
 }
 
 template <class X>
@@ -587,8 +627,12 @@ void check_operations(Check& check, const CheckSizes& s) {
     });
     check.part("element by element", [&] { check_elementwise<X>(check, s); });
     check.part("products", [&] { check_products<X>(check, s); });
-    for (const AttentionKernels<X>& kernels : all_attention_kernels<X>())
+    for (const AttentionKernels<X>& kernels : all_attention_kernels<X>()) {
         check.part("attention", [&] { check_attention(check, s, kernels); });
+        if (kernels.name != std::string("cudnn"))
+            check.part("attention, shared keys", [&] { check_attention(check, s, kernels, true); });
+    }
+    check.part("other families", [&] { check_other_families<X>(check, s); });
     check.part("classifier", [&] { check_classifier<X>(check, s); });
     check.part("distillation", [&] { check_distillation<X>(check, s); });
     check.part("optimiser", [&] { check_optimiser<X>(check); });
@@ -608,6 +652,24 @@ inline GPT2Config small_removal_config() {
     c.n_ctx = kEmulated ? 21 : 65;
     c.n_inner = 4 * c.C;
     c.end_of_text = kCheckEndOfText;
+    return c;
+}
+
+// Shapes of SmolLM2's kind and of Pythia's.
+inline GPT2Config small_llama_config() {
+    GPT2Config c = small_removal_config();
+    c.rotary = c.head_size();
+    c.shared_heads = 1;
+    c.centred = c.norm_bias = c.attention_bias = c.mlp_bias = false;
+    c.activation = Activation::gated_silu;
+    return c;
+}
+inline GPT2Config small_pythia_config() {
+    GPT2Config c = small_removal_config();
+    c.rotary = c.head_size() / 4;
+    c.parallel = true;
+    c.activation = Activation::gelu_erf;
+    c.tied = false;
     return c;
 }
 
@@ -725,6 +787,12 @@ void check_whole_steps(
             check_removal(check, name, *model, small_removal(precursor), step_tolerances<X>());
         });
     }
+    for (const GPT2Config& c : {small_llama_config(), small_pythia_config()}) {
+        const std::string name = std::string(c.parallel ? "removal, like Pythia" : "removal, like SmolLM2") + which;
+        if (c.shared_heads > 0 && device_options().attention == "cudnn") continue;
+        check.part(name,
+                   [&] { check_removal(check, name, *make_engine(c), small_removal(false), step_tolerances<X>()); });
+    }
 }
 
 // What analyses ask for, of `model`, which is freshly made: half-way through a removal, or folded.
@@ -748,7 +816,9 @@ inline void check_analyses(Check& check, const std::string& name, Engine& model,
         const auto note = [](Floats& all, const real* x, int64_t n) { all.insert(all.end(), x, x + n); };
         Probe probe;
         probe.residual = [&](int64_t, const real* x) { note(seen.streams, x, N * c.C); };
-        probe.attention = [&](int64_t, const real* x, const real*, const real*) { note(seen.heads, x, N * c.C); };
+        probe.attention = [&](int64_t, const real* x, const real*, const real*) {
+            note(seen.heads, x, N * c.heads_width());
+        };
         probe.mlp = [&](int64_t, const real* x, const real*) { note(seen.neurons, x, N * c.n_inner); };
         engine.trace(tokens.data(), B, T, probe, true);
         seen.logits.resize(static_cast<size_t>(N * c.V));
@@ -763,7 +833,7 @@ inline void check_analyses(Check& check, const std::string& name, Engine& model,
                   allowed);
     };
     compare("streams", &Seen::streams, N * c.C);
-    compare("heads", &Seen::heads, N * c.C);
+    compare("heads", &Seen::heads, N * c.heads_width());
     compare("neurons", &Seen::neurons, N * c.n_inner);
     compare("logits", &Seen::logits, N * c.V);
     compare("gradients", &Seen::gradients, N * c.C);

@@ -47,20 +47,19 @@ namespace lnfree::cuda {
     LNFREE_KERNEL void adamw(float*, float*, float*, float*, X*, const GradientNorm*, const TensorRange*, int64_t,   \
                              int64_t, const AdamWConstants&, std::optional<uint64_t>, cudaStream_t);                 \
     LNFREE_KERNEL void round_stochastically(X*, const float*, int64_t, uint64_t, cudaStream_t);                      \
-    LNFREE_KERNEL void attention_forward_plain(X*, float*, const X*, int64_t, int64_t, int64_t, int64_t,             \
-                                               cudaStream_t);                                                        \
+    LNFREE_KERNEL void attention_forward_plain(X*, float*, const X*, int64_t, int64_t, const Heads&, cudaStream_t);  \
     LNFREE_KERNEL void attention_backward_plain(X*, float*, const X*, const X*, const X*, const float*, int64_t,     \
-                                                int64_t, int64_t, int64_t, cudaStream_t)
+                                                int64_t, const Heads&, cudaStream_t)
 
 LNFREE_KERNELS_FOR(float);
 LNFREE_KERNELS_FOR(bf16);
 LNFREE_KERNEL void convert(float*, const float*, int64_t, cudaStream_t);
 LNFREE_KERNEL void convert(bf16*, const float*, int64_t, cudaStream_t);
 LNFREE_KERNEL void convert(float*, const bf16*, int64_t, cudaStream_t);
-LNFREE_KERNEL void attention_forward_tensor_cores(bf16*, float*, const bf16*, int64_t, int64_t, int64_t, int64_t,
+LNFREE_KERNEL void attention_forward_tensor_cores(bf16*, float*, const bf16*, int64_t, int64_t, const Heads&,
                                                   cudaStream_t);
 LNFREE_KERNEL void attention_backward_tensor_cores(bf16*, float*, const bf16*, const bf16*, const bf16*, const float*,
-                                                   int64_t, int64_t, int64_t, int64_t, cudaStream_t);
+                                                   int64_t, int64_t, const Heads&, cudaStream_t);
 
 #undef LNFREE_KERNELS_FOR
 #undef LNFREE_KERNEL

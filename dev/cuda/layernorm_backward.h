@@ -100,7 +100,7 @@ void layernorm_backward_v2(X* dx, float* dgamma, float* dbeta, float* scratch, c
            sigma, N, C);
     launch(layernorm_parameters_v2_kernel<X>, blocks(parts), dim3(256), 0, stream, scratch, dout, x, mean, sigma, N, C,
            rows);
-    add_partial_sums({dgamma, dbeta, nullptr, C}, scratch, parts, stream);
+    add_partial_sums({dgamma, dbeta, nullptr, C}, 2 * C, scratch, parts, stream);
 }
 
 template <class X>

@@ -44,7 +44,7 @@ struct NormOperands {
     };
     Moments moments(const std::vector<float>& rows) const {
         Moments m{std::vector<float>(static_cast<size_t>(N)), std::vector<float>(static_cast<size_t>(N))};
-        operations().moments_forward(m.mean.data(), m.sigma.data(), rows.data(), kEpsilon, N, C);
+        operations().moments_forward(m.mean.data(), m.sigma.data(), rows.data(), kEpsilon, true, N, C);
         return m;
     }
     // Backward gets mean and sigma from forward.

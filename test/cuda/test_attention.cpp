@@ -78,6 +78,13 @@ TEST_CASE("attention on tensor cores takes heads of 32, 96 and 128") {
     for (const int64_t HS : {32, 96, 128}) check_tensor_cores(Problem<bf16>({1, 150, 2, HS}, 2, 5));
 }
 
+TEST_CASE("heads of keys and values may serve several of queries") {
+    for (const Sizes& sizes : {Sizes{2, 37, 6, 5, 3}, {1, 70, 4, 16, 4}, {1, 65, 3, 33, 1}})
+        check_plain(Problem<float>(sizes, 2, 10));
+    for (const Sizes& sizes : {Sizes{1, 150, 6, 32, 3}, {2, 129, 2, 64, 2}, {1, 70, 4, 128, 2}})
+        check_tensor_cores(Problem<bf16>(sizes, 2, 11));
+}
+
 TEST_CASE("scores that rise or fall steeply along the sequence neither overflow nor lose what came before") {
     for (const float slope : {-3.0f, -0.06f, 0.06f, 0.5f, 3.0f}) {
         CAPTURE(slope);
@@ -87,7 +94,7 @@ TEST_CASE("scores that rise or fall steeply along the sequence neither overflow 
 }
 
 TEST_CASE("attention gives the same bits in every order of threads") {
-    const Problem<bf16> problem({1, 140, 1, 64}, 3, 6);
+    const Problem<bf16> problem({1, 140, 2, 64, 2}, 3, 6);
     const auto results = run_forward<bf16>(attention_forward<bf16>, problem);
     const ForwardAnswer answer = answer_forward(problem);
     const auto gradients = run_backward<bf16>(attention_backward<bf16>, problem, answer);
@@ -120,9 +127,10 @@ TEST_CASE("the fastest kernels that apply are chosen, and sizes that none takes 
     const Problem<bf16> problem({1, 5, 1, 48}, 1, 9);
     CHECK(worst_forward_error<bf16>(attention_forward<bf16>, problem, Rounds::results) <= 1);
     CHECK(worst_backward_error<bf16>(attention_backward<bf16>, problem, Rounds::results) <= 1);
-    CHECK_THROWS_AS(attention_forward_tensor_cores<bf16>(nullptr, nullptr, nullptr, 1, 5, 48, 1, nullptr), BadInput);
-    CHECK_THROWS_AS(attention_forward_plain<float>(nullptr, nullptr, nullptr, 1, 5, 257, 1, nullptr), BadInput);
-    CHECK_THROWS_AS(attention_forward_plain<float>(nullptr, nullptr, nullptr, 1, 5, 64, 3, nullptr), BadInput);
-    CHECK_THROWS_AS(attention_forward_plain<float>(nullptr, nullptr, nullptr, 1, int64_t{1} << 24, 64, 1, nullptr),
+    CHECK_THROWS_AS(attention_forward_tensor_cores<bf16>(nullptr, nullptr, nullptr, 1, 5, {1, 1, 48}, nullptr),
+                    BadInput);
+    CHECK_THROWS_AS(attention_forward_plain<float>(nullptr, nullptr, nullptr, 1, 5, {1, 1, 257}, nullptr), BadInput);
+    CHECK_THROWS_AS(attention_forward_plain<float>(nullptr, nullptr, nullptr, 1, 5, {3, 2, 16}, nullptr), BadInput);
+    CHECK_THROWS_AS(attention_forward_plain<float>(nullptr, nullptr, nullptr, 1, int64_t{1} << 24, {1, 1, 64}, nullptr),
                     BadInput);
 }

@@ -148,13 +148,14 @@ TEST_CASE("an operation that can not be run is a failure, and the ones after it 
 TEST_CASE("a wrong kernel is reported: attention that swaps keys and values") {
     const WithoutChecks fast;
     cuda::AttentionKernels<float> wrong = cuda::attention_kernels<float>("plain");
-    wrong.forward = [](float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t NH,
+    wrong.forward = [](float* out, float* lse, const float* qkv, int64_t B, int64_t T, const Heads& heads,
                        cudaStream_t stream) {
+        const int64_t C = heads.width();
         std::vector<float> swapped(qkv, qkv + 3 * B * T * C);
         for (int64_t n = 0; n < B * T; n++)
             std::swap_ranges(swapped.begin() + (3 * n + 1) * C, swapped.begin() + (3 * n + 2) * C,
                              swapped.begin() + (3 * n + 2) * C);
-        cuda::attention_forward_plain(out, lse, swapped.data(), B, T, C, NH, stream);
+        cuda::attention_forward_plain(out, lse, swapped.data(), B, T, heads, stream);
     };
     cuda::Check check;
     cuda::check_attention(check, cuda::check_sizes(), wrong);
