@@ -20,6 +20,8 @@
 #   embedded    the model of this repository (data/stories_gpt2), on its own text: trained until its loss was flat
 #   settled     4 layers x 128, 6,250 steps, the last fifth at a low rate
 #   wide        6 layers x 256, on the first text alone; not among the defaults, since it takes hours
+#   flat        4 layers x 64, 6,000 steps, the last at a very low rate, on the last text alone; flat_neox and flat_llama: the same
+#               in Pythia's shape and in Llama's, flat_scaled: with LayerNorm Scaling. Not among the defaults either
 #   young       2 layers x 64 that still learn: what misleads, since training on their text makes them better in any case
 #   planted40   the same with an embedding of position 0 that is far longer than the others, 300 steps after it was made so
 #   grown40     the same with layers that have learned to make position 0 forty times as long
@@ -40,6 +42,7 @@ texts_of() { # BED
     case $1 in
         embedded) echo stories ;;
         wide) echo "${TEXTS:-tinystories openwebtext}" | cut -d " " -f 1 ;;
+        flat*) echo "${TEXTS:-tinystories openwebtext}" | sed "s/.* //" ;;
         *) echo "${TEXTS:-tinystories openwebtext}" ;;
     esac
 }
@@ -61,6 +64,8 @@ way() { # NAME STEPS
         *_[0-9]*) echo "$(way "${1%_*}" "$2") --batch $((${1##*_} / 128)) --grad-accum 1" ;; # so many tokens a step
         control) echo finetune ;;
         auto | paper | tapernorm | adaptive) echo "remove --preset $1" ;;
+        lora[0-9]*_paper) echo "$(way paper "$2") --lora $(echo "$1" | tr -dc 0-9)" ;;
+        lora[0-9]*) echo "remove --lora ${1#lora}" ;; # the teacher's; as the line above without
         auto_half) echo "remove --distill 0.5" ;;
         auto_self) echo "remove" ;; # on text that the original writes itself
         tapernorm_keep_f) echo "remove --preset tapernorm --keep-f" ;;
@@ -88,6 +93,13 @@ original() { # BED TEXT
     case $1 in
         wide) pretrained="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 128 --steps 2500 --lr 1e-3 --min-lr 1e-5" ;;
         settled) pretrained="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128 --steps 6250 --lr 2e-3 --min-lr 2e-5" ;;
+        flat*)
+            pretrained="--n-layer 4 --n-head 4 --n-embd 64 --n-ctx 128 --steps 6000 --lr 2e-3 --min-lr 1e-5"
+            case $1 in
+                flat_scaled) pretrained="$pretrained --norm-scale depth" ;;
+                flat_*) pretrained="$pretrained --family ${1#flat_}" ;;
+            esac
+            ;;
         young) pretrained="$small --steps 1500 --lr 2e-3" ;;
         planted*) changed="--plant-position0 ${1#planted}" ;;
         grown*) changed="--grow-position0 ${1#grown}" ;;

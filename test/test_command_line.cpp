@@ -311,6 +311,8 @@ TEST_CASE("what only the CUDA engine can say is refused with its name" * quick) 
     check_refused({"check"}, {"train_gpt2_lnfree_cuda"});
     check_refused({"info"}, {"--model", "--memory"});
     check_refused({"info", "--size", "xl"}, {"--size", "--memory"});
+    check_refused({"info", "--model", workbench().folder / "base", "--family", "llama"}, {"--family", "--size"});
+    check_refused({"info", "--memory", "--size", "tiny", "--family", "bert"}, {"--family", "neox"});
 }
 
 TEST_CASE("an instruction set that is not there is refused" * quick) {
@@ -1466,6 +1468,7 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     check_refused(and_also(floors, {"--phase", "later"}), {"--phase later", "layernorm, apart or removed"});
     check_refused(and_also(floors, {"--precision", "fp32"}), {"--floors", "--precision"});
     check_refused({"bench", "--recompute", "1"}, {"--recompute", "--floors"});
+    check_refused(and_also(floors, {"--family", "llama"}), {"--floors", "--family", "GPT-2"});
 
     const json stories =
         json_of({"stories", "--count", "3", "--out", out / "3.jsonl"}, {"version", "out", "stories", "bytes", "seed"});

@@ -7,7 +7,7 @@
 
 #include "data/json.h"
 #include "data/random.h"
-#include "dev/cpu/operations.h"
+#include "dev/analysis/heads.h"
 #include "dev/run/statistics.h"
 
 namespace lnfree {
@@ -41,14 +41,6 @@ std::vector<int64_t> counting(int64_t n) {
     return numbers;
 }
 
-// component (rows,C) becomes what head h of layer l adds: its columns of what the heads bring, by its rows of c_proj.
-void make_head(const Engine& model, int64_t l, int64_t h, const real* heads, int64_t rows, real* component) {
-    const int64_t C = model.config.C, HS = C / model.config.NH;
-    const real* proj = model.weights().layers[static_cast<size_t>(l)].proj;
-    operations().matmul(Transpose::No, Transpose::No, rows, C, HS, heads + h * HS, C, proj + h * HS * C, C, component,
-                        C, false, nullptr);
-}
-
 // (L) lists of NH numbers, in percent.
 Json nmae_by_layer(const std::vector<AttributionError>& heads, int64_t NH, const std::vector<int64_t>& chosen) {
     Json layers = Json::array();
@@ -80,15 +72,16 @@ class Attributions {
     // Sequences [first, first + B). Components are kept until the pass has reached ln_f, which alone knows r.
     void add(int64_t first, int64_t B) {
         const int64_t L = model_.config.L, NH = model_.config.NH, N = B * sample_.T, C = model_.config.C;
-        if (kept_.size() < (2 * L + 1) * N * C) kept_.allocate((2 * L + 1) * N * C);
+        const int64_t NA = N * model_.config.heads_width(), needed = L * NA + (L + 1) * N * C;
+        if (kept_.size() < needed) kept_.allocate(needed);
         if (component_.size() < N * C) component_.allocate(N * C);
-        real *heads = kept_.data(), *outputs = heads + L * N * C, *embedding = outputs + L * N * C;
+        real *heads = kept_.data(), *outputs = heads + L * NA, *embedding = outputs + L * N * C;
         trace_components(first, B, heads, outputs, embedding);
         compare(embedding_, embedding, first, B);
         for (int64_t l = 0; l < L; l++) {
             compare(mlps_[static_cast<size_t>(l)], outputs + l * N * C, first, B);
             for (int64_t h = 0; h < NH; h++) {
-                make_head(model_, l, h, heads + l * N * C, N, component_.data());
+                head_output(model_, l, h, heads + l * NA, N, component_.data(), C);
                 compare(heads_[static_cast<size_t>(l * NH + h)], component_.data(), first, B);
             }
         }
@@ -119,15 +112,15 @@ class Attributions {
     AttributionError embedding_;
     Buffer kept_, component_;
 
-    // heads, outputs (L,N,C): what the heads bring, side by side, and what the MLPs add; embedding (N,C).
+    // heads (L,N,A), outputs (L,N,C): what the heads bring, side by side, and what the MLPs add; embedding (N,C).
     void trace_components(int64_t first, int64_t B, real* heads, real* outputs, real* embedding) {
-        const int64_t NC = B * sample_.T * model_.config.C;
+        const int64_t NC = B * sample_.T * model_.config.C, NA = B * sample_.T * model_.config.heads_width();
         Probe probe;
         probe.residual = [&](int64_t layer, const real* x) {
             if (layer == 0) std::copy(x, x + NC, embedding);
         };
         probe.attention = [&](int64_t layer, const real* x, const real*, const real*) {
-            std::copy(x, x + NC, heads + layer * NC);
+            std::copy(x, x + NA, heads + layer * NA);
         };
         probe.mlp = [&](int64_t layer, const real*, const real* x) { std::copy(x, x + NC, outputs + layer * NC); };
         model_.trace(sample_.inputs.data() + first * sample_.T, B, sample_.T, probe);
@@ -161,19 +154,23 @@ class Attributions {
 // ---------------------------------------------------------------------------------------------------------------------
 // As the paper's code measures
 
-// What the value biases, ln_1's beta among them, bring through every head (C): queries weigh values to a sum of 1, so it
-// is the same at every position. TransformerLens counts it among the output's biases and not to the heads.
+// Column j of the values' bias, ln_1's beta through the weights among it.
+double value_bias(const Weights::Layer& w, int64_t j, int64_t C, int64_t Q) {
+    double sum = w.qkv_bias == nullptr ? 0 : static_cast<double>(w.qkv_bias[j]);
+    for (int64_t c = 0; w.ln1_beta != nullptr && c < C; c++)
+        sum += static_cast<double>(w.ln1_beta[c]) * static_cast<double>(w.qkv[c * Q + j]);
+    return sum;
+}
+
+// What the value biases bring through every head (A): queries weigh values to a sum of 1, so it is the same at every
+// position. TransformerLens counts it among the output's biases and not to the heads.
 std::vector<real> value_biases(const Engine& model, int64_t layer) {
     const Weights::Layer& w = model.weights().layers[static_cast<size_t>(layer)];
-    const int64_t C = model.config.C;
-    std::vector<real> biases(w.qkv_bias + 2 * C, w.qkv_bias + 3 * C);
-    if (w.ln1_beta == nullptr) return biases;  // folded in already
-    for (int64_t j = 0; j < C; j++) {
-        double sum = static_cast<double>(biases[static_cast<size_t>(j)]);
-        for (int64_t c = 0; c < C; c++)
-            sum += static_cast<double>(w.ln1_beta[c]) * static_cast<double>(w.qkv[c * 3 * C + 2 * C + j]);
-        biases[static_cast<size_t>(j)] = static_cast<real>(sum);
-    }
+    const HeadPlaces at(model.config);
+    std::vector<real> biases;
+    for (int64_t h = 0; h < at.NH; h++)
+        for (int64_t d = 0; d < at.HS; d++)
+            biases.push_back(static_cast<real>(value_bias(w, at.value_in_row(h) + d, model.config.C, at.Q())));
     return biases;
 }
 
@@ -204,12 +201,13 @@ class LastAttributions {
     // Sequences [first, first + B).
     void add(int64_t first, int64_t B) {
         const int64_t L = model_.config.L, NH = model_.config.NH, C = model_.config.C;
+        const int64_t A = model_.config.heads_width();
         const std::vector<real> heads = last_heads(first, B);
         std::vector<real> component(static_cast<size_t>(B * C));
         const FinalNorm norm = final_norm_of(model_, sample_.inputs.data() + first * sample_.T);
         for (int64_t l = 0; l < L; l++)
             for (int64_t h = 0; h < NH; h++) {
-                make_head(model_, l, h, heads.data() + l * B * C, B, component.data());
+                head_output(model_, l, h, heads.data() + l * B * A, B, component.data(), C);
                 const auto i = static_cast<size_t>(l * NH + h);
                 compare(next_[i], norm, component.data(), sample_.targets, first, B);
                 compare(read_[i], norm, component.data(), sample_.inputs, first, B);
@@ -226,20 +224,20 @@ class LastAttributions {
     Engine& model_;
     const Sample& sample_;
     std::vector<double> mean_row_;
-    std::vector<std::vector<real>> value_biases_;  // (L)(C)
+    std::vector<std::vector<real>> value_biases_;  // (L)(A)
     std::vector<AttributionError> next_, read_;    // (L,NH), for the token that follows and for the one that is read
 
-    // (L,B,C): what the heads bring to the last position, side by side.
+    // (L,B,A): what the heads bring to the last position, side by side.
     std::vector<real> last_heads(int64_t first, int64_t B) {
-        const int64_t T = sample_.T, C = model_.config.C;
-        std::vector<real> heads(static_cast<size_t>(model_.config.L * B * C));
+        const int64_t T = sample_.T, A = model_.config.heads_width();
+        std::vector<real> heads(static_cast<size_t>(model_.config.L * B * A));
         Probe probe;
         probe.attention = [&](int64_t layer, const real* x, const real*, const real*) {
             const std::vector<real>& biases = value_biases_[static_cast<size_t>(layer)];
             for (int64_t b = 0; b < B; b++)
-                for (int64_t c = 0; c < C; c++)
-                    heads[static_cast<size_t>((layer * B + b) * C + c)] =
-                        x[(b * T + T - 1) * C + c] - biases[static_cast<size_t>(c)];
+                for (int64_t a = 0; a < A; a++)
+                    heads[static_cast<size_t>((layer * B + b) * A + a)] =
+                        x[(b * T + T - 1) * A + a] - biases[static_cast<size_t>(a)];
         };
         model_.trace(sample_.inputs.data() + first * T, B, T, probe);
         return heads;
@@ -299,7 +297,7 @@ class LastAttributions {
 
 FinalNorm final_norm_of(Engine& model, const int32_t* inputs) {
     const Site& f = model.sites.f();
-    return {!f.folded,
+    return {model.config.centred && !f.folded,
             f.folded ? 1.0 : f.a,
             model.weights().lnf_gamma,
             model.config.epsilon,

@@ -3,6 +3,7 @@
 // With r the stream in front of ln_f, c what one component adds to it, and u the target's row of the unembedding:
 //     DE(c)  = (LN(r) - LN(r - c)) . u              the component's direct effect (eq. 4): ln_f sees the stream without it
 //     DLA(c) = gamma * (c - mean(c)) / sigma(r) . u   its linearisation (eq. 5): ln_f's scale stays what it was
+// RMSNorm is the same with 0 for the means, here and wherever analyses say LayerNorm.
 // Where the last norm is FakeLN, or folded away, they are the same number.
 #pragma once
 

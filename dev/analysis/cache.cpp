@@ -13,7 +13,7 @@
 #include "data/files.h"
 #include "data/float_formats.h"
 #include "data/shards.h"
-#include "dev/analysis/explain_record.h"
+#include "dev/analysis/heads.h"
 #include "dev/analysis/subjects.h"
 #include "dev/cpu/operations.h"
 #include "dev/run/evaluate.h"
@@ -43,6 +43,8 @@ constexpr PlaceName kPlaces[] = {
     {What::resid_pre, "hook_resid_pre", true},
     {What::q, "attn.hook_q", true},
     {What::k, "attn.hook_k", true},
+    {What::rot_q, "attn.hook_rot_q", true},
+    {What::rot_k, "attn.hook_rot_k", true},
     {What::v, "attn.hook_v", true},
     {What::z, "attn.hook_z", true},
     {What::result, "attn.hook_result", true},
@@ -55,12 +57,16 @@ constexpr PlaceName kPlaces[] = {
 
 std::vector<uint64_t> shape_at(What what, const GPT2Config& c) {
     const auto C = static_cast<uint64_t>(c.C), NH = static_cast<uint64_t>(c.NH);
+    const auto KH = static_cast<uint64_t>(c.key_heads()), HS = static_cast<uint64_t>(c.head_size());
     switch (what) {
         case What::q:
-        case What::k:
-        case What::v:
+        case What::rot_q:
         case What::z:
-            return {NH, C / NH};
+            return {NH, HS};
+        case What::k:
+        case What::rot_k:
+        case What::v:
+            return {KH, HS};
         case What::result:
             return {NH, C};
         case What::post:
@@ -70,10 +76,23 @@ std::vector<uint64_t> shape_at(What what, const GPT2Config& c) {
     }
 }
 
-std::string known_names() {
+// Why a model has no such place; empty: it has.
+std::string absence_of(What what, const GPT2Config& c) {
+    if (what == What::pos_embed && c.rotary > 0) return "positions are rotary, and nothing is added for them";
+    if (what == What::resid_mid && c.parallel)
+        return "attention and MLP read the same stream, and nothing lies between them";
+    if ((what == What::q || what == What::k) && c.rotary > 0)
+        return "queries and keys are seen when they are turned, as attn.hook_rot_q and attn.hook_rot_k";
+    if ((what == What::rot_q || what == What::rot_k) && c.rotary == 0)
+        return "positions are learned, and queries and keys are not turned: attn.hook_q and attn.hook_k";
+    return "";
+}
+
+std::string known_names(const GPT2Config& c) {
     std::string names;
     for (const PlaceName& place : kPlaces)
-        names += std::string(names.empty() ? "" : ", ") + (place.in_layers ? "blocks.L." : "") + place.name;
+        if (absence_of(place.what, c).empty())
+            names += std::string(names.empty() ? "" : ", ") + (place.in_layers ? "blocks.L." : "") + place.name;
     return names;
 }
 
@@ -123,7 +142,10 @@ std::vector<HookPlace> hook_places(const std::vector<std::string>& names, const 
             return rest == p.name && in_layers == p.in_layers;
         });
         if (place == std::end(kPlaces))
-            throw BadInput("--hooks " + quoted_name(name) + ": there is no such place; there are " + known_names());
+            throw BadInput("--hooks " + quoted_name(name) + ": there is no such place; there are " +
+                           known_names(config));
+        if (const std::string absence = absence_of(place->what, config); !absence.empty())
+            throw BadInput("--hooks " + quoted_name(name) + ": the model has no such place: " + absence);
         if (!in_layers)
             add(*place, -1);
         else
@@ -142,7 +164,7 @@ class Cache {
   public:
     // Array 0 of the file holds the tokens, array 1 + i place i.
     Cache(Engine& model, const std::vector<HookPlace>& places, ArrayStream& file, bool bf16)
-        : model_(model), places_(places), file_(file), bf16_(bf16), C_(model.config.C), NH_(model.config.NH) {}
+        : model_(model), places_(places), file_(file), bf16_(bf16), at_(model.config), C_(model.config.C) {}
 
     // tokens (B,T)
     void add(const int32_t* tokens, int64_t B, int64_t T) {
@@ -168,7 +190,8 @@ class Cache {
     const std::vector<HookPlace>& places_;
     ArrayStream& file_;
     bool bf16_;
-    int64_t C_, NH_, N_ = 0;
+    const HeadPlaces at_;
+    int64_t C_, N_ = 0;
     std::vector<real> stream_, made_;  // in front of the block; where results are made
     std::vector<float> floats_;
     std::vector<uint16_t> halves_;
@@ -185,32 +208,30 @@ class Cache {
     }
 
     void see_attention(int64_t l, const real* heads, const real* qkv) {
-        int64_t part = 0;
-        for (const What what : {What::q, What::k, What::v}) {
-            put_rows(what, l, C_, [&](int64_t n) { return qkv + (n * 3 + part) * C_; });
-            part++;
-        }
-        put(What::z, l, heads, N_ * C_);
+        const auto put_part = [&](What what, int64_t first, int64_t width) {
+            put_rows(what, l, width, [&](int64_t n) { return qkv + n * at_.Q() + first; });
+        };
+        for (const What what : {What::q, What::rot_q}) put_part(what, at_.query(0), at_.A());
+        for (const What what : {What::k, What::rot_k}) put_part(what, at_.key(0), at_.values_width());
+        put_part(What::v, at_.first_value(), at_.values_width());
+        put(What::z, l, heads, N_ * at_.A());
         if (wants(What::result, l)) put_results(l, heads);
         if (wants(What::attn_out, l) || wants(What::resid_mid, l)) put_output(l, heads);
     }
 
     // What each head adds to the stream.
     void put_results(int64_t l, const real* heads) {
-        const int64_t HS = C_ / NH_;
-        const real* proj = model_.weights().layers[static_cast<size_t>(l)].proj;
-        made_.resize(static_cast<size_t>(N_ * NH_ * C_));
-        for (int64_t h = 0; h < NH_; h++)
-            operations().matmul(Transpose::No, Transpose::No, N_, C_, HS, heads + h * HS, C_, proj + h * HS * C_, C_,
-                                made_.data() + h * C_, NH_ * C_, false, nullptr);
-        put(What::result, l, made_.data(), N_ * NH_ * C_);
+        const int64_t row = at_.NH * C_;
+        made_.resize(static_cast<size_t>(N_ * row));
+        for (int64_t h = 0; h < at_.NH; h++) head_output(model_, l, h, heads, N_, made_.data() + h * C_, row);
+        put(What::result, l, made_.data(), N_ * row);
     }
 
     // What they add together, and the stream behind that, by the engine's own operations.
     void put_output(int64_t l, const real* heads) {
         const Weights::Layer& y = model_.weights().layers[static_cast<size_t>(l)];
         made_.resize(static_cast<size_t>(N_ * C_));
-        operations().matmul_forward(made_.data(), heads, y.proj, y.proj_bias, N_, C_, C_, C_);
+        operations().matmul_forward(made_.data(), heads, y.proj, y.proj_bias, N_, at_.A(), C_, C_);
         put(What::attn_out, l, made_.data(), N_ * C_);
         if (!wants(What::resid_mid, l)) return;
         operations().residual_forward(made_.data(), stream_.data(), made_.data(), N_ * C_);

@@ -24,7 +24,23 @@ struct CacheOptions {
 
 // A place that can be written.
 struct HookPlace {
-    enum class What { embed, pos_embed, resid_pre, attn_out, resid_mid, mlp_out, resid_post, q, k, v, z, result, post };
+    enum class What {
+        embed,
+        pos_embed,
+        resid_pre,
+        attn_out,
+        resid_mid,
+        mlp_out,
+        resid_post,
+        q,
+        k,
+        rot_q,
+        rot_k,
+        v,
+        z,
+        result,
+        post
+    };
     What what;
     int64_t layer;                // -1: of no layer
     std::string name;             // whole

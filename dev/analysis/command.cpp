@@ -122,13 +122,21 @@ Json result_of(const Measurement& m, const Options& o, Subjects& s) {
     return j;
 }
 
-void write_report(const Options& o, const Sample& sample, const Table& summary, const std::vector<ReportPart>& parts,
+// What the models have, or had, for norms.
+std::string norms_of(const Subjects& s) {
+    const auto centred = std::count_if(s.loaded.begin(), s.loaded.end(),
+                                       [](const LoadedModel& loaded) { return loaded.model->config.centred; });
+    if (centred == 0) return "RMSNorm";
+    return centred == static_cast<std::ptrdiff_t>(s.loaded.size()) ? "LayerNorm" : "norms";
+}
+
+void write_report(const Options& o, const Subjects& s, const Table& summary, const std::vector<ReportPart>& parts,
                   const Json& all) {
     const std::string about =
-        std::to_string(sample.sequences) + " sequences of " + std::to_string(sample.T) +
+        std::to_string(s.sample.sequences) + " sequences of " + std::to_string(s.sample.T) +
         " tokens, spread evenly over the data; the measurements of 2507.02559, made by train_gpt2_lnfree analyze.";
     write_file_atomically(o.out + "/report.html",
-                          render_report("Models with and without LayerNorm", about, summary, parts));
+                          render_report("Models with and without " + norms_of(s), about, summary, parts));
     write_file_atomically(o.out + "/report.json", all.dump(1) + "\n");
 }
 
@@ -169,8 +177,8 @@ Json report(const Options& o) {
         }
         parts.push_back(part);
     }
-    const Table summary = overview(all, o.models.size());
-    write_report(o, subjects.sample, summary, parts, all);
+    const Table summary = overview(all, o.models.size(), norms_of(subjects));
+    write_report(o, subjects, summary, parts, all);
     if (o.json_output) return all;
     print_table(summary, o.markdown);
     if (!o.markdown) std::printf("\nwrote %s/report.html and report.json\n", o.out.c_str());

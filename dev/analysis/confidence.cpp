@@ -57,14 +57,15 @@ std::vector<real> centred_unembedding(const Engine& model) {
     return centred;
 }
 
-// Directions without the one that ln_f takes out, as TransformerLens centres them when it loads a model. Neurons score
-// alike in every form of a model then.
+// Directions without the one that ln_f takes out (RMSNorm: none), as TransformerLens centres them when it loads a model.
+// Neurons score alike in every form of a model then.
 class CentredDirections {
   public:
     explicit CentredDirections(const Engine& model) : u_(centred_unembedding(model)) {
         const int64_t C = model.config.C;
         const real* w = model.weights().layers.back().fcproj;
         w_.assign(w, w + model.config.n_inner * C);
+        if (!model.config.centred) return;
         for (auto* rows : {&w_, &u_})
             for (size_t first = 0; first < rows->size(); first += static_cast<size_t>(C))
                 centre(rows->data() + first, C);

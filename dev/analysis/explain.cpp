@@ -7,20 +7,21 @@
 #include "dev/analysis/attribution.h"
 #include "dev/analysis/explain_paths.h"
 #include "dev/analysis/explain_record.h"
-#include "dev/cpu/operations.h"
+#include "dev/analysis/heads.h"
 
 namespace lnfree {
 namespace analysis {
 
 std::vector<Component> components_of(const GPT2Config& c) {
     using Kind = Component::Kind;
-    std::vector<Component> all = {{Kind::embedding, -1, -1, "embedding", "hook_embed"},
-                                  {Kind::position_embedding, -1, -1, "position embedding", "hook_pos_embed"}};
+    const ComponentOrder order(c);
+    std::vector<Component> all = {{Kind::embedding, -1, -1, "embedding", "hook_embed"}};
+    if (order.positions) all.push_back({Kind::position_embedding, -1, -1, "position embedding", "hook_pos_embed"});
     for (int64_t l = 0; l < c.L; l++) {
         const std::string layer = std::to_string(l), block = "blocks." + layer + ".";
         for (int64_t h = 0; h < c.NH; h++)
             all.push_back({Kind::head, l, h, "head " + layer + "." + std::to_string(h), block + "attn.hook_result"});
-        all.push_back({Kind::attention_bias, l, -1, "attention bias " + layer, block + "attn.b_O"});
+        if (order.biases) all.push_back({Kind::attention_bias, l, -1, "attention bias " + layer, block + "attn.b_O"});
         all.push_back({Kind::mlp, l, -1, "mlp " + layer, block + "hook_mlp_out"});
     }
     all.push_back({Kind::unembedding_bias, -1, -1, "unembedding bias", "unembed.b_U"});
@@ -49,7 +50,13 @@ constexpr int64_t kTokensPerPass = 2048;
 class Explainer {
   public:
     Explainer(Engine& model, const Depth& depth)
-        : model_(model), depth_(depth), C_(model.config.C), L_(model.config.L), NH_(model.config.NH) {}
+        : model_(model),
+          depth_(depth),
+          order_(model.config),
+          at_(model.config),
+          C_(model.config.C),
+          L_(model.config.L),
+          NH_(model.config.NH) {}
 
     // Shorter prompts are filled up behind their end, which nothing in front of it sees.
     std::vector<Explanation> explain(const PromptQuestion* questions, int64_t B) {
@@ -70,6 +77,8 @@ class Explainer {
   private:
     Engine& model_;
     const Depth& depth_;
+    const ComponentOrder order_;
+    const HeadPlaces at_;
     int64_t C_, L_, NH_;
     std::vector<int32_t> tokens_;  // (B,T) of the pass
     PassRecord record_;
@@ -112,53 +121,50 @@ class Explainer {
         return logit_of(q.target) - (q.against < 0 ? 0 : logit_of(q.against));
     }
 
-    const double* head_direction(int64_t l, int64_t h) const { return direction_.heads.data() + l * C_ + h * C_ / NH_; }
+    const double* head_direction(int64_t l, int64_t h) const {
+        return direction_.heads.data() + l * at_.A() + at_.brought(h);
+    }
     double over_divisor(int64_t b, int64_t t) const {
         return 1 / record_.divisors[static_cast<size_t>(b * record_.T + t)];
     }
 
     void contributions(Explanation& e, int64_t b) const {
-        const ComponentOrder order(model_.config);
         const Weights& w = model_.weights();
         const double* g = direction_.stream.data();
         const int64_t T = static_cast<int64_t>(e.question.tokens.size());
         std::vector<double> biases;
         for (const Weights::Layer& y : w.layers) biases.push_back(dot(y.proj_bias, g, C_));
-        e.contributions.resize(static_cast<size_t>(T * order.count()));
+        e.contributions.resize(static_cast<size_t>(T * order_.count()));
 #pragma omp parallel for schedule(static)
         for (int64_t t = 0; t < T; t++) {
-            double* out = e.contributions.data() + t * order.count();
+            double* out = e.contributions.data() + t * order_.count();
             const double scale = over_divisor(b, t);
             out[0] = scale * dot(w.wte + tokens_[static_cast<size_t>(b * record_.T + t)] * C_, g, C_);
-            out[1] = scale * dot(w.wpe + t * C_, g, C_);
+            if (order_.positions) out[order_.position_embedding()] = scale * dot(w.wpe + t * C_, g, C_);
             for (int64_t l = 0; l < L_; l++) {
-                const real* heads = record_.row(record_.heads, l, b, t, C_);
+                const real* heads = record_.row(record_.heads, l, b, t, at_.A());
                 for (int64_t h = 0; h < NH_; h++)
-                    out[order.head(l, h)] = scale * dot(heads + h * C_ / NH_, head_direction(l, h), C_ / NH_);
-                out[order.attention_bias(l)] = scale * biases[static_cast<size_t>(l)];
-                out[order.mlp(l)] = scale * dot(record_.row(record_.outputs, l, b, t, C_), g, C_);
+                    out[order_.head(l, h)] = scale * dot(heads + at_.brought(h), head_direction(l, h), at_.HS);
+                if (order_.biases) out[order_.attention_bias(l)] = scale * biases[static_cast<size_t>(l)];
+                out[order_.mlp(l)] = scale * dot(record_.row(record_.outputs, l, b, t, C_), g, C_);
             }
-            out[order.unembedding_bias()] = direction_.constant;
+            out[order_.unembedding_bias()] = direction_.constant;
         }
     }
 
     // What each component adds to the stream at the question's position, (components - 1, C): all but the last write to it.
     std::vector<real> written(int64_t b, int64_t t) const {
-        const ComponentOrder order(model_.config);
         const Weights& w = model_.weights();
-        const int64_t HS = C_ / NH_;
-        std::vector<real> rows(static_cast<size_t>(order.unembedding_bias() * C_));
+        std::vector<real> rows(static_cast<size_t>(order_.unembedding_bias() * C_));
         const auto put = [&](int64_t i, const real* row) { std::copy(row, row + C_, rows.data() + i * C_); };
         put(0, w.wte + tokens_[static_cast<size_t>(b * record_.T + t)] * C_);
-        put(1, w.wpe + t * C_);
+        if (order_.positions) put(order_.position_embedding(), w.wpe + t * C_);
         for (int64_t l = 0; l < L_; l++) {
-            const Weights::Layer& y = w.layers[static_cast<size_t>(l)];
-            const real* heads = record_.row(record_.heads, l, b, t, C_);
+            const real* heads = record_.row(record_.heads, l, b, t, at_.A());
             for (int64_t h = 0; h < NH_; h++)
-                operations().matmul(Transpose::No, Transpose::No, 1, C_, HS, heads + h * HS, C_, y.proj + h * HS * C_,
-                                    C_, rows.data() + order.head(l, h) * C_, C_, false, nullptr);
-            put(order.attention_bias(l), y.proj_bias);
-            put(order.mlp(l), record_.row(record_.outputs, l, b, t, C_));
+                head_output(model_, l, h, heads, 1, rows.data() + order_.head(l, h) * C_, C_);
+            if (order_.biases) put(order_.attention_bias(l), w.layers[static_cast<size_t>(l)].proj_bias);
+            put(order_.mlp(l), record_.row(record_.outputs, l, b, t, C_));
         }
         return rows;
     }
@@ -180,7 +186,7 @@ class Explainer {
     }
 
     void heads_in_detail(Explanation& e, int64_t b) const {
-        const int64_t T = static_cast<int64_t>(e.question.tokens.size()), HS = C_ / NH_;
+        const int64_t T = static_cast<int64_t>(e.question.tokens.size());
         const double scale = over_divisor(b, e.question.position);
         e.attention.resize(static_cast<size_t>(L_ * NH_ * T));
         e.sources.resize(e.attention.size());
@@ -192,7 +198,8 @@ class Explainer {
                 for (int64_t t = 0; t <= e.question.position; t++)
                     e.sources[static_cast<size_t>(at + t)] =
                         shares[t] * scale *
-                        dot(record_.row(record_.values, l, b, t, C_) + h * HS, head_direction(l, h), HS);
+                        dot(record_.row(record_.values, l, b, t, at_.values_width()) + at_.value(h),
+                            head_direction(l, h), at_.HS);
             }
     }
 

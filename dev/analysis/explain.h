@@ -2,11 +2,15 @@
 // what models without LayerNorm are for.
 //
 // The stream r in front of ln_f is the sum of what the components have written into it: token and position embedding,
-// every head, the attentions' output biases, every MLP (its bias included). With d what ln_f divides by at that position,
-// u the target's row of the unembedding (of a difference: the target's minus the other's) and b the bias there,
+// every head, the attentions' output biases, every MLP (its bias included), as far as the model has them. With d what ln_f
+// divides by at that position, u the target's row of the unembedding (of a difference: the target's minus the other's) and
+// b the bias there,
 //
 //     logit = ((r - mean(r)) / d * gamma + beta) . u + b = sum over components c of g . c / d  +  beta . u + b
 //     g = gamma * u - mean(gamma * u)
+//
+// (of RMSNorm without both means). That holds whatever a head reads its values from, whether it shares them, turns its
+// queries and keys, or stands beside the MLP; and whatever a neuron makes of its input.
 //
 // A term of that sum is the component's direct logit attribution (attribution.h, eq. 5). Where ln_f is linear it is also
 // what taking the component away would take from the logit (eq. 4, the direct effect). Where ln_f is a LayerNorm, d is
@@ -39,15 +43,20 @@ struct Component {
     std::string hook;     // what TransformerLens calls the place, or the parameter
 };
 
-// Where each stands in a list of contributions: embeddings, then for each layer its heads, the attention's output bias
-// and the MLP, at last what the unembedding adds whatever the stream is (beta . u + b).
+// Where each stands in a list of contributions: embeddings, of positions where they are learned, then for each layer its
+// heads, the attention's output bias if it has one, and the MLP, at last what the unembedding adds whatever the stream is
+// (beta . u + b).
 struct ComponentOrder {
     int64_t L, NH;
+    bool positions, biases;
 
-    explicit ComponentOrder(const GPT2Config& c) : L(c.L), NH(c.NH) {}
-    int64_t head(int64_t l, int64_t h) const { return 2 + l * (NH + 2) + h; }
-    int64_t attention_bias(int64_t l) const { return head(l, NH); }
-    int64_t mlp(int64_t l) const { return head(l, NH) + 1; }
+    explicit ComponentOrder(const GPT2Config& c)
+        : L(c.L), NH(c.NH), positions(c.rotary == 0), biases(c.attention_bias) {}
+    int64_t per_layer() const { return NH + (biases ? 2 : 1); }
+    int64_t head(int64_t l, int64_t h) const { return (positions ? 2 : 1) + l * per_layer() + h; }
+    int64_t position_embedding() const { return 1; }                 // if `positions`
+    int64_t attention_bias(int64_t l) const { return head(l, NH); }  // if `biases`
+    int64_t mlp(int64_t l) const { return head(l, 0) + per_layer() - 1; }
     int64_t unembedding_bias() const { return head(L, 0); }
     int64_t count() const { return unembedding_bias() + 1; }
 };
@@ -73,7 +82,7 @@ struct Explanation {
     std::vector<double> attention;       // (L,NH,T) of the query at the position; 0 behind it
     std::vector<double> sources;     // (L,NH,T): what a head brings from there; their sum is the head's contribution
     std::vector<double> neurons;     // (L,n_inner) at the position; empty unless asked for
-    std::vector<double> mlp_biases;  // (L): with its neurons these make an MLP's contribution
+    std::vector<double> mlp_biases;  // (L): with its neurons these make an MLP's contribution; 0 where it has none
     std::vector<double> paths;       // (L*NH,components), as explain_paths.h; empty unless asked for
 
     // Of the components at the question's position.

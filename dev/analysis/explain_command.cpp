@@ -63,10 +63,9 @@ void print_one(const Explained& x, const Explanation& e, const ExplainOptions& o
     std::printf("the sum lacks %.2g of the logit (rounding)\n", e.remainder());
     if (!x.exact)
         std::printf(
-            "ln_f is a LayerNorm: contributions hold its sigma where it is. What taking components away would take, "
-            "one at "
+            "ln_f is %s: contributions hold its sigma where it is. What taking components away would take, one at "
             "a time, adds up to %.4f: %+.4f is what linearising misses\n",
-            e.sum() - e.missed(), e.missed());
+            x.norm(), e.sum() - e.missed(), e.missed());
 }
 
 void print_result(const Explained& x, const ExplainOptions& o) {

@@ -26,6 +26,8 @@ struct Explained {
 
     // For people, on one line.
     std::string text_of(int32_t token) const;
+    // What kind of norm the model has, or had: "a LayerNorm", "an RMSNorm".
+    const char* norm() const { return config.centred ? "a LayerNorm" : "an RMSNorm"; }
     // "logit of X", "logit of X minus that of Y"
     std::string what_of(const Explanation& e) const;
 };

@@ -89,8 +89,10 @@ Json numbers_of(const Explained& x, const Explanation& e) {
 
 // Inside a script element, so that no text can end it.
 std::string script_data(const Explained& x) {
+    const ComponentOrder order(x.config);
     Json j{{"model", x.folder},           {"exact", x.exact},
            {"layers", x.config.L},        {"heads", x.config.NH},
+           {"first", order.head(0, 0)},   {"perLayer", order.per_layer()},
            {"components", Json::array()}, {"explanations", Json::array()},
            {"all", x.all.size()}};
     for (const Component& c : components_of(x.config)) j["components"].push_back(c.name);
@@ -165,11 +167,12 @@ const char* page_script() {
 "use strict";
 const data = JSON.parse(document.getElementById("numbers").textContent);
 const L = data.layers, NH = data.heads, last = data.components.length - 1;
-const headAt = (l, h) => 2 + l * (NH + 2) + h;
-const inLayers = c => c > 1 && c < last;
-const layerOf = c => Math.floor((c - 2) / (NH + 2)), placeOf = c => (c - 2) % (NH + 2);
+const first = data.first, perLayer = data.perLayer, mlpPlace = perLayer - 1;
+const headAt = (l, h) => first + l * perLayer + h, mlpAt = l => headAt(l, mlpPlace);
+const inLayers = c => c >= first && c < last;
+const layerOf = c => Math.floor((c - first) / perLayer), placeOf = c => (c - first) % perLayer;
 const headOf = c => inLayers(c) && placeOf(c) < NH ? layerOf(c) * NH + placeOf(c) : -1;
-const mlpOf = c => inLayers(c) && placeOf(c) === NH + 1 ? layerOf(c) : -1;
+const mlpOf = c => inLayers(c) && placeOf(c) === mlpPlace ? layerOf(c) : -1;
 // Large numbers get fewer digits behind the point: columns are narrow.
 const signed = (x, digits = 3) => (x < 0 ? "\u2212" : "+")
   + Math.abs(x).toFixed(Math.max(0, digits - Math.floor(Math.log10(Math.max(1, Math.abs(x))))));
@@ -231,7 +234,7 @@ function drawTokens() {
 function drawMap() {
   const cells = [];
   for (let l = 0; l < L; l++) for (let h = 0; h < NH; h++) cells.push(brought(l, h));
-  if (token < 0) for (let l = 0; l < L; l++) cells.push(e.contributions[headAt(l, NH + 1)]);
+  if (token < 0) for (let l = 0; l < L; l++) cells.push(e.contributions[mlpAt(l)]);
   const most = largest(cells);
   const button = (c, x) => element("td", {}, choice("c" + c, signed(x, 2), c === chosen,
     {style: tint(x, most), ariaLabel: `${data.components[c]}: ${signed(x)}`, title: data.components[c]}));
@@ -239,7 +242,7 @@ function drawMap() {
   for (let l = 0; l < L; l++) {
     const row = element("tr", {}, element("th", {scope: "row"}, `layer ${l}`));
     for (let h = 0; h < NH; h++) row.append(button(headAt(l, h), brought(l, h)));
-    if (token < 0) row.append(button(headAt(l, NH + 1), e.contributions[headAt(l, NH + 1)]));
+    if (token < 0) row.append(button(mlpAt(l), e.contributions[mlpAt(l)]));
     rows.push(row);
   }
   const heads = [[""], ...Array.from({length: NH}, (_, h) => [`head ${h}`])];
@@ -360,8 +363,8 @@ std::string about(const Explained& x) {
         return model +
                "The last norm is linear, so that the logit is exactly the sum of what the components add, and what "
                "a component adds is what taking it away would take.";
-    return model +
-           "<strong>The last norm is a LayerNorm.</strong> What the components add holds its sigma where it is. "
+    return model + "<strong>The last norm is " + x.norm() +
+           ".</strong> What the components add holds its sigma where it is. "
            "The sum is still the logit; but taking a component away would also move sigma, and do what stands "
            "under <em>effect</em>.";
 }

@@ -6,14 +6,15 @@
 
 #include "data/error.h"
 #include "dev/analysis/explain.h"
+#include "dev/analysis/heads.h"
 
 namespace lnfree {
 namespace analysis {
 
 void require_linear_paths(const Sites& sites, const std::string& folder) {
-    const std::string remedy =
-        " is still a LayerNorm, and paths are sums only where it is none; take a model from "
-        "which `remove` has taken them, or leave --paths out";
+    const std::string remedy = std::string(" is still ") + (sites.f().centred ? "a LayerNorm" : "an RMSNorm") +
+                               ", and paths are sums only where it is none; take a model from "
+                               "which `remove` has taken them, or leave --paths out";
     if (!sites.f().removed()) throw BadInput("--paths: " + folder + ": site f" + remedy);
     for (int64_t l = 0; l < sites.L; l++)
         if (sites.v(l).removed()) return;
@@ -26,28 +27,36 @@ namespace {
 class Reader {
   public:
     Reader(Engine& model, const PassRecord& record, int64_t b, const int32_t* tokens)
-        : model_(model), record_(record), b_(b), tokens_(tokens), C_(model.config.C), T_(record.T) {}
+        : model_(model),
+          record_(record),
+          order_(model.config),
+          at_(model.config),
+          b_(b),
+          tokens_(tokens),
+          C_(model.config.C),
+          T_(record.T) {}
 
     // What comes into head h of layer l, over ln_f's divisor; out (components).
     void read(int64_t l, int64_t h, const Direction& direction, double divisor, double* out) {
         aim(l, h, direction, divisor);
         weigh(l, h);
         const Weights& w = model_.weights();
-        const ComponentOrder order(model_.config);
         out[0] = weighted([&](int64_t t) { return w.wte + tokens_[t] * C_; });
-        out[1] = weighted([&](int64_t t) { return w.wpe + t * C_; });
+        if (order_.positions) out[order_.position_embedding()] = weighted([&](int64_t t) { return w.wpe + t * C_; });
         for (int64_t from = 0; from < l; from++) {
             const Weights::Layer& y = w.layers[static_cast<size_t>(from)];
-            read_heads(from, out + order.head(from, 0));
-            out[order.attention_bias(from)] = weight_ * dot(y.proj_bias, direction_.data(), C_);
-            out[order.mlp(from)] = weighted([&](int64_t t) { return record_.row(record_.outputs, from, b_, t, C_); });
+            read_heads(from, out + order_.head(from, 0));
+            if (order_.biases) out[order_.attention_bias(from)] = weight_ * dot(y.proj_bias, direction_.data(), C_);
+            out[order_.mlp(from)] = weighted([&](int64_t t) { return record_.row(record_.outputs, from, b_, t, C_); });
         }
-        out[order.unembedding_bias()] = constant_;
+        out[order_.unembedding_bias()] = constant_;
     }
 
   private:
     Engine& model_;
     const PassRecord& record_;
+    const ComponentOrder order_;
+    const HeadPlaces at_;
     int64_t b_;
     const int32_t* tokens_;
     int64_t C_, T_;
@@ -59,24 +68,24 @@ class Reader {
     // From the logit back through c_proj, the values and their norm.
     void aim(int64_t l, int64_t h, const Direction& direction, double divisor) {
         const Weights::Layer& y = model_.weights().layers[static_cast<size_t>(l)];
-        const int64_t HS = C_ / model_.config.NH, first = 2 * C_ + h * HS;
-        const double* value = direction.heads.data() + l * C_ + h * HS;
+        const int64_t HS = at_.HS, first = at_.value_in_row(h);
+        const double* value = direction.heads.data() + l * at_.A() + at_.brought(h);
         direction_.resize(static_cast<size_t>(C_));
-        constant_ = dot(y.qkv_bias + first, value, HS) / divisor;
+        constant_ = y.qkv_bias == nullptr ? 0 : dot(y.qkv_bias + first, value, HS) / divisor;
         double mean = 0;
         for (int64_t i = 0; i < C_; i++) {
-            const double g = dot(y.qkv + i * 3 * C_ + first, value, HS) / divisor;
+            const double g = dot(y.qkv + i * at_.Q() + first, value, HS) / divisor;
             if (y.ln1_beta != nullptr) constant_ += g * static_cast<double>(y.ln1_beta[i]);
             direction_[static_cast<size_t>(i)] = y.ln1_gamma == nullptr ? g : g * static_cast<double>(y.ln1_gamma[i]);
             mean += direction_[static_cast<size_t>(i)] / static_cast<double>(C_);
         }
-        if (!model_.sites.v(l).folded)
+        if (model_.config.centred && !model_.sites.v(l).folded)
             for (double& g : direction_) g -= mean;
     }
 
     void weigh(int64_t l, int64_t h) {
         const Site& site = model_.sites.v(l);
-        const double* shares = record_.attention.data() + ((l * record_.B + b_) * model_.config.NH + h) * T_;
+        const double* shares = record_.attention.data() + ((l * record_.B + b_) * at_.NH + h) * T_;
         weights_.assign(shares, shares + T_);
         weight_ = 0;
         for (int64_t t = 0; t < T_; t++) weight_ += weights_[static_cast<size_t>(t)] /= divisor_at(site, t);
@@ -100,18 +109,18 @@ class Reader {
 
     // out (NH): of all heads of an earlier layer at once. What they bring is averaged first, then goes through c_proj.
     void read_heads(int64_t from, double* out) const {
-        const int64_t NH = model_.config.NH, HS = C_ / NH;
-        std::vector<double> brought(static_cast<size_t>(C_)), projected(brought.size());
+        const int64_t A = at_.A();
+        std::vector<double> brought(static_cast<size_t>(A)), projected(brought.size());
         for (int64_t t = 0; t < T_; t++) {
             const double weight = weights_[static_cast<size_t>(t)];
             if (weight == 0) continue;
-            const real* row = record_.row(record_.heads, from, b_, t, C_);
-            for (int64_t i = 0; i < C_; i++) brought[static_cast<size_t>(i)] += weight * static_cast<double>(row[i]);
+            const real* row = record_.row(record_.heads, from, b_, t, A);
+            for (int64_t i = 0; i < A; i++) brought[static_cast<size_t>(i)] += weight * static_cast<double>(row[i]);
         }
-        times(model_.weights().layers[static_cast<size_t>(from)].proj, direction_.data(), C_, C_, projected.data());
-        for (int64_t h = 0; h < NH; h++) {
+        times(model_.weights().layers[static_cast<size_t>(from)].proj, direction_.data(), A, C_, projected.data());
+        for (int64_t h = 0; h < at_.NH; h++) {
             out[h] = 0;
-            for (int64_t i = h * HS; i < (h + 1) * HS; i++)
+            for (int64_t i = at_.brought(h); i < at_.brought(h) + at_.HS; i++)
                 out[h] += brought[static_cast<size_t>(i)] * projected[static_cast<size_t>(i)];
         }
     }

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dev/analysis/heads.h"
+
 namespace lnfree {
 namespace analysis {
 
 double dot(const real* a, const double* v, int64_t n) {
     double sum = 0;
+    if (a == nullptr) return sum;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) sum += static_cast<double>(a[i]) * v[i];
     return sum;
@@ -20,17 +23,12 @@ void times(const real* matrix, const double* v, int64_t rows, int64_t n, double*
 
 namespace {
 
-// shares (T): the softmax over positions 0..position of q . k / sqrt(HS), 0 behind. qkv (T,3C) of one sequence.
-void attention_row(double* shares, const real* qkv, int64_t position, int64_t T, int64_t h, int64_t HS, int64_t C) {
-    const real *query = qkv + position * 3 * C + h * HS, *keys = qkv + C + h * HS;
-    const double scale = 1 / std::sqrt(static_cast<double>(HS));
+// shares (T): the softmax over positions 0..position of attention's scores, 0 behind. qkv (T,Q) of one sequence.
+void attention_row(double* shares, const real* qkv, int64_t position, int64_t T, int64_t h, const HeadPlaces& at) {
     std::fill(shares, shares + T, 0.0);
     double largest = -INFINITY, sum = 0;
     for (int64_t t = 0; t <= position; t++) {
-        double score = 0;
-        for (int64_t d = 0; d < HS; d++)
-            score += static_cast<double>(query[d]) * static_cast<double>(keys[t * 3 * C + d]);
-        shares[t] = scale * score;
+        shares[t] = attention_score(at, h, qkv + position * at.Q(), qkv + t * at.Q());
         largest = std::max(largest, shares[t]);
     }
     for (int64_t t = 0; t <= position; t++) sum += shares[t] = std::exp(shares[t] - largest);
@@ -41,23 +39,27 @@ void attention_row(double* shares, const real* qkv, int64_t position, int64_t T,
 
 void record_pass(PassRecord& r, Engine& model, const int32_t* tokens, int64_t B, int64_t T, const int64_t* positions) {
     const GPT2Config& c = model.config;
-    const int64_t C = c.C, H = c.n_inner, NH = c.NH, N = B * T;
+    const HeadPlaces at(c);
+    const int64_t C = c.C, H = c.n_inner, NH = c.NH, N = B * T, A = at.A(), Q = at.Q(), VW = at.values_width();
     r.B = B;
     r.T = T;
-    for (Buffer* buffer : {&r.heads, &r.values, &r.outputs})
-        if (buffer->size() < c.L * N * C) buffer->allocate(c.L * N * C);
+    const auto reserve = [&](Buffer& buffer, int64_t width) {
+        if (buffer.size() < c.L * N * width) buffer.allocate(c.L * N * width);
+    };
+    reserve(r.heads, A);
+    reserve(r.values, VW);
+    reserve(r.outputs, C);
     r.hidden.resize(static_cast<size_t>(c.L * B * H));
     r.attention.resize(static_cast<size_t>(c.L * B * NH * T));
     Probe probe;
     probe.attention = [&](int64_t l, const real* heads, const real* qkv, const real*) {
-        std::copy(heads, heads + N * C, r.heads.data() + l * N * C);
+        std::copy(heads, heads + N * A, r.heads.data() + l * N * A);
         for (int64_t n = 0; n < N; n++)
-            std::copy(qkv + n * 3 * C + 2 * C, qkv + (n + 1) * 3 * C, r.values.data() + (l * N + n) * C);
+            std::copy(qkv + n * Q + at.first_value(), qkv + (n + 1) * Q, r.values.data() + (l * N + n) * VW);
 #pragma omp parallel for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; b++)
             for (int64_t h = 0; h < NH; h++)
-                attention_row(r.attention.data() + ((l * B + b) * NH + h) * T, qkv + b * T * 3 * C, positions[b], T, h,
-                              C / NH, C);
+                attention_row(r.attention.data() + ((l * B + b) * NH + h) * T, qkv + b * T * Q, positions[b], T, h, at);
     };
     probe.mlp = [&](int64_t l, const real* hidden, const real* output) {
         std::copy(output, output + N * C, r.outputs.data() + l * N * C);
@@ -73,10 +75,10 @@ void record_pass(PassRecord& r, Engine& model, const int32_t* tokens, int64_t B,
 
 Direction direction_of(Engine& model, int32_t target, int32_t against) {
     const Weights& w = model.weights();
-    const int64_t C = model.config.C, L = model.config.L;
+    const int64_t C = model.config.C, L = model.config.L, A = model.config.heads_width();
     Direction d;
     d.stream.resize(static_cast<size_t>(C));
-    d.heads.resize(static_cast<size_t>(L * C));
+    d.heads.resize(static_cast<size_t>(L * A));
     const auto difference = [&](const real* of, int64_t stride, int64_t i) {
         const double theirs = against < 0 ? 0 : static_cast<double>(of[against * stride + i]);
         return static_cast<double>(of[target * stride + i]) - theirs;
@@ -89,10 +91,10 @@ Direction direction_of(Engine& model, int32_t target, int32_t against) {
         if (w.lnf_beta != nullptr) d.constant += u * static_cast<double>(w.lnf_beta[i]);
     }
     if (w.head_bias != nullptr) d.constant += difference(w.head_bias, 1, 0);
-    if (!model.sites.f().folded)
+    if (model.config.centred && !model.sites.f().folded)
         for (double& g : d.stream) g -= mean;
     for (int64_t l = 0; l < L; l++)
-        times(w.layers[static_cast<size_t>(l)].proj, d.stream.data(), C, C, d.heads.data() + l * C);
+        times(w.layers[static_cast<size_t>(l)].proj, d.stream.data(), A, C, d.heads.data() + l * A);
     return d;
 }
 

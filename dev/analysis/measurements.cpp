@@ -288,9 +288,9 @@ const std::vector<Measurement>& measurements() {
          tables_of_loss, pictures_of_loss},
         {"dla", "direct logit attribution against direct effect, per head, MLP and embedding",
          "Direct logit attribution",
-         "Direct logit attribution takes the last LayerNorm for linear. Its error is the mean distance from the direct "
+         "Direct logit attribution takes the last norm for linear. Its error is the mean distance from the direct "
          "effect (the stream with and without the component, through the last norm), in percent of the mean size of "
-         "that effect. Without LayerNorm both are the same number.",
+         "that effect. Without norms both are the same number.",
          "heads alone, without their value biases, at the last position of every sequence, read by the centred "
          "unembedding; errors and effects are summed over heads and sequences before one is divided by the other. The "
          "target is the token that follows; their code takes the token that is read there, which is given too.",
@@ -316,7 +316,7 @@ const std::vector<Measurement>& measurements() {
          tables_of_patching, pictures_of_patching},
         {"norms", "norms of the stream and sigmas of every site, position 0 against the rest",
          "Norm of the first position",
-         "In models with LayerNorm the stream at position 0 is often many times longer than elsewhere; a model without "
+         "In models with norms the stream at position 0 is often many times longer than elsewhere; a model without "
          "has no use for that.",
          nullptr, TakenOn::text, 1,
          [](Subjects& s) { return one_by_one(s, [](Subjects& t, size_t i) { return norms_of(t, i); }); },
@@ -333,7 +333,7 @@ const std::vector<Measurement>& measurements() {
          },
          tables_of_sinks, pictures_of_sinks},
         {"confidence", "confidence neurons, the unembedding's spectrum, mean ablation", "Confidence neurons",
-         "Neurons of the last MLP that write much and move all tokens alike: with LayerNorm they set how confident the "
+         "Neurons of the last MLP that write much and move all tokens alike: with norms they set how confident the "
          "model is. Neurons are set to their mean over the sample; the change is what they did.",
          "neurons are scored by weights with ln_f's gamma folded in and centred, and the three top ones of the first "
          "model are taken out of every model.",

@@ -7,6 +7,7 @@
 
 #include "data/error.h"
 #include "data/json.h"
+#include "dev/analysis/heads.h"
 #include "dev/analysis/loss.h"
 #include "dev/run/records.h"
 #include "dev/run/statistics.h"
@@ -71,17 +72,15 @@ class Sinks {
 
     // Sequence b of the batch that begins at `first`.
     void count(int64_t layer, int64_t first, int64_t b, const real* qkv, const real* lse) {
-        const int64_t T = sample_.T, C = model_.config.C, NH = model_.config.NH, HS = C / NH;
-        const double scale = 1 / std::sqrt(static_cast<double>(HS));
+        const HeadPlaces at(model_.config);
+        const int64_t T = sample_.T, NH = at.NH;
+        const real* rows = qkv + b * T * at.Q();
         int64_t sinks = 0, queries = 0;
         for (int64_t h = 0; h < NH; h++) {
-            const real *q = qkv + b * T * 3 * C + h * HS, *key = q + C;
             double sum = 0;
             for (int64_t t = first_query_; t < T; t++) {
-                double score = 0;
-                for (int64_t d = 0; d < HS; d++)
-                    score += static_cast<double>(q[t * 3 * C + d]) * static_cast<double>(key[d]);
-                const double share = std::exp(scale * score - static_cast<double>(lse[(b * NH + h) * T + t]));
+                const double score = attention_score(at, h, rows + t * at.Q(), rows);
+                const double share = std::exp(score - static_cast<double>(lse[(b * NH + h) * T + t]));
                 sum += share;
                 queries += paper_ ? share > kSinkThreshold : share >= kSinkThreshold;
             }

@@ -304,8 +304,8 @@ const std::vector<Column>& columns() {
 
 }  // namespace
 
-Table overview(const Json& report, size_t models) {
-    std::vector<std::string> headers = {"model", "LayerNorm"};
+Table overview(const Json& report, size_t models, const std::string& norms) {
+    std::vector<std::string> headers = {"model", norms};
     for (const Column& column : columns())
         if (report.contains(column.part)) {
             const bool renamed = column.header_as_paper != nullptr && is_as_paper(report[column.part]);

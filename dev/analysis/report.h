@@ -31,7 +31,7 @@ std::vector<std::vector<double>> mean_effects(const Json& model, const char* key
 
 // One line per model with the figure that each measurement is about, out of report.json. A part that was not measured
 // leaves its cell empty.
-Table overview(const Json& report, size_t models);
+Table overview(const Json& report, size_t models, const std::string& norms = "LayerNorm");
 
 struct ReportPart {
     std::string name, title, explanation;

@@ -38,7 +38,7 @@ int bench_command(const BenchOptions& o) {
     if (o.floors) return floors_command(o);
     if (!o.growth.empty()) return growth_command(o, screen);
     bench::Options b;
-    b.name = o.shape.size;
+    b.name = o.shape.name();
     b.config = o.shape.config(o.shape.usual_vocabulary());
     b.batch = o.batch;
     b.seq = sequence_length(o.seq, b.config, "the model");

@@ -6,6 +6,7 @@
 
 #include "data/console.h"
 #include "data/error.h"
+#include "data/files.h"
 #include "data/json.h"
 #include "dev/commands/commands.h"
 #include "dev/commands/output.h"
@@ -36,6 +37,9 @@ const NamedPhase& phase_named(const std::string& flag) {
 }
 
 StepOptions step_options(const BenchOptions& o) {
+    if (o.shape.family != "gpt2")
+        throw BadInput("bench --floors --family " + quoted_name(o.shape.family) +
+                       ": only the launches of a GPT-2's step are listed; leave --family out");
     StepOptions step;
     step.config = o.shape.config(o.shape.usual_vocabulary());
     step.batch = o.batch;

@@ -284,6 +284,7 @@ void add_info(CommandLine& line) {
                               o->json_output, [o] { return info_command(*o); });
     c.add_option("--model", o->model, "model folder");
     c.add_option("--size", o->size, "instead of a folder, with --memory: tiny, small, medium, large, xl");
+    c.add_option("--family", o->family, "with --size: gpt2, neox (as Pythia) or llama")->capture_default_str();
     c.add_flag(
         "--memory", o->memory,
         "what training holds in memory: on the CPU by kind, on GPUs of 24, 80 and 141 GB what fits (CUDA engine)");

@@ -73,10 +73,11 @@ struct InfoOptions {
     std::vector<std::string> data;  // shards on which to measure sigma; empty: nothing is measured
     int64_t seq = 0;                // 0: n_ctx
     std::string size;               // instead of a model, for `memory`
+    std::string family = "gpt2";    // of the size
     std::string precision = "fp32";
     int64_t processes = 1, batch = 1, lora = 0;  // of `memory`
     bool lora_embeddings = false;
-    int64_t grad_accum = 0;            // 0: 16, or one for each process
+    int64_t grad_accum = 0;  // 0: 16, or one for each process
     bool memory = false, settings = false;
     bool markdown = false, json_output = false;  // markdown: of `settings`
 };

@@ -136,6 +136,8 @@ int info_command(const InfoOptions& o) {
     if (o.markdown) throw BadInput("--markdown goes with --settings");
     if (o.model.empty() == o.size.empty())
         throw BadInput("info wants --model FOLDER, or --memory with --size, or --settings; see --help");
+    if (o.size.empty() && o.family != "gpt2")
+        throw BadInput("--family goes with --memory --size; a folder says itself what it is");
     if (!o.memory && !o.size.empty()) throw BadInput("--size goes with --memory; give --model FOLDER");
     return o.memory ? memory_command(o) : model_command(o);
 }

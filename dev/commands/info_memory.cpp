@@ -58,10 +58,20 @@ Table memory_table(const Json& rows) {
     return table;
 }
 
+ModelShape shape_of(const InfoOptions& o) {
+    ModelShape shape(o.size.c_str());
+    shape.family = o.family;
+    return shape;
+}
+
 GPT2Config config_of(const InfoOptions& o) {
     if (o.size.empty()) return read_config(o.model);
-    const ModelShape shape(o.size.c_str());
+    const ModelShape shape = shape_of(o);
     return shape.config(shape.usual_vocabulary());
+}
+
+std::string name_of(const InfoOptions& o) {
+    return o.size.empty() ? o.model : shape_of(o).name();
 }
 
 // ----- on the processor
@@ -105,9 +115,8 @@ Json memory_of_processes(const GPT2Config& c, const InfoOptions& o) {
     if (o.processes > 1) j["rows"].push_back(process_row(c, o, T, grad_accum, 1));
     j["rows"].push_back(process_row(c, o, T, grad_accum, o.processes));
     if (!o.json_output)
-        std::printf("%s: training with a step of %lld micro-batches of %lld x %lld tokens\n\n%s",
-                    o.size.empty() ? o.model.c_str() : o.size.c_str(), static_cast<long long>(grad_accum),
-                    static_cast<long long>(o.batch), static_cast<long long>(T),
+        std::printf("%s: training with a step of %lld micro-batches of %lld x %lld tokens\n\n%s", name_of(o).c_str(),
+                    static_cast<long long>(grad_accum), static_cast<long long>(o.batch), static_cast<long long>(T),
                     process_table(j["rows"]).text().c_str());
     return j;
 }
@@ -117,7 +126,7 @@ Json memory_of_processes(const GPT2Config& c, const InfoOptions& o) {
 int memory_command(const InfoOptions& o) {
     const GPT2Config c = config_of(o);
     Json j;
-    j["model"] = o.size.empty() ? o.model : o.size;
+    j["model"] = name_of(o);
     if (backend().device_bytes == nullptr) {
         j.update(memory_of_processes(c, o));
         print_json(o.json_output, j);

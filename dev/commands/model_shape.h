@@ -19,6 +19,9 @@ struct ModelShape {
     // `data_V`: vocabulary of the data's tokenizer, 0 if unknown. Throws BadInput for sizes that make no model.
     GPT2Config config(int64_t data_V) const;
 
+    // "small"; of another family than GPT-2's "small llama".
+    std::string name() const { return family == "gpt2" ? size : size + " " + family; }
+
     // The vocabulary that goes with the size where there are no data: bytes for tiny, GPT-2's for the others.
     int64_t usual_vocabulary() const { return size == "tiny" ? 257 : 50257; }
 };

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -139,13 +140,14 @@ int32_t* Operands::take_tokens(int64_t n, int64_t V) {
 OpList::OpList(const GPT2Config& c, int64_t B, int64_t T, const OpenBlas& blas) : blas_(blas) {
     const int64_t N = B * T, H = c.n_inner;
     const double L = static_cast<double>(c.L);
-    layer_products("qkv", L, N, c.C, 3 * c.C);
+    layer_products("qkv", L, N, c.C, c.qkv_width());
     add_attention(c, B, T);
-    layer_products("attention projection", L, N, c.C, c.C);
-    layer_products("MLP up", L, N, c.C, H);
+    layer_products("attention projection", L, N, c.heads_width(), c.C);
+    layer_products("MLP up", L, N, c.C, c.fc_width());
     layer_products("MLP down", L, N, H, c.C);
     add_classifier(c, N);
     add_norms(c, N);
+    add_activation(c, N);
     add_elementwise(c, B, T);
     add_optimiser(c);
 }
@@ -185,24 +187,38 @@ void OpList::streaming(const std::string& name, double calls, double values, std
 }
 
 void OpList::add_attention(const GPT2Config& c, int64_t B, int64_t T) {
-    const int64_t N = B * T, C = c.C, NH = c.NH;
-    real* qkv = memory_.take(N * 3 * C);
-    real* out = memory_.take(N * C);
-    real* lse = memory_.take(N * NH);
-    real* dqkv = memory_.take(N * 3 * C);
-    const double product = static_cast<double>(B * C) * static_cast<double>(T) * static_cast<double>(T + 1);
+    const Heads heads{c.NH, c.key_heads(), c.head_size()};
+    const int64_t N = B * T, A = heads.width(), Q = heads.row();
+    real* qkv = memory_.take(N * Q);
+    real* out = memory_.take(N * A);
+    real* lse = memory_.take(N * c.NH);
+    real* dqkv = memory_.take(N * Q);
+    const double product = static_cast<double>(B * A) * static_cast<double>(T) * static_cast<double>(T + 1);
     Op forward, backward;
     forward.name = "attention, forward";
     forward.calls = backward.calls = static_cast<double>(c.L);
     forward.flops = 2 * product;  // scores and weighted values, each half of a T x T square
-    forward.bytes = 4.0 * static_cast<double>(4 * N * C);
-    forward.run = [=] { operations().attention_forward(out, lse, qkv, B, T, {NH, NH, C / NH}, 0, T); };
+    forward.bytes = 4.0 * static_cast<double>(N * (Q + A));
+    forward.run = [=] { operations().attention_forward(out, lse, qkv, B, T, heads, 0, T); };
     backward.name = "attention, backward";
     backward.flops = 4 * product;  // dq, dk, dv, dp; remaking the scores is not counted
-    backward.bytes = 4.0 * static_cast<double>(8 * N * C);
-    backward.run = [=] { operations().attention_backward(dqkv, out, qkv, out, lse, B, T, {NH, NH, C / NH}); };
+    backward.bytes = 4.0 * static_cast<double>(2 * N * (Q + A));
+    backward.run = [=] { operations().attention_backward(dqkv, out, qkv, out, lse, B, T, heads); };
     ops.push_back(std::move(forward));
     ops.push_back(std::move(backward));
+    if (c.rotary > 0) add_rotary(c, heads, B, T);
+}
+
+// Reads and writes what turns of the queries and keys.
+void OpList::add_rotary(const GPT2Config& c, const Heads& heads, int64_t B, int64_t T) {
+    const int64_t R = c.rotary;
+    real* qkv = memory_.take(B * T * heads.row());
+    real* turns = memory_.take(T * R);
+    for (int64_t i = 0; i < T * R; i++) turns[i] = static_cast<real>(std::sqrt(0.5));  // turns that leave lengths alone
+    const double L = static_cast<double>(c.L), values = 2 * static_cast<double>(B * T * (heads.NH + heads.KH) * R);
+    streaming("rotary positions, forward", L, values, [=] { operations().rotary_forward(qkv, turns, B, T, heads, R); });
+    streaming("rotary positions, backward", L, values,
+              [=] { operations().rotary_backward(qkv, turns, B, T, heads, R); });
 }
 
 // In chunks of rows, as the model takes them.
@@ -225,32 +241,61 @@ void OpList::add_norms(const GPT2Config& c, int64_t N) {
     const real* inp = memory_.take(N * C);
     real *out = memory_.take(N * C), *dinp = memory_.take(N * C);
     real *mean = memory_.take(N), *sigma = memory_.take(N);
-    real *gamma = memory_.take(C), *beta = memory_.take(C), *dgamma = memory_.take(C), *dbeta = memory_.take(C);
-    streaming("mean and sigma", norms, NC, [=] { operations().moments_forward(mean, sigma, inp, 1e-5, true, N, C); });
+    real *gamma = memory_.take(C), *dgamma = memory_.take(C);
+    real *beta = c.norm_bias ? memory_.take(C) : nullptr, *dbeta = c.norm_bias ? memory_.take(C) : nullptr;
+    const bool centred = c.centred;
+    Site site;
+    site.centred = centred;
+    streaming(centred ? "mean and sigma" : "sigma", norms, NC,
+              [=] { operations().moments_forward(mean, sigma, inp, 1e-5, centred, N, C); });
     streaming("norm, forward (twice)", 2 * norms - 1, 2 * NC,
               [=] { operations().norm_forward(out, inp, mean, sigma, gamma, beta, N, C); });
-    // (LayerNorm's divisor is sigma itself.)
-    streaming("LayerNorm, backward", norms, 4 * NC, [=] {
-        operations().norm_backward(dinp, dgamma, dbeta, out, inp, gamma, mean, sigma, sigma, Site(), N, C);
+    // (Its divisor is sigma itself.)
+    streaming(centred ? "LayerNorm, backward" : "RMSNorm, backward", norms, 4 * NC, [=] {
+        operations().norm_backward(dinp, dgamma, dbeta, out, inp, gamma, mean, sigma, sigma, site, N, C);
     });
 }
 
 void OpList::add_elementwise(const GPT2Config& c, int64_t B, int64_t T) {
-    const int64_t N = B * T, C = c.C, NC = N * C, NH = N * c.n_inner;
+    const int64_t N = B * T, C = c.C, NC = N * C;
     const double L = static_cast<double>(c.L);
-    real *a = memory_.take(NH), *b = memory_.take(NH), *d = memory_.take(NH);
-    real *wte = memory_.take(c.V * C), *wpe = memory_.take(c.n_ctx * C);
+    real *a = memory_.take(NC), *b = memory_.take(NC), *d = memory_.take(NC);
+    real *wte = memory_.take(c.V * C), *wpe = c.rotary > 0 ? nullptr : memory_.take(c.n_ctx * C);
     const int32_t* tokens = memory_.take_tokens(N, c.V);
-    const double values = static_cast<double>(NC), hidden = static_cast<double>(NH);
+    const double values = static_cast<double>(NC);
     const Operations& op = operations();
-    streaming("GELU, forward (twice)", 2 * L, 2 * hidden, [=, &op] { op.gelu_forward(b, a, NH); });
-    streaming("GELU, backward", L, 3 * hidden, [=, &op] { op.gelu_backward(d, b, a, NH); });
     streaming("residual", 2 * L, 3 * values, [=, &op] { op.residual_forward(d, a, b, NC); });
-    const double rows_of_embeddings = static_cast<double>((std::min(N, c.V) + T) * C);  // if no token comes twice
+    const int64_t positions = wpe == nullptr ? 0 : T;
+    const double rows_of_embeddings = static_cast<double>((std::min(N, c.V) + positions) * C);  // no token comes twice
     streaming("encoder, forward", 1, values + rows_of_embeddings,
               [=, &op] { op.encoder_forward(d, tokens, wte, wpe, B, T, C); });
     streaming("encoder, backward", 1, values + 2 * rows_of_embeddings,
               [=, &op] { op.encoder_backward(wte, wpe, d, tokens, B, T, C); });
+}
+
+void OpList::add_activation(const GPT2Config& c, int64_t N) {
+    const int64_t H = c.n_inner, F = c.fc_width();
+    const double L = static_cast<double>(c.L);
+    real *fc = memory_.take(N * F), *hidden = memory_.take(N * H), *dfc = memory_.take(N * F);
+    const Operations& op = operations();
+    const auto add = [&](const std::string& name, std::function<void()> forward, std::function<void()> backward) {
+        streaming(name + ", forward (twice)", 2 * L, static_cast<double>(N * (F + H)), std::move(forward));
+        streaming(name + ", backward", L, static_cast<double>(N * (2 * F + H)), std::move(backward));
+    };
+    switch (c.activation) {
+        case Activation::gelu_tanh:
+            return add(
+                "GELU", [=, &op] { op.gelu_forward(hidden, fc, N * H); },
+                [=, &op] { op.gelu_backward(dfc, hidden, fc, N * H); });
+        case Activation::gelu_erf:
+            return add(
+                "GELU by erf", [=, &op] { op.gelu_erf_forward(hidden, fc, N * H); },
+                [=, &op] { op.gelu_erf_backward(dfc, hidden, fc, N * H); });
+        case Activation::gated_silu:
+            return add(
+                "gated SiLU", [=, &op] { op.gated_silu_forward(hidden, fc, N, H); },
+                [=, &op] { op.gated_silu_backward(dfc, hidden, fc, N, H); });
+    }
 }
 
 // On a model of a single layer, because a second copy of every weight and moment would not fit beside the first; the

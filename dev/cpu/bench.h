@@ -17,6 +17,7 @@
 
 #include "data/json.h"
 #include "dev/cpu/matmul_types.h"
+#include "dev/cpu/operations.h"
 #include "dev/engine.h"
 
 namespace lnfree {
@@ -123,8 +124,10 @@ class OpList {
     void layer_products(const std::string& name, double calls, int64_t N, int64_t K, int64_t M);
     void streaming(const std::string& name, double calls, double values, std::function<void()> run);
     void add_attention(const GPT2Config& c, int64_t B, int64_t T);
+    void add_rotary(const GPT2Config& c, const Heads& heads, int64_t B, int64_t T);
     void add_classifier(const GPT2Config& c, int64_t N);
     void add_norms(const GPT2Config& c, int64_t N);
+    void add_activation(const GPT2Config& c, int64_t N);
     void add_elementwise(const GPT2Config& c, int64_t B, int64_t T);
     void add_optimiser(GPT2Config c);
 

@@ -201,7 +201,8 @@ int64_t sequence_length(int64_t seq, const GPT2Config& config, const std::string
 // How much there is to compute, and how fast this machine is
 
 double training_flops_per_token(const GPT2Config& c, int64_t parameters, int64_t T) {
-    return 6.0 * static_cast<double>(parameters) + 6.0 * static_cast<double>(c.L * c.C * T);
+    const int64_t looked_up = c.has_own_head() ? c.V * c.C : 0;  // wte multiplies where it is the unembedding alone
+    return 6.0 * static_cast<double>(parameters - looked_up) + 6.0 * static_cast<double>(c.L * c.heads_width() * T);
 }
 
 double measure_flops(const GPT2Config& c) {

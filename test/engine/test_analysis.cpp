@@ -9,6 +9,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "data/error.h"
@@ -22,6 +23,7 @@
 #include "dev/analysis/attribution.h"
 #include "dev/analysis/command.h"
 #include "dev/analysis/confidence.h"
+#include "dev/analysis/explain.h"
 #include "dev/analysis/loss.h"
 #include "dev/analysis/norms.h"
 #include "dev/analysis/patching.h"
@@ -46,6 +48,13 @@ std::unique_ptr<Engine> random_model(uint64_t seed, const GPT2Config& config = k
     auto model = make_reference(config);
     randomise(*model, seed);
     return model;
+}
+
+// A GPT-2's, and others.
+std::vector<GPT2Config> shapes() {
+    std::vector<GPT2Config> all = other_shapes();
+    all.insert(all.begin(), kAnalysed);
+    return all;
 }
 
 // a as in Site: FakeLN, or on the way there.
@@ -85,9 +94,11 @@ void check_alike(const Json& a, const Json& b, double allowed) {
 
 TEST_CASE(
     "the direct effect is what the engine's own last norm and unembedding make of the stream without a component") {
-    for (const double a : {0.0, 0.4, 1.0}) {
+    for (const auto& [shape, a] :
+         {std::pair{0, 0.0}, {0, 0.4}, {0, 1.0}, {1, 0.0}, {2, 0.0}, {2, 1.0}, {4, 0.4}, {5, 1.0}}) {
+        CAPTURE(shape);
         CAPTURE(a);
-        const auto made = random_model(3);
+        const auto made = random_model(3, shapes()[static_cast<size_t>(shape)]);
         Engine& model = *made;
         if (a > 0) make_linear(model, a);
         const int64_t N = 7, C = model.config.C, V = model.config.V;
@@ -114,29 +125,104 @@ TEST_CASE(
     }
 }
 
-TEST_CASE("attribution misses the direct effect of a model with LayerNorm and none of a model without") {
-    const auto made = random_model(3);
-    Engine& model = *made;
-    const Sample sample = random_sample(5, 11, model.config.V);
-    CHECK(measure_attribution(model, sample, batches_of(2))["nmae"].get<double>() > 1);
-    make_linear(model);
-    const Json free = measure_attribution(model, sample, batches_of(2));
-    CHECK(free["nmae"].get<double>() < 1e-9);
-    CHECK(free["nmae_embedding"].get<double>() < 1e-9);
-    CHECK(free["nmae_head"].size() == 3);
-    CHECK(free["nmae_head"][0].size() == 3);
+TEST_CASE("attribution misses the direct effect of a model with norms and none of a model without") {
+    for (const GPT2Config& config : shapes()) {
+        const auto made = random_model(3, config);
+        Engine& model = *made;
+        const Sample sample = random_sample(5, 6, config.V);
+        CHECK(measure_attribution(model, sample, batches_of(2))["nmae"].get<double>() > 1);
+        make_linear(model);
+        const Json free = measure_attribution(model, sample, batches_of(2));
+        CHECK(free["nmae"].get<double>() < 1e-9);
+        CHECK(free["nmae_embedding"].get<double>() < 1e-9);
+        CHECK(free["nmae_head"].size() == static_cast<size_t>(config.L));
+        CHECK(free["nmae_head"][0].size() == static_cast<size_t>(config.NH));
+    }
+}
+
+TEST_CASE("heads' direct effects are those that explain finds, whatever they share") {
+    for (const GPT2Config& config : shapes()) {
+        const auto made = random_model(3, config);
+        const int64_t T = 6, L = config.L, NH = config.NH;
+        Sample sample = random_sample(1, T, config.V);
+        std::fill(sample.targets.begin(), sample.targets.end(), 5);
+        const Json j = measure_attribution(*made, sample, batches_of(1));
+        std::vector<double> off(static_cast<size_t>(L * NH)), size(off.size());
+        const ComponentOrder order(config);
+        for (int64_t t = 0; t < T; t++) {
+            const Explanation e = explain(*made, {{"", sample.inputs, t, 5, -1}}, {})[0];
+            for (int64_t i = 0; i < L * NH; i++) {
+                const int64_t c = order.head(i / NH, i % NH);
+                off[static_cast<size_t>(i)] += std::abs(e.at_position()[c] - e.direct_effects[static_cast<size_t>(c)]);
+                size[static_cast<size_t>(i)] += std::abs(e.direct_effects[static_cast<size_t>(c)]);
+            }
+        }
+        for (size_t i = 0; i < off.size(); i++)
+            CHECK(j["nmae_head"][i / static_cast<size_t>(NH)][i % static_cast<size_t>(NH)].get<double>() ==
+                  doctest::Approx(100 * off[i] / size[i]).epsilon(1e-3));
+    }
+}
+
+TEST_CASE("sinks are counted in the attention that explain shows, turned and shared as it is") {
+    for (const GPT2Config& config : shapes()) {
+        const auto made = random_model(3, config);
+        randomise(*made, 3, 0.6);  // so that attention is not even
+        const int64_t T = 6, L = config.L, NH = config.NH;
+        const Sample sample = random_sample(1, T, config.V);
+        const Json j = measure_sinks(*made, sample, batches_of(1));
+        std::vector<double> counted(static_cast<size_t>(L));
+        for (int64_t t = 1; t < T; t++) {
+            const Explanation e = explain(*made, {{"", sample.inputs, t, 5, -1}}, {})[0];
+            for (int64_t i = 0; i < L * NH; i++)
+                counted[static_cast<size_t>(i / NH)] += e.attention[static_cast<size_t>(i * T)] >= 0.3;
+        }
+        for (size_t l = 0; l < counted.size(); l++)
+            CHECK(j["per_layer_pairs"][l].get<double>() ==
+                  doctest::Approx(counted[l] / static_cast<double>(NH * (T - 1))));
+    }
+}
+
+TEST_CASE("taking a neuron out is what a model does whose neuron writes its mean as a bias") {
+    for (const GPT2Config& config : shapes()) {
+        if (!config.mlp_bias) continue;
+        const auto made = random_model(3, config);
+        Engine& model = *made;
+        const Sample sample = random_sample(4, 6, config.V);
+        const Json ablated = measure_confidence(model, sample, batches_of(4))["ablations"][0];
+        const int64_t k = ablated["neurons"][0].get<int64_t>(), C = config.C, N = 4 * 6;
+        double mean = 0;
+        Probe probe;
+        probe.mlp = [&](int64_t l, const real* hidden, const real*) {
+            for (int64_t n = 0; n < N && l + 1 == config.L; n++)
+                mean += static_cast<double>(hidden[n * config.n_inner + k]) / static_cast<double>(N);
+        };
+        model.trace(sample.inputs.data(), 4, 6, probe);
+        const auto loss = [&] {
+            return measure_loss({&model}, sample, batches_of(4))["models"][0]["loss"].get<double>();
+        };
+        const double before = loss();
+        const std::string mlp = "h." + std::to_string(config.L - 1) + ".mlp.c_proj.";
+        real *row = model.tensor(mlp + "weight") + k * C, *bias = model.tensor(mlp + "bias");
+        for (int64_t c = 0; c < C; c++) {
+            bias[c] += static_cast<real>(mean) * row[c];
+            row[c] = 0;
+        }
+        CHECK(ablated["loss_change"].get<double>() == doctest::Approx(loss() - before).epsilon(1e-2).scale(1e-3));
+    }
 }
 
 TEST_CASE("no measurement depends on how many sequences are taken at a time") {
-    const auto made = random_model(3);
-    Engine& model = *made;
-    const Sample sample = random_sample(5, 11, model.config.V);
-    for (const auto measure : {measure_attribution, measure_norms, measure_sinks, measure_confidence}) {
-        const Json one = measure(model, sample, batches_of(1));
-        check_alike(one, measure(model, sample, batches_of(2)), 1e-4);
-        check_alike(one, measure(model, sample, batches_of(64)), 1e-4);
+    for (const GPT2Config& config : {kAnalysed, other_shapes()[2]}) {
+        const auto made = random_model(3, config);
+        Engine& model = *made;
+        const Sample sample = random_sample(5, 6, model.config.V);
+        for (const auto measure : {measure_attribution, measure_norms, measure_sinks, measure_confidence}) {
+            const Json one = measure(model, sample, batches_of(1));
+            check_alike(one, measure(model, sample, batches_of(2)), 1e-4);
+            check_alike(one, measure(model, sample, batches_of(64)), 1e-4);
+        }
+        check_alike(measure_loss({&model}, sample, batches_of(1)), measure_loss({&model}, sample, batches_of(3)), 1e-4);
     }
-    check_alike(measure_loss({&model}, sample, batches_of(1)), measure_loss({&model}, sample, batches_of(3)), 1e-4);
 }
 
 TEST_CASE("as the paper's code measures: nothing depends on how many sequences are taken at a time") {
@@ -157,37 +243,43 @@ TEST_CASE("as the paper's code measures: nothing depends on how many sequences a
 }
 
 TEST_CASE("as the paper's code measures: a head that writes nothing but its value biases has no effect at all") {
-    const auto made = random_model(3);
-    Engine& model = *made;
-    const int64_t C = model.config.C;
-    for (int64_t l = 0; l < model.config.L; l++) {  // values no longer depend on what is read, only on the biases
-        real* qkv = model.tensor("h." + std::to_string(l) + ".attn.c_attn.weight");
-        for (int64_t c = 0; c < C; c++) std::fill_n(qkv + c * 3 * C + 2 * C, C, real(0));
+    std::vector<GPT2Config> all = shapes();
+    all.push_back(other_shapes()[1]);
+    all.back().attention_bias = true;  // and heads in groups
+    for (const GPT2Config& config : all) {
+        const auto made = random_model(3, config);
+        Engine& model = *made;
+        for (int64_t l = 0; l < config.L; l++)  // values no longer depend on what is read, only on beta and the biases
+            std::fill_n(model.tensor("h." + std::to_string(l) + ".ln_1.weight"), config.C, real(0));
+        const Sample sample = random_sample(5, 6, config.V);
+        Procedure p = batches_of(2);
+        CHECK((measure_attribution(model, sample, p)["largest_difference"].get<double>() > 1e-3) ==
+              (config.attention_bias || config.norm_bias));
+        p.paper = true;
+        const Json j = measure_attribution(model, sample, p);
+        CHECK(j["largest_difference"].get<double>() < 1e-6);
+        CHECK(j["token_read"]["largest_difference"].get<double>() < 1e-6);
     }
-    const Sample sample = random_sample(5, 11, model.config.V);
-    Procedure p = batches_of(2);
-    CHECK(measure_attribution(model, sample, p)["largest_difference"].get<double>() > 1e-3);
-    p.paper = true;
-    const Json j = measure_attribution(model, sample, p);
-    CHECK(j["largest_difference"].get<double>() < 1e-6);
-    CHECK(j["token_read"]["largest_difference"].get<double>() < 1e-6);
 }
 
 TEST_CASE("as the paper's code measures: folding the norms away changes no neuron's score") {
-    TemporaryFolder folder;
-    const auto made = random_model(3);
-    make_linear(*made);
-    GPT2Config config = made->config;
-    const auto recipes = folded_recipes(*made, config);
-    write_model(folder / "folded", config, recipes, WeightType::f32, {{"version", kFormatVersion}}, nullptr, "");
-    const LoadedModel folded = load_model(folder / "folded");
-    REQUIRE(folded.model->config.form == ModelForm::folded);
-    const Sample sample = random_sample(3, 11, made->config.V);
-    const std::vector<int64_t> neurons = confidence_neurons_as_paper(*made);
-    const Json before = measure_confidence_as_paper(*made, sample, batches_of(3), neurons),
-               after = measure_confidence_as_paper(*folded.model, sample, batches_of(3), neurons);
-    CHECK(before["top"] == after["top"]);
-    for (const char* key : {"norm", "logit_var", "cn"}) check_alike(before[key], after[key], 1e-4);
+    for (const GPT2Config& shape : shapes()) {
+        const auto made = random_model(3, shape);
+        make_linear(*made);
+        GPT2Config config;
+        const auto recipes = folded_recipes(*made, config);
+        const auto folded = make_reference(config);
+        for (const TensorRecipe& recipe : recipes) recipe.fill(folded->tensor(recipe.name));
+        const Sample sample = random_sample(3, 6, shape.V);
+        const std::vector<int64_t> neurons = confidence_neurons_as_paper(*made);
+        const Json before = measure_confidence_as_paper(*made, sample, batches_of(3), neurons),
+                   after = measure_confidence_as_paper(*folded, sample, batches_of(3), neurons);
+        CHECK(before["top"] == after["top"]);
+        for (const char* key : {"norm", "logit_var", "cn"}) check_alike(before[key], after[key], 1e-4);
+        const double stored =
+            norm_of(made->weights().layers.back().fcproj, shape.C);  // RMSNorm takes nothing out of it
+        CHECK((std::abs(before["norm"][0].get<double>() - stored) > 1e-4 * stored) == shape.centred);
+    }
 }
 
 TEST_CASE("as the paper's code measures: a prompt that is its own corrupted partner does not count") {
@@ -260,29 +352,32 @@ TEST_CASE("every token that a model is sure will not come is listed with what st
 }
 
 TEST_CASE("patching the last layer's input at the last position brings all of the clean behaviour back") {
-    const auto made = random_model(3);
-    Engine& model = *made;
-    PromptSet set;
-    set.name = "random";
-    set.T = 6;
-    SplitMix64 random(2);
-    for (int i = 0; i < 4; i++) {
-        std::vector<int32_t> prompt;
-        for (int t = 0; t < 6; t++) prompt.push_back(static_cast<int32_t>(random.below(37)));
-        set.prompts.push_back(prompt);
-        set.right.push_back(static_cast<int32_t>(i));
-        set.wrong.push_back(static_cast<int32_t>(i ^ 1));
+    for (const GPT2Config& config : shapes()) {
+        const auto made = random_model(3, config);
+        Engine& model = *made;
+        PromptSet set;
+        set.name = "random";
+        set.T = 6;
+        SplitMix64 random(2);
+        for (int i = 0; i < 4; i++) {
+            std::vector<int32_t> prompt;
+            for (int t = 0; t < 6; t++)
+                prompt.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(config.V))));
+            set.prompts.push_back(prompt);
+            set.right.push_back(static_cast<int32_t>(i));
+            set.wrong.push_back(static_cast<int32_t>(i ^ 1));
+        }
+        for (size_t i = 1; i < 4; i += 2) {  // partners share the last token and differ in the first
+            set.prompts[i] = set.prompts[i - 1];
+            set.prompts[i][0] = static_cast<int32_t>((set.prompts[i][0] + 1) % config.V);
+        }
+        const PatchedSet p = patch_set(model, set, 5, -INFINITY);
+        // All positions together carry all that a layer knows; after the first block positions 1..5 know of position 0 too.
+        CHECK(p.activation[0] == doctest::Approx(1).epsilon(1e-3));  // layer 0: position 0 is all the difference
+        for (int64_t t = 1; t < 6; t++) CHECK(std::abs(p.activation[static_cast<size_t>(t)]) < 1e-3);
+        CHECK(patch_set(model, set, 64, -INFINITY).activation[7] == doctest::Approx(p.activation[7]).epsilon(1e-3));
+        CHECK(p.attribution[0] != doctest::Approx(1).epsilon(1e-3));  // an estimate
     }
-    for (size_t i = 1; i < 4; i += 2) {  // partners share the last token and differ in the first
-        set.prompts[i] = set.prompts[i - 1];
-        set.prompts[i][0] = (set.prompts[i][0] + 1) % 37;
-    }
-    const PatchedSet p = patch_set(model, set, 5, -INFINITY);
-    // All positions together carry all that a layer knows; after the first block positions 1..5 know of position 0 too.
-    CHECK(p.activation[0] == doctest::Approx(1).epsilon(1e-3));  // layer 0: position 0 is all the difference
-    for (int64_t t = 1; t < 6; t++) CHECK(std::abs(p.activation[static_cast<size_t>(t)]) < 1e-3);
-    CHECK(patch_set(model, set, 64, -INFINITY).activation[7] == doctest::Approx(p.activation[7]).epsilon(1e-3));
-    CHECK(p.attribution[0] != doctest::Approx(1).epsilon(1e-3));  // an estimate
 }
 
 TEST_CASE("the spectrum's singular vectors give the unembedding back") {
@@ -410,6 +505,8 @@ TEST_CASE("a report's overview has the columns of its parts, and leaves out what
     const Table table = overview(all, 1);
     REQUIRE(table.row_count() == 1);
     CHECK(table.rows()[0] == std::vector<std::string>{"a", "none", "1.2500", ""});
+    CHECK(table.text().find("LayerNorm") != std::string::npos);
+    CHECK(overview(all, 1, "RMSNorm").text().find("RMSNorm") != std::string::npos);
 }
 
 TEST_CASE("a page holds its parts, says what was not measured, and can be saved from") {
@@ -454,8 +551,8 @@ struct Reported {
     void write_weights(const std::string& name, uint64_t seed) {
         const GPT2Config config = shape_of(2, 3, 15, 257, 32, 22);
         const auto model = random_model(seed, config);
-        write_model(folder / name, config, plain_recipes(*model), WeightType::f32,
-                    {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
+        write_model(folder / name, config, plain_recipes(*model), WeightType::f32, {{"version", kFormatVersion}},
+                    load_tokenizer("byte").get(), "");
     }
     void write_text(uint64_t seed) {
         SplitMix64 random(seed);
@@ -574,8 +671,8 @@ TEST_CASE("--paper says what it cannot measure") {
     r.options.out = "";
     SUBCASE("the first model's neurons in a model that has others") {
         const GPT2Config config = shape_of(2, 3, 15, 257, 32, 23);
-        write_model(r.folder / "wider", config, plain_recipes(*random_model(3, config)),
-                    WeightType::f32, {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
+        write_model(r.folder / "wider", config, plain_recipes(*random_model(3, config)), WeightType::f32,
+                    {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
         r.options.models.push_back(r.folder / "wider");
         CHECK_THROWS_WITH_AS(analyze_command("confidence", r.options), doctest::Contains("another shape"), BadInput);
         r.options.paper = false;

@@ -40,8 +40,7 @@ const GPT2Config kExplained = shape_of(3, 3, 15, 37, 13, 22);
 
 enum class Form { frozen, folded, special, layer_norm };
 
-std::unique_ptr<Engine> model_of(Form form, uint64_t seed = 3) {
-    GPT2Config config = kExplained;
+std::unique_ptr<Engine> model_of(Form form, GPT2Config config = kExplained, uint64_t seed = 3) {
     if (form == Form::folded) config.form = ModelForm::folded;
     auto model = random_model(config, seed);
     double sigma = 0.5;
@@ -54,10 +53,11 @@ std::unique_ptr<Engine> model_of(Form form, uint64_t seed = 3) {
     return model;
 }
 
-PromptQuestion question_of(int64_t T, int64_t position, int32_t target, int32_t against = -1) {
+PromptQuestion question_of(int64_t T, int64_t position, int32_t target, int32_t against = -1,
+                           const GPT2Config& config = kExplained) {
     PromptQuestion q;
-    q.tokens = random_tokens(T, kExplained.V);
-    q.tokens[static_cast<size_t>(T / 2)] = kExplained.end_of_text;
+    q.tokens = random_tokens(T, config.V);
+    q.tokens[static_cast<size_t>(T / 2)] = config.end_of_text;
     q.position = position;
     q.target = target;
     q.against = against;
@@ -73,7 +73,11 @@ class Slow {
         : model_(model),
           w_(model.weights()),
           tokens_(tokens),
-          C(model.config.C),
+          c_(model.config),
+          C(c_.C),
+          HS(c_.own_head_size > 0 ? c_.own_head_size : C / c_.NH),
+          KH(c_.shared_heads > 0 ? c_.shared_heads : c_.NH),
+          Q((c_.NH + 2 * KH) * HS),
           T(tokens.size()),
           order_(model.config),
           parts(static_cast<size_t>(order_.unembedding_bias())) {
@@ -81,7 +85,7 @@ class Slow {
         for (size_t t = 0; t < T; t++)
             for (int64_t i = 0; i < C; i++) {
                 parts[0][t][at(i)] = static_cast<double>(w_.wte[tokens[t] * C + i]);
-                parts[1][t][at(i)] = static_cast<double>(w_.wpe[static_cast<int64_t>(t) * C + i]);
+                if (c_.rotary == 0) parts[1][t][at(i)] = static_cast<double>(w_.wpe[static_cast<int64_t>(t) * C + i]);
             }
         for (int64_t l = 0; l < model.config.L; l++) {
             attend(l);
@@ -124,7 +128,8 @@ class Slow {
     Engine& model_;
     const Weights& w_;
     const std::vector<int32_t>& tokens_;
-    int64_t C;
+    const GPT2Config& c_;
+    int64_t C, HS, KH, Q;
     size_t T;
     ComponentOrder order_;
     std::vector<std::vector<Numbers>> parts;                // (components - 1)(T)(C)
@@ -135,13 +140,17 @@ class Slow {
     static size_t at(int64_t i) { return static_cast<size_t>(i); }
     const Weights::Layer& layer(int64_t l) const { return w_.layers[at(l)]; }
 
-    // (x - mean) / divisor * gamma + beta, the divisor that of `whole`.
+    static double number(const real* values, size_t i) {
+        return values == nullptr ? 0 : static_cast<double>(values[i]);
+    }
+
+    // (x - mean) / divisor * gamma + beta, the divisor that of `whole`; of RMSNorm with 0 for means.
     Numbers normed(const Numbers& x, const Numbers& whole, const Site& site, const real* gamma, const real* beta,
                    size_t t) const {
         if (site.folded) return x;
         const double n = static_cast<double>(C);
-        const double mean = std::accumulate(x.begin(), x.end(), 0.0) / n;
-        const double centre = std::accumulate(whole.begin(), whole.end(), 0.0) / n;
+        const double mean = c_.centred ? std::accumulate(x.begin(), x.end(), 0.0) / n : 0;
+        const double centre = c_.centred ? std::accumulate(whole.begin(), whole.end(), 0.0) / n : 0;
         double squares = 0;
         for (const double y : whole) squares += (y - centre) * (y - centre) / n;
         const bool special =
@@ -151,7 +160,7 @@ class Slow {
                                            : site.sigma_bar;
         Numbers out(x.size());
         for (size_t i = 0; i < x.size(); i++)
-            out[i] = (x[i] - mean) / divisor * static_cast<double>(gamma[i]) + static_cast<double>(beta[i]);
+            out[i] = (x[i] - mean) / divisor * static_cast<double>(gamma[i]) + number(beta, i);
         return out;
     }
 
@@ -168,7 +177,22 @@ class Slow {
     }
 
     Numbers value(int64_t l, const Numbers& x) const {
-        return product(x, layer(l).qkv, layer(l).qkv_bias, 2 * C, C, 3 * C);
+        return product(x, layer(l).qkv, layer(l).qkv_bias, (c_.NH + KH) * HS, KH * HS, Q);
+    }
+
+    // Rotary positions: numbers i and i + R/2 of each head are a point that turns by t * base^(-2i/R).
+    Numbers turned(Numbers x, size_t t) const {
+        const int64_t half = c_.rotary / 2;
+        for (int64_t first = 0; first < static_cast<int64_t>(x.size()); first += HS)
+            for (int64_t i = 0; i < half; i++) {
+                const double angle = static_cast<double>(t) *
+                                     std::pow(c_.rotary_base, -static_cast<double>(i) / static_cast<double>(half));
+                double &a = x[at(first + i)], &b = x[at(first + i + half)];
+                const double was = a;
+                a = std::cos(angle) * was - std::sin(angle) * b;
+                b = std::sin(angle) * was + std::cos(angle) * b;
+            }
+        return x;
     }
 
     std::vector<Numbers> streams_before(int64_t l) const {
@@ -180,26 +204,26 @@ class Slow {
     }
 
     Numbers head_output(int64_t l, int64_t h, size_t t, const std::vector<Numbers>& values) const {
-        const int64_t HS = C / order_.NH;
+        const int64_t group = c_.NH / KH;  // queries' heads that share keys and values
         Numbers out(static_cast<size_t>(C));
         for (size_t s = 0; s <= t; s++)
-            for (int64_t d = h * HS; d < (h + 1) * HS; d++)
+            for (int64_t d = 0; d < HS; d++)
                 for (int64_t j = 0; j < C; j++)
-                    out[at(j)] +=
-                        shares[at(l)][at(h)][t][s] * values[s][at(d)] * static_cast<double>(layer(l).proj[d * C + j]);
+                    out[at(j)] += shares[at(l)][at(h)][t][s] * values[s][at(h / group * HS + d)] *
+                                  static_cast<double>(layer(l).proj[(h * HS + d) * C + j]);
         return out;
     }
 
     void attend(int64_t l) {
-        const int64_t HS = C / order_.NH;
+        const int64_t group = c_.NH / KH;
         std::vector<Numbers> streams = streams_before(l), queries, keys, values;
         for (size_t t = 0; t < T; t++) {
             const auto through = [&](const Site& site) {
                 return normed(streams[t], streams[t], site, layer(l).ln1_gamma, layer(l).ln1_beta, t);
             };
             const Numbers x = through(model_.sites.qk(l));
-            queries.push_back(product(x, layer(l).qkv, layer(l).qkv_bias, 0, C, 3 * C));
-            keys.push_back(product(x, layer(l).qkv, layer(l).qkv_bias, C, C, 3 * C));
+            queries.push_back(turned(product(x, layer(l).qkv, layer(l).qkv_bias, 0, c_.NH * HS, Q), t));
+            keys.push_back(turned(product(x, layer(l).qkv, layer(l).qkv_bias, c_.NH * HS, KH * HS, Q), t));
             values.push_back(value(l, through(model_.sites.v(l))));
         }
         shares.emplace_back(at(order_.NH), std::vector<Numbers>(T, Numbers(T)));
@@ -208,27 +232,46 @@ class Slow {
                 double sum = 0;
                 for (size_t s = 0; s <= t; s++) {
                     double score = 0;
-                    for (int64_t d = h * HS; d < (h + 1) * HS; d++) score += queries[t][at(d)] * keys[s][at(d)];
+                    for (int64_t d = 0; d < HS; d++)
+                        score += queries[t][at(h * HS + d)] * keys[s][at(h / group * HS + d)];
                     sum += shares[at(l)][at(h)][t][s] = std::exp(score / std::sqrt(static_cast<double>(HS)));
                 }
                 for (size_t s = 0; s <= t; s++) shares[at(l)][at(h)][t][s] /= sum;
                 parts[at(order_.head(l, h))][t] = head_output(l, h, t, values);
-                for (int64_t i = 0; i < C; i++)
+                for (int64_t i = 0; c_.attention_bias && i < C; i++)
                     parts[at(order_.attention_bias(l))][t][at(i)] = static_cast<double>(layer(l).proj_bias[i]);
             }
+    }
+
+    Numbers activated(const Numbers& fc) const {
+        Numbers hidden(fc.begin(), fc.begin() + c_.n_inner);
+        for (size_t i = 0; i < hidden.size(); i++) {
+            const double z = fc[i];
+            switch (c_.activation) {
+                case Activation::gelu_tanh:
+                    hidden[i] = 0.5 * z * (1 + std::tanh(std::sqrt(2 / M_PI) * (z + 0.044715 * z * z * z)));
+                    break;
+                case Activation::gelu_erf:
+                    hidden[i] = 0.5 * z * (1 + std::erf(z / std::sqrt(2.0)));
+                    break;
+                case Activation::gated_silu:
+                    hidden[i] = z / (1 + std::exp(-z)) * fc[i + hidden.size()];
+                    break;
+            }
+        }
+        return hidden;
     }
 
     void apply_mlp(int64_t l) {
         std::vector<Numbers> streams = streams_before(l);
         neurons.emplace_back();
         for (size_t t = 0; t < T; t++) {
-            for (int64_t p = order_.head(l, 0); p < order_.mlp(l); p++)
+            for (int64_t p = order_.head(l, 0); !c_.parallel && p < order_.mlp(l); p++)
                 for (size_t i = 0; i < streams[t].size(); i++) streams[t][i] += parts[at(p)][t][i];
             const Numbers x =
                 normed(streams[t], streams[t], model_.sites.mlp(l), layer(l).ln2_gamma, layer(l).ln2_beta, t);
-            const int64_t H = model_.config.n_inner;
-            Numbers hidden = product(x, layer(l).fc, layer(l).fc_bias, 0, H, H);
-            for (double& z : hidden) z = 0.5 * z * (1 + std::tanh(std::sqrt(2 / M_PI) * (z + 0.044715 * z * z * z)));
+            const int64_t F = c_.activation == Activation::gated_silu ? 2 * c_.n_inner : c_.n_inner;
+            const Numbers hidden = activated(product(x, layer(l).fc, layer(l).fc_bias, 0, F, F));
             parts[at(order_.mlp(l))][t] = product(hidden, layer(l).fcproj, layer(l).fcproj_bias, 0, C, C);
             neurons.back().push_back(hidden);
         }
@@ -253,6 +296,86 @@ Explanation explain_one(Engine& model, const PromptQuestion& q, bool paths = tru
     return explain(model, {q}, depth)[0];
 }
 
+// Contributions add up to the logit, and each is what taking the component away takes from it (the sigma of a norm that is
+// there held where it is).
+void check_contributions(Engine& model, const PromptQuestion& q, const Explanation& e) {
+    const Slow slow(model, q.tokens);
+    const double most = largest_of(e.at_position(), e.components());
+    CHECK(std::abs(e.remainder()) < 1e-5 * most);
+    const Numbers r = slow.stream(static_cast<size_t>(q.position));
+    CHECK(e.logit == doctest::Approx(slow.logit(q, r)).epsilon(1e-5).scale(most));
+    REQUIRE(e.components() == static_cast<int64_t>(slow.parts.size()) + 1);
+    REQUIRE(components_of(model.config).size() == slow.parts.size() + 1);
+    for (size_t i = 0; i < slow.parts.size(); i++) {
+        CAPTURE(i);
+        const Numbers& part = slow.parts[i][static_cast<size_t>(q.position)];
+        const double effect = slow.logit(q, r) - slow.logit(q, minus(r, part));
+        CHECK(e.at_position()[i] == doctest::Approx(effect).epsilon(1e-5).scale(most));
+    }
+    CHECK(e.at_position()[slow.parts.size()] ==
+          doctest::Approx(slow.logit(q, Numbers(r.size(), 0.0))).epsilon(1e-5).scale(most));
+}
+
+// A head's contribution is split over positions, an MLP's over its neurons and its bias.
+void check_splits(Engine& model, const PromptQuestion& q, const Explanation& e) {
+    const Slow slow(model, q.tokens);
+    const ComponentOrder order(model.config);
+    const double most = largest_of(e.at_position(), e.components());
+    const auto T = static_cast<int64_t>(q.tokens.size()), H = model.config.n_inner;
+    for (int64_t l = 0; l < order.L; l++) {
+        const auto layer = static_cast<size_t>(l);
+        for (int64_t h = 0; h < order.NH; h++) {
+            const double *sources = e.sources.data() + (l * order.NH + h) * T,
+                         *attention = e.attention.data() + (l * order.NH + h) * T;
+            CHECK(std::accumulate(sources, sources + T, 0.0) ==
+                  doctest::Approx(e.at_position()[order.head(l, h)]).epsilon(1e-5).scale(most));
+            const Numbers& shares = slow.shares[layer][static_cast<size_t>(h)][static_cast<size_t>(q.position)];
+            for (int64_t t = 0; t < T; t++) {
+                CHECK(attention[t] == doctest::Approx(shares[static_cast<size_t>(t)]).epsilon(1e-5).scale(1));
+                if (t > q.position) CHECK(sources[t] == 0);
+            }
+        }
+        const double* neurons = e.neurons.data() + l * H;
+        CHECK(std::accumulate(neurons, neurons + H, e.mlp_biases[layer]) ==
+              doctest::Approx(e.at_position()[order.mlp(l)]).epsilon(1e-5).scale(most));
+        for (int64_t k = 0; k < H; k += 3) {
+            const Numbers r = slow.stream(static_cast<size_t>(q.position));
+            Numbers without = r;
+            const double hidden = slow.neurons[layer][static_cast<size_t>(q.position)][static_cast<size_t>(k)];
+            for (size_t i = 0; i < r.size(); i++)
+                without[i] -=
+                    hidden * static_cast<double>(
+                                 model.weights().layers[layer].fcproj[k * model.config.C + static_cast<int64_t>(i)]);
+            CHECK(neurons[k] == doctest::Approx(slow.logit(q, r) - slow.logit(q, without)).epsilon(1e-5).scale(most));
+        }
+    }
+}
+
+// Paths into a head add up to its contribution, and each is what its values lose without the component.
+void check_paths(Engine& model, const PromptQuestion& q, const Explanation& e) {
+    const Slow slow(model, q.tokens);
+    const ComponentOrder order(model.config);
+    const double most = largest_of(e.at_position(), e.components());
+    const auto position = static_cast<size_t>(q.position);
+    const Numbers r = slow.stream(position);
+    for (int64_t l = 0; l < order.L; l++)
+        for (int64_t h = 0; h < order.NH; h++) {
+            const double* row = e.paths.data() + (l * order.NH + h) * order.count();
+            CHECK(std::accumulate(row, row + order.count(), 0.0) ==
+                  doctest::Approx(e.at_position()[order.head(l, h)]).epsilon(1e-5).scale(most));
+            for (int64_t i = 0; i < order.unembedding_bias(); i++) {
+                if (i >= order.head(l, 0)) {
+                    CHECK(row[i] == 0);
+                    continue;
+                }
+                const Numbers lost = minus(slow.parts[static_cast<size_t>(order.head(l, h))][position],
+                                           slow.head_without(l, h, position, static_cast<size_t>(i)));
+                const double path = slow.logit(q, r) - slow.logit(q, minus(r, lost));
+                CHECK(row[i] == doctest::Approx(path).epsilon(1e-5).scale(most));
+            }
+        }
+}
+
 }  // namespace
 
 TEST_CASE("contributions add up to the logit, and each is what taking the component away takes from it") {
@@ -264,21 +387,7 @@ TEST_CASE("contributions add up to the logit, and each is what taking the compon
                 CAPTURE(position);
                 const auto model = model_of(form);
                 const PromptQuestion q = question_of(10, position, 5, against);
-                const Explanation e = explain_one(*model, q, form != Form::layer_norm);
-                const Slow slow(*model, q.tokens);
-                const double most = largest_of(e.at_position(), e.components());
-                CHECK(std::abs(e.remainder()) < 1e-5 * most);
-                const Numbers r = slow.stream(static_cast<size_t>(position));
-                CHECK(e.logit == doctest::Approx(slow.logit(q, r)).epsilon(1e-5).scale(most));
-                REQUIRE(e.components() == static_cast<int64_t>(slow.parts.size()) + 1);
-                for (size_t i = 0; i < slow.parts.size(); i++) {
-                    CAPTURE(i);
-                    const Numbers& part = slow.parts[i][static_cast<size_t>(position)];
-                    const double effect = slow.logit(q, r) - slow.logit(q, minus(r, part));
-                    CHECK(e.at_position()[i] == doctest::Approx(effect).epsilon(1e-5).scale(most));
-                }
-                CHECK(e.at_position()[slow.parts.size()] ==
-                      doctest::Approx(slow.logit(q, Numbers(r.size(), 0.0))).epsilon(1e-5).scale(most));
+                check_contributions(*model, q, explain_one(*model, q, form != Form::layer_norm));
             }
 }
 
@@ -286,29 +395,7 @@ TEST_CASE("a contribution is split exactly: a head's over positions, an MLP's ov
     for (const Form form : {Form::frozen, Form::folded}) {
         const auto model = model_of(form);
         const PromptQuestion q = question_of(10, 8, 5, 11);
-        const Explanation e = explain_one(*model, q);
-        const Slow slow(*model, q.tokens);
-        const ComponentOrder order(model->config);
-        const double most = largest_of(e.at_position(), e.components());
-        const int64_t T = 10, H = model->config.n_inner;
-        for (int64_t l = 0; l < order.L; l++) {
-            for (int64_t h = 0; h < order.NH; h++) {
-                const double *sources = e.sources.data() + (l * order.NH + h) * T,
-                             *attention = e.attention.data() + (l * order.NH + h) * T;
-                CHECK(std::accumulate(sources, sources + T, 0.0) ==
-                      doctest::Approx(e.at_position()[order.head(l, h)]).epsilon(1e-5).scale(most));
-                CHECK(sources[9] == 0);
-                for (int64_t t = 0; t < T; t++)
-                    CHECK(attention[t] ==
-                          doctest::Approx(
-                              slow.shares[static_cast<size_t>(l)][static_cast<size_t>(h)][8][static_cast<size_t>(t)])
-                              .epsilon(1e-5)
-                              .scale(1));
-            }
-            const double* neurons = e.neurons.data() + l * H;
-            CHECK(std::accumulate(neurons, neurons + H, e.mlp_biases[static_cast<size_t>(l)]) ==
-                  doctest::Approx(e.at_position()[order.mlp(l)]).epsilon(1e-5).scale(most));
-        }
+        check_splits(*model, q, explain_one(*model, q));
     }
 }
 
@@ -317,27 +404,40 @@ TEST_CASE("paths into a head add up to its contribution, and each is what its va
         CAPTURE(static_cast<int>(form));
         const auto model = model_of(form);
         const PromptQuestion q = question_of(10, 8, 5, 11);
-        const Explanation e = explain_one(*model, q);
-        const Slow slow(*model, q.tokens);
-        const ComponentOrder order(model->config);
-        const double most = largest_of(e.at_position(), e.components());
-        const Numbers r = slow.stream(8);
-        for (int64_t l = 0; l < order.L; l++)
-            for (int64_t h = 0; h < order.NH; h++) {
-                const double* row = e.paths.data() + (l * order.NH + h) * order.count();
-                CHECK(std::accumulate(row, row + order.count(), 0.0) ==
-                      doctest::Approx(e.at_position()[order.head(l, h)]).epsilon(1e-5).scale(most));
-                for (int64_t i = 0; i < order.unembedding_bias(); i++) {
-                    if (i >= order.head(l, 0)) {
-                        CHECK(row[i] == 0);
-                        continue;
-                    }
-                    const Numbers lost = minus(slow.parts[static_cast<size_t>(order.head(l, h))][8],
-                                               slow.head_without(l, h, 8, static_cast<size_t>(i)));
-                    const double path = slow.logit(q, r) - slow.logit(q, minus(r, lost));
-                    CHECK(row[i] == doctest::Approx(path).epsilon(1e-5).scale(most));
-                }
-            }
+        check_paths(*model, q, explain_one(*model, q));
+    }
+}
+
+TEST_CASE("models of other shapes are taken apart as exactly: contributions, splits and paths, in every form") {
+    int shape = 0;
+    for (GPT2Config config : other_shapes()) {
+        CAPTURE(shape++);
+        for (const Form form : {Form::frozen, Form::folded, Form::special, Form::layer_norm}) {
+            CAPTURE(static_cast<int>(form));
+            const auto model = model_of(form, config);
+            const PromptQuestion q = question_of(6, 4, 5, 11, config);
+            const Explanation e = explain_one(*model, q, form != Form::layer_norm);
+            check_contributions(*model, q, e);
+            check_splits(*model, q, e);
+            if (form != Form::layer_norm) check_paths(*model, q, e);
+        }
+    }
+}
+
+TEST_CASE("components are those that a model has") {
+    const std::vector<GPT2Config> shapes = other_shapes();
+    const auto has = [&](const GPT2Config& config, const std::string& name) {
+        const std::vector<Component> all = components_of(config);
+        return std::any_of(all.begin(), all.end(), [&](const Component& c) { return c.name == name; });
+    };
+    for (const GPT2Config& config : shapes) {
+        CHECK(has(config, "position embedding") == (config.rotary == 0));
+        CHECK(has(config, "attention bias 1") == config.attention_bias);
+        const ComponentOrder order(config);
+        const std::vector<Component> all = components_of(config);
+        CHECK(all[static_cast<size_t>(order.head(1, 2))].name == "head 1.2");
+        CHECK(all[static_cast<size_t>(order.mlp(1))].name == "mlp 1");
+        CHECK(all.size() == static_cast<size_t>(order.count()));
     }
 }
 
@@ -555,8 +655,8 @@ struct Cached {
 
     Cached() {
         GPT2Config config = kExplained;
-        write_model(folder / "model", config, plain_recipes(*model), WeightType::f32,
-                    {{"version", kFormatVersion}}, nullptr, "");
+        write_model(folder / "model", config, plain_recipes(*model), WeightType::f32, {{"version", kFormatVersion}},
+                    nullptr, "");
         ShardWriter writer(folder / "x", static_cast<uint32_t>(kExplained.V), 1000);
         writer.append(text.data(), text.size());
         writer.finish();
@@ -655,6 +755,108 @@ TEST_CASE("cached activations are those of a pass, sequence by sequence, and fit
     CHECK(file.find("tokens")->shape == std::vector<uint64_t>{5, 11});
     CHECK(std::memcmp(file.find("tokens")->data, c.text.data(), 55 * sizeof(int32_t)) == 0);
     CHECK(file.find("blocks.1.attn.hook_z")->shape == std::vector<uint64_t>{5, 11, 3, 5});
+}
+
+TEST_CASE("cached activations of a Llama and of a GPT-NeoX fit together: heads that share values, parallel blocks") {
+    for (const std::string name : {"llama", "neox"}) {
+        CAPTURE(name);
+        const std::string path = "test/fixtures/hf/" + name;
+        const LoadedModel loaded = load_model(path);
+        const GPT2Config& config = loaded.model->config;
+        const Weights::Layer& y = loaded.model->weights().layers[1];
+        const TemporaryFolder folder;
+        CacheOptions o;
+        o.model = path;
+        o.data = {folder / "x_000000.bin"};
+        o.out = folder / "cache.safetensors";
+        o.tokens = 33;
+        o.seq = 11;
+        o.json_output = true;
+        o.hooks = {"hook_embed",
+                   "blocks.0.hook_resid_pre",
+                   "blocks.1.hook_resid_pre",
+                   "blocks.1.hook_attn_out",
+                   "blocks.1.hook_mlp_out",
+                   "blocks.1.hook_resid_post",
+                   "blocks.1.attn.hook_rot_q",
+                   "blocks.1.attn.hook_rot_k",
+                   "blocks.1.attn.hook_v",
+                   "blocks.1.attn.hook_z",
+                   "blocks.1.attn.hook_result",
+                   "blocks.1.mlp.hook_post"};
+        const std::vector<int32_t> text = random_tokens(40, config.V);
+        ShardWriter writer(folder / "x", static_cast<uint32_t>(config.V), 1000);
+        writer.append(text.data(), text.size());
+        writer.finish();
+        cache_command(o);
+        const auto read = [&](const std::string& place) {
+            const SafetensorsFile file(o.out);
+            std::vector<float> values(file.find(place)->count());
+            copy_tensor(*file.find(place), values.data());
+            return values;
+        };
+        check_close(read("hook_embed"), read("blocks.0.hook_resid_pre"));
+        const std::vector<float> out = read("blocks.1.hook_attn_out");
+        check_close(plus(plus(read("blocks.1.hook_resid_pre"), out), read("blocks.1.hook_mlp_out")),
+                    read("blocks.1.hook_resid_post"));
+        const std::vector<float> results = read("blocks.1.attn.hook_result");
+        const auto C = static_cast<size_t>(config.C), NH = static_cast<size_t>(config.NH);
+        for (size_t i = 0; i < out.size(); i++) {
+            float sum = y.proj_bias == nullptr ? 0 : static_cast<float>(y.proj_bias[i % C]);
+            for (size_t h = 0; h < NH; h++) sum += results[(i / C * NH + h) * C + i % C];
+            CHECK(sum == doctest::Approx(out[i]).epsilon(1e-5).scale(1));
+        }
+        // Position 0 sees itself alone: every head brings the value that it shares.
+        const std::vector<float> values = read("blocks.1.attn.hook_v"), brought = read("blocks.1.attn.hook_z");
+        const auto KH = static_cast<size_t>(config.key_heads()), HS = static_cast<size_t>(config.head_size());
+        for (size_t i = 0; i < NH * HS; i++)
+            CHECK(brought[i] == doctest::Approx(values[i / HS / (NH / KH) * HS + i % HS]).epsilon(1e-5));
+        // The third sequence's neurons, queries and keys by themselves.
+        std::vector<float> neurons, queries, keys;
+        const int64_t T = 11, A = config.heads_width(), QK = config.qk_width(), Q = config.qkv_width();
+        Probe probe;
+        probe.attention = [&](int64_t l, const real*, const real* qkv, const real*) {
+            for (int64_t t = 0; l == 1 && t < T; t++) {
+                queries.insert(queries.end(), qkv + t * Q, qkv + t * Q + A);
+                keys.insert(keys.end(), qkv + t * Q + A, qkv + t * Q + QK);
+            }
+        };
+        probe.mlp = [&](int64_t l, const real* hidden, const real*) {
+            if (l == 1) neurons.assign(hidden, hidden + T * config.n_inner);
+        };
+        loaded.model->trace(text.data() + 2 * T, 1, T, probe);
+        const auto third = [&](const std::string& place) {
+            const std::vector<float> all = read(place);
+            return std::vector<float>(all.begin() + static_cast<std::ptrdiff_t>(all.size() / 3 * 2), all.end());
+        };
+        check_close(third("blocks.1.mlp.hook_post"), neurons);
+        check_close(third("blocks.1.attn.hook_rot_q"), queries);
+        check_close(third("blocks.1.attn.hook_rot_k"), keys);
+    }
+}
+
+TEST_CASE("places to cache are those of the model's shape, and what it does not have is refused by name") {
+    typedef std::vector<uint64_t> Shape;
+    const std::vector<GPT2Config> shapes = other_shapes();
+    const GPT2Config &pythia = shapes[0], &llama = shapes[1], &wide = shapes[2], &rms = shapes[3];
+    const auto shape_at = [](const std::string& name, const GPT2Config& c) { return hook_places({name}, c)[0].shape; };
+    CHECK(shape_at("blocks.1.attn.hook_rot_q", llama) == Shape{6, 2});
+    CHECK(shape_at("blocks.1.attn.hook_rot_k", llama) == Shape{2, 2});
+    CHECK(shape_at("blocks.1.attn.hook_v", wide) == Shape{1, 4});
+    CHECK(shape_at("blocks.1.attn.hook_z", wide) == Shape{6, 4});
+    CHECK(shape_at("blocks.1.attn.hook_result", wide) == Shape{6, 12});
+    CHECK(shape_at("blocks.1.mlp.hook_post", llama) == Shape{10});
+    CHECK(shape_at("blocks.1.attn.hook_k", rms) == Shape{4, 3});
+    const auto refusal = [](const std::string& name, const GPT2Config& c) {
+        return message_of<BadInput>([&] { hook_places({name}, c); });
+    };
+    CHECK(contains(refusal("hook_pos_embed", llama), "\"hook_pos_embed\": the model has no such place: positions"));
+    CHECK(contains(refusal("blocks.*.hook_resid_mid", pythia), "the same stream"));
+    CHECK(refusal("blocks.*.hook_resid_mid", llama).empty());
+    CHECK(contains(refusal("blocks.0.attn.hook_q", pythia), "attn.hook_rot_q"));
+    CHECK(contains(refusal("blocks.0.attn.hook_rot_k", rms), "attn.hook_k"));
+    CHECK(contains(refusal("hook_nothing", llama), "hook_rot_k"));
+    CHECK_FALSE(contains(refusal("hook_nothing", llama), "hook_pos_embed"));
 }
 
 TEST_CASE("activations in bf16 are the float ones rounded, and the batch changes nothing") {
