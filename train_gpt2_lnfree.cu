@@ -1848,11 +1848,13 @@ inline void global_norm(GradientNorm* out, double* scratch, const float* values,
 // AdamW over all tensors in one launch (section 4 of train_gpt2_lnfree.cpp):
 //     m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   w = keep * w - step * m / (sqrt(v) * root2 + eps)
 // Weights, gradients and moments are flat float buffers, so a block takes a stretch of them, whichever tensors lie there.
-// All of a tensor that matters is whether it decays.
+// All of a tensor that matters is whether it decays, and the unit in which its numbers are trained (LayerNorm Scaling):
+// the gradient and the step are multiplied by it.
 
 struct TensorRange {
     int64_t offset, size;
     bool decay;
+    float unit = 1;
 };
 
 struct AdamWConstants {
@@ -1921,11 +1923,11 @@ __device__ __forceinline__ void adamw_update(const AdamWBuffers<X>& p, TensorRan
     LNFREE_UNROLL
     for (int j = 0; j < width; j++) {
         if (i + j >= tensor.offset + tensor.size) tensor = find_tensor(p, i + j);
-        const float gradient = g.v[j] * scale;
+        const float gradient = g.v[j] * (tensor.unit * scale);
         m.v[j] = s.beta1 * m.v[j] + s.rest1 * gradient;
         v.v[j] = s.beta2 * v.v[j] + s.rest2 * gradient * gradient;
         const float keep = tensor.decay ? s.keep : 1.0f;
-        w.v[j] = keep * w.v[j] - s.step * m.v[j] / (sqrtf(v.v[j]) * s.root2 + s.eps);
+        w.v[j] = keep * w.v[j] - tensor.unit * s.step * m.v[j] / (sqrtf(v.v[j]) * s.root2 + s.eps);
     }
     store_vec_streaming(p.master + i, w);
     store_vec_streaming(p.m + i, m);
@@ -3803,7 +3805,8 @@ class DeviceModelOf : public DeviceModel {
         std::vector<TensorRange> ranges;
         for (const Tensor& t : host.tensors) {
             const Range mine = common(part_, {t.offset, t.offset + t.size});
-            if (mine.size() > 0) ranges.push_back({mine.first - part_.first, mine.size(), t.decay});
+            if (mine.size() > 0)
+                ranges.push_back({mine.first - part_.first, mine.size(), t.decay, static_cast<float>(t.unit)});
         }
         ranges_.allocate(static_cast<int64_t>(ranges.size()));
         ranges_.upload(ranges.data(), ranges_.size(), stream_);
