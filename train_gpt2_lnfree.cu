@@ -1857,6 +1857,12 @@ struct TensorRange {
     float unit = 1;
 };
 
+// What a thread keeps of the tensor that it is in.
+struct CurrentTensor {
+    int64_t end;
+    float keep, unit;
+};
+
 struct AdamWConstants {
     float beta1, beta2, rest1, rest2;  // rest: 1 - beta, rounded once
     float step, root2, eps, keep;      // keep: 1 - lr * weight_decay, for tensors that decay
@@ -1902,7 +1908,7 @@ struct AdamWBuffers {
 
 // The last tensor that begins at or before element i.
 template <class X>
-__device__ __forceinline__ TensorRange find_tensor(const AdamWBuffers<X>& p, int64_t i) {
+__device__ __forceinline__ CurrentTensor find_tensor(const AdamWBuffers<X>& p, int64_t i) {
     int64_t low = 0, high = p.tensor_count - 1;
     while (low < high) {
         const int64_t middle = (low + high + 1) / 2;
@@ -1911,23 +1917,23 @@ __device__ __forceinline__ TensorRange find_tensor(const AdamWBuffers<X>& p, int
         else
             high = middle - 1;
     }
-    return p.tensors[low];
+    const TensorRange t = p.tensors[low];
+    return {t.offset + t.size, t.decay ? p.s.keep : 1.0f, t.unit};
 }
 
 // Elements i to i + width; `tensor` is the one that the elements before lay in.
 template <int width, class X>
-__device__ __forceinline__ void adamw_update(const AdamWBuffers<X>& p, TensorRange& tensor, int64_t i, float scale) {
+__device__ __forceinline__ void adamw_update(const AdamWBuffers<X>& p, CurrentTensor& tensor, int64_t i, float scale) {
     const AdamWConstants& s = p.s;
     Vec<float, width> w = load_vec_streaming<width>(p.master + i), g = load_vec_streaming<width>(p.grad + i);
     Vec<float, width> m = load_vec_streaming<width>(p.m + i), v = load_vec_streaming<width>(p.v + i);
     LNFREE_UNROLL
     for (int j = 0; j < width; j++) {
-        if (i + j >= tensor.offset + tensor.size) tensor = find_tensor(p, i + j);
+        if (i + j >= tensor.end) tensor = find_tensor(p, i + j);
         const float gradient = g.v[j] * (tensor.unit * scale);
         m.v[j] = s.beta1 * m.v[j] + s.rest1 * gradient;
         v.v[j] = s.beta2 * v.v[j] + s.rest2 * gradient * gradient;
-        const float keep = tensor.decay ? s.keep : 1.0f;
-        w.v[j] = keep * w.v[j] - tensor.unit * s.step * m.v[j] / (sqrtf(v.v[j]) * s.root2 + s.eps);
+        w.v[j] = tensor.keep * w.v[j] - tensor.unit * s.step * m.v[j] / (sqrtf(v.v[j]) * s.root2 + s.eps);
     }
     store_vec_streaming(p.master + i, w);
     store_vec_streaming(p.m + i, m);
@@ -1946,7 +1952,7 @@ template <class X, int width>
 __global__ void __launch_bounds__(kAdamThreads) adamw_kernel(AdamWBuffers<X> p) {
     begin_kernel();
     const float scale = p.norm->clip_scale;
-    TensorRange tensor = {0, 0, false};
+    CurrentTensor tensor = {0, 1, 1};
     for (int k = 0; k < kAdamVectors; k++) {
         const int64_t vector = (static_cast<int64_t>(blockIdx.x) * kAdamVectors + k) * kAdamThreads + threadIdx.x;
         const int64_t i = vector * width;
