@@ -24,6 +24,10 @@
 // Letters for shapes: B sequences in a micro-batch, T positions in a sequence, N = B * T, C width of the residual stream,
 // V vocabulary, L layers, NH heads, HS = C / NH their size, H neurons of an MLP. "Paper" is 2507.02559; "precursor" is
 // 2409.13710. The structs that other parts of the program share are in dev/engine.h: Site, Settings, the interface Engine.
+//
+// Read it as if there were GPT-2 alone. Pythia and Llama differ in what a short description says (data/gpt2_config.h): for
+// them A, Q and F are the widths of all heads, of c_attn's output and of c_fc's, which in a GPT-2 are C, 3C and H, and the few
+// operations of theirs stand at the end of section 2.
 
 #include <algorithm>
 #include <cmath>
@@ -883,9 +887,8 @@ std::vector<Tensor> tensor_table(const GPT2Config& c) {
     return table;
 }
 
-// Cosine and sine of the angles by which rotary positions turn, (n_ctx,R/2,2). Exponents, powers, speeds and angles are each
-// rounded to float, as models have learned them in transformers: rounding base^(-2i/R) once gives other speeds, by which
-// positions near 2,000 are up to 1e-4 of a radian off.
+// Exponents, powers, speeds and angles are each rounded to float, as models have learned them in transformers: rounding
+// base^(-2i/R) once gives other speeds, by which positions near 2,000 are up to 1e-4 of a radian off.
 std::vector<real> rotary_turns(const GPT2Config& c) {
     std::vector<real> turns;
     for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)

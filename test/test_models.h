@@ -49,7 +49,7 @@ inline std::vector<GPT2Config> other_shapes() {
     wide.attention_bias = true;
     wide.tied = false;
     rms.centred = false;
-    untied.norm_bias = false;
+    untied.norm_bias = untied.attention_bias = untied.mlp_bias = false;
     untied.tied = false;
     return shapes;
 }

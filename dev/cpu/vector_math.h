@@ -77,7 +77,7 @@ inline double fast_logistic(double x) {
     return 1.0 / (1.0 + std::exp(-x));
 }
 
-// The error function. Absolute error below 4e-7; NaN for NaN. Abramowitz and Stegun, 7.1.26.
+// The error function. Absolute error below 7e-7; NaN for NaN. Abramowitz and Stegun, 7.1.26.
 inline float fast_erf(float x) {
     const float magnitude = x < 0.0f ? -x : x, t = 1.0f / (1.0f + 0.3275911f * magnitude);
     float sum = 1.061405429f;

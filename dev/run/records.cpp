@@ -1,5 +1,6 @@
 #include "dev/run/records.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -172,7 +173,8 @@ Json settings_json(const Settings& s) {
 Settings settings_from_json(const Json& j) {
     RunSettings all;
     const auto came_later = [&](const std::string& key) {
-        return (key == "distill" || key == "taper" || key == "keep_f") && !j.contains(key);
+        const auto later = {"distill", "taper", "keep_f", "lora", "lora_embeddings", "norm_scale"};
+        return !j.contains(key) && std::find(later.begin(), later.end(), key) != later.end();
     };
     for (const Setting& row : setting_table())
         if (row.recorded && !came_later(row.key))

@@ -6,6 +6,7 @@
 
 #include "dev/cpu/vector_math.h"
 
+using lnfree::fast_erf;
 using lnfree::fast_exp;
 using lnfree::fast_logistic;
 using lnfree::largest_of;
@@ -54,6 +55,19 @@ TEST_CASE("the logistic function at the ends of its range") {
     CHECK(fast_logistic(-89.0f) == 0.0f);
     CHECK(fast_logistic(0.0f) == 0.5f);
     CHECK(std::isnan(fast_logistic(std::numeric_limits<float>::quiet_NaN())));
+}
+
+TEST_CASE("the error function is within its stated error, and odd") {
+    double worst = 0;
+    for (uint64_t bits = 0; bits < 0x100000000ull; bits += 97) {
+        const float x = from_bits(static_cast<uint32_t>(bits));
+        if (std::isnan(x)) continue;
+        worst = std::max(worst, std::abs(static_cast<double>(fast_erf(x)) - std::erf(static_cast<double>(x))));
+        if (fast_erf(-x) != -fast_erf(x)) CHECK(x == 0);
+    }
+    CHECK(worst < 7e-7);
+    CHECK(worst > 1e-8);
+    CHECK(std::isnan(fast_erf(std::numeric_limits<float>::quiet_NaN())));
 }
 
 TEST_CASE("the largest of any number of elements, wherever it stands") {
