@@ -25,7 +25,7 @@
 // V vocabulary, L layers, NH heads, HS = C / NH their size, H neurons of an MLP. "Paper" is 2507.02559; "precursor" is
 // 2409.13710. The structs that other parts of the program share are in dev/engine.h: Site, Settings, the interface Engine.
 //
-// Read it as if there were GPT-2 alone. Pythia and Llama differ in what a short description says (data/gpt2_config.h): for
+// Read it as if there were GPT-2 alone. Pythia and Llama differ in what a short description says (data/config.h): for
 // them A, Q and F are the widths of all heads, of c_attn's output and of c_fc's, which in a GPT-2 are C, 3C and H, and the few
 // operations of theirs stand at the end of section 2.
 
@@ -39,8 +39,8 @@
 #include <string>
 #include <vector>
 
+#include "data/config.h"
 #include "data/error.h"
-#include "data/gpt2_config.h"
 #include "data/random.h"
 #include "dev/cpu/gradient_tree.h"
 #include "dev/cpu/operations.h"
@@ -849,7 +849,7 @@ const Operations& operations() {
 // =====================================================================================================================
 
 // This table drives allocation, folders, the optimiser, norms and tests.
-std::vector<Tensor> tensor_table(const GPT2Config& c) {
+std::vector<Tensor> tensor_table(const ModelConfig& c) {
     std::vector<Tensor> table;
     int64_t offset = 0;
     const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
@@ -889,7 +889,7 @@ std::vector<Tensor> tensor_table(const GPT2Config& c) {
 
 // Exponents, powers, speeds and angles are each rounded to float, as models have learned them in transformers: rounding
 // base^(-2i/R) once gives other speeds, by which positions near 2,000 are up to 1e-4 of a radian off.
-std::vector<real> rotary_turns(const GPT2Config& c) {
+std::vector<real> rotary_turns(const ModelConfig& c) {
     std::vector<real> turns;
     for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)
         for (int64_t i = 0; i < c.rotary / 2; i++) {
@@ -931,7 +931,7 @@ struct Activations {
     Buffer memory;
 
     // Number of values needed; with `base` also sets the pointers.
-    int64_t lay_out(real* base, const GPT2Config& c) {
+    int64_t lay_out(real* base, const ModelConfig& c) {
         int64_t used = 0;
         const auto take = [&](int64_t n) {
             real* p = base == nullptr ? nullptr : base + used;
@@ -972,7 +972,7 @@ struct Activations {
     }
 
     // Memory only grows: shorter sequences use the front of it.
-    void reserve(int64_t batch, int64_t seq, bool for_training, const GPT2Config& c) {
+    void reserve(int64_t batch, int64_t seq, bool for_training, const ModelConfig& c) {
         if (batch == B && seq == T && (training || !for_training)) return;  // a training arena serves evaluation too
         B = batch;
         T = seq;
@@ -989,9 +989,9 @@ real* behind(real* bias, int64_t n) {
 }
 
 // The reference engine: the model on the processor. What each function does is said in dev/engine.h.
-class GPT2 : public Engine {
+class Reference : public Engine {
   public:
-    explicit GPT2(const GPT2Config& c) : Engine(c), w(params.data(), tensors, config), turns(rotary_turns(c)) {}
+    explicit Reference(const ModelConfig& c) : Engine(c), w(params.data(), tensors, config), turns(rotary_turns(c)) {}
 
     // ----- forward
 
@@ -1442,11 +1442,11 @@ class GPT2 : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_reference(const GPT2Config& c) {
-    return std::make_unique<GPT2>(c);
+std::unique_ptr<Engine> make_reference(const ModelConfig& c) {
+    return std::make_unique<Reference>(c);
 }
 
-int64_t reference_activation_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training) {
+int64_t reference_activation_bytes(const ModelConfig& c, int64_t B, int64_t T, bool training) {
     Activations a;
     a.B = B;
     a.T = T;
@@ -1484,7 +1484,7 @@ double clip_scale(double norm, double clip) {
 // Several processes share the optimiser out (ZeRO-1, arXiv 1910.02054): each has the whole model, and of the summed gradient
 // and of the moments one part of the flat buffer, which it updates; then all get all parameters. Alone, the part is the whole.
 
-double GPT2::gradient_norm() {
+double Reference::gradient_norm() {
     Buffer& g = trained_grads();
     tree.reduce(op, g);
     const Range part = processes().part(g.size());
@@ -1496,14 +1496,14 @@ double GPT2::gradient_norm() {
     return std::sqrt(total);
 }
 
-void GPT2::prepare_optimiser() {
+void Reference::prepare_optimiser() {
     const int64_t part = processes().part(trained_numbers()).size();
     m.allocate(part);
     v.allocate(part);
     updates = 0;
 }
 
-void GPT2::update(const AdamWStep& s) {
+void Reference::update(const AdamWStep& s) {
     updates++;
     const double t = static_cast<double>(updates);
     AdamWNumbers a{};
@@ -1595,7 +1595,7 @@ void Engine::start_low_rank(int64_t R, bool embeddings, uint64_t seed) {
 }
 
 // Of the micro-batch whose gradients are in `grads`.
-void GPT2::gradients_of_low_rank() {
+void Reference::gradients_of_low_rank() {
     const int64_t R = low_rank.R;
     const auto of_matrix = [&](const Tensor& t, int64_t A, int64_t B) {
         const int64_t K = static_cast<int64_t>(t.shape[0]), M = static_cast<int64_t>(t.shape[1]);
@@ -1612,7 +1612,7 @@ void GPT2::gradients_of_low_rank() {
 
 // What an update of A and B does to W:   A B - A_0 B_0 = (A - A_0) B + A_0 (B - B_0),   small numbers, which round less than W
 // would if A_0 B_0 were taken from it. `before` holds A_0 and B_0.
-void GPT2::add_low_rank_update(const std::vector<real>& before) {
+void Reference::add_low_rank_update(const std::vector<real>& before) {
     const int64_t R = low_rank.R;
     const real* now = low_rank.values.data();
     std::vector<real> step(before.size());
@@ -1819,7 +1819,7 @@ static void require_exportable(const Engine& model, const char* form) {
     }
 }
 
-std::vector<TensorRecipe> hugging_face_recipes(Engine& model, GPT2Config& config) {
+std::vector<TensorRecipe> hugging_face_recipes(Engine& model, ModelConfig& config) {
     if (model.config.form == ModelForm::folded)
         throw BadInput(
             "a folded model has no norm parameters left and cannot become the hf form; export that from the model it "
@@ -1888,7 +1888,7 @@ static void fold_linear(std::vector<TensorRecipe>& recipes, Engine& model, const
 }
 
 // ln_f goes into an unembedding of its own, untied from wte and with a bias.
-std::vector<TensorRecipe> folded_recipes(Engine& model, GPT2Config& config) {
+std::vector<TensorRecipe> folded_recipes(Engine& model, ModelConfig& config) {
     require_exportable(model, "folded");
     config = model.config;
     config.form = ModelForm::folded;
@@ -2044,7 +2044,7 @@ double held_out_loss(Engine& model, const std::vector<int32_t>& text, int64_t T)
 }
 
 std::unique_ptr<Engine> folded(Engine& model) {
-    GPT2Config config;
+    ModelConfig config;
     const std::vector<TensorRecipe> recipes = folded_recipes(model, config);
     std::unique_ptr<Engine> made = make_reference(config);
     for (const TensorRecipe& recipe : recipes) recipe.fill(made->tensor(recipe.name));
@@ -2054,7 +2054,7 @@ std::unique_ptr<Engine> folded(Engine& model) {
 int demonstrate() {
     const std::vector<int32_t> all = made_up_text(240'000);
     const std::vector<int32_t> text(all.begin(), all.end() - 20'000), held_out(all.end() - 20'000, all.end());
-    GPT2Config c;
+    ModelConfig c;
     c.L = 2;
     c.NH = 4;
     c.C = 64;

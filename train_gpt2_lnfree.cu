@@ -3705,7 +3705,7 @@ struct DeviceActivations {
     int64_t stride = 0;  // floats from one row of mean and sigma to the next
 
     // Bytes needed for B sequences of T positions; with `base` also sets the pointers.
-    int64_t lay_out(char* base, const GPT2Config& c, int64_t B, int64_t T, bool training, int recompute) {
+    int64_t lay_out(char* base, const ModelConfig& c, int64_t B, int64_t T, bool training, int recompute) {
         int64_t used = 0;
         const auto take = [&](auto*& pointer, int64_t n) {
             using T_ = std::remove_reference_t<decltype(*pointer)>;
@@ -3782,7 +3782,7 @@ static int64_t state_bytes(int64_t parameters, bool training, bool in_bf16) {
     return parameters * ((training ? 16 : 4) + (in_bf16 ? 2 : 0));
 }
 
-int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute) {
+int64_t device_bytes(const ModelConfig& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute) {
     const int64_t parameters = parameter_count(tensor_table(c));
     const int64_t activations = in_bf16 ? DeviceActivations<bf16>().lay_out(nullptr, c, B, T, training, recompute)
                                         : DeviceActivations<float>().lay_out(nullptr, c, B, T, training, recompute);
@@ -4189,7 +4189,7 @@ class DeviceModelOf : public DeviceModel {
     using Layer = typename DeviceActivations<X>::Layer;
 
     Engine& host_;
-    const GPT2Config& c_;
+    const ModelConfig& c_;
     const Heads heads_{c_.NH, c_.key_heads(), c_.head_size()};
     Range part_;  // of what is trained, that this process updates
     MatrixProducts products_;
@@ -4863,7 +4863,7 @@ namespace {
 
 class CudaEngine : public Engine {
   public:
-    explicit CudaEngine(const GPT2Config& c) : Engine(c), weights_(params.data(), tensors, config) {}
+    explicit CudaEngine(const ModelConfig& c) : Engine(c), weights_(params.data(), tensors, config) {}
 
     // ----- training
 
@@ -5000,7 +5000,7 @@ class CudaEngine : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_engine(const GPT2Config& c) {
+std::unique_ptr<Engine> make_engine(const ModelConfig& c) {
     return std::make_unique<CudaEngine>(c);
 }
 

@@ -71,32 +71,32 @@ double rope_number(const ConfigReader& keys, const char* inside, std::initialize
     return where.empty() ? fallback : value;
 }
 
-Json rope_parameters(const GPT2Config& c) {
+Json rope_parameters(const ModelConfig& c) {
     return {{"rope_theta", c.rotary_base}, {"rope_type", "default"}};
 }
 
 // transformers takes int(head_size * share) numbers: the share that gives exactly c.rotary.
-double rotary_share(const GPT2Config& c) {
+double rotary_share(const ModelConfig& c) {
     const auto head_size = static_cast<double>(c.head_size()), rotary = static_cast<double>(c.rotary);
     double share = rotary / head_size;
     while (head_size * share < rotary) share = std::nextafter(share, 2.0);
     return share;
 }
 
-void require_even_rotary(const ConfigReader& keys, const GPT2Config& c) {
+void require_even_rotary(const ConfigReader& keys, const ModelConfig& c) {
     if (c.rotary >= 2 && c.rotary % 2 == 0) return;
     throw keys.wrong("rotary positions of " + std::to_string(c.rotary) + " of the " + std::to_string(c.head_size()) +
                      " numbers of a head are not supported; an even number of them must turn");
 }
 
-void require_heads_share_width(const ConfigReader& keys, const GPT2Config& c) {
+void require_heads_share_width(const ConfigReader& keys, const ModelConfig& c) {
     if (c.C % c.NH != 0)
         throw keys.wrong("hidden_size " + std::to_string(c.C) + " is not a multiple of num_attention_heads " +
                          std::to_string(c.NH));
 }
 
-GPT2Config read_common_keys(const ConfigReader& keys, const GPT2Config& defaults) {
-    GPT2Config c = defaults;
+ModelConfig read_common_keys(const ConfigReader& keys, const ModelConfig& defaults) {
+    ModelConfig c = defaults;
     c.C = keys.integer("hidden_size", c.C, 1, largest_width);
     c.L = keys.integer("num_hidden_layers", c.L, 1, most_layers);
     c.NH = keys.integer("num_attention_heads", c.NH, 1, largest_width);
@@ -111,7 +111,7 @@ GPT2Config read_common_keys(const ConfigReader& keys, const GPT2Config& defaults
     return c;
 }
 
-void write_common_keys(Json& j, const GPT2Config& c) {
+void write_common_keys(Json& j, const ModelConfig& c) {
     j["vocab_size"] = c.V;
     j["hidden_size"] = c.C;
     j["num_hidden_layers"] = c.L;
@@ -128,8 +128,8 @@ void write_common_keys(Json& j, const GPT2Config& c) {
 // ---------------------------------------------------------------------------------------------------------------------
 
 // Defaults: transformers, configuration_gpt_neox.py.
-GPT2Config read_neox_keys(const ConfigReader& keys) {
-    GPT2Config defaults;
+ModelConfig read_neox_keys(const ConfigReader& keys) {
+    ModelConfig defaults;
     defaults.family = Family::neox;
     defaults.C = 6144;
     defaults.L = 44;
@@ -137,7 +137,7 @@ GPT2Config read_neox_keys(const ConfigReader& keys) {
     defaults.V = 50432;
     defaults.n_ctx = 2048;
     defaults.n_inner = 24576;
-    GPT2Config c = read_common_keys(keys, defaults);
+    ModelConfig c = read_common_keys(keys, defaults);
     require_heads_share_width(keys, c);
     if (keys.integer("head_dim", c.head_size(), 1, largest_width) != c.head_size())
         throw keys.wrong("head_dim differs from hidden_size / num_attention_heads, which GPT-NeoX does not have");
@@ -153,7 +153,7 @@ GPT2Config read_neox_keys(const ConfigReader& keys) {
     return c;
 }
 
-void write_neox_keys(Json& j, const GPT2Config& c) {
+void write_neox_keys(Json& j, const ModelConfig& c) {
     write_common_keys(j, c);
     j["hidden_act"] = name_of_gelu(c.activation);
     j["layer_norm_eps"] = c.epsilon;
@@ -166,8 +166,8 @@ void write_neox_keys(Json& j, const GPT2Config& c) {
 }
 
 // Defaults: transformers, configuration_llama.py.
-GPT2Config read_llama_keys(const ConfigReader& keys) {
-    GPT2Config defaults;
+ModelConfig read_llama_keys(const ConfigReader& keys) {
+    ModelConfig defaults;
     defaults.family = Family::llama;
     defaults.C = 4096;
     defaults.L = 32;
@@ -177,7 +177,7 @@ GPT2Config read_llama_keys(const ConfigReader& keys) {
     defaults.n_inner = 11008;
     defaults.centred = defaults.norm_bias = false;
     defaults.activation = Activation::gated_silu;
-    GPT2Config c = read_common_keys(keys, defaults);
+    ModelConfig c = read_common_keys(keys, defaults);
     if (keys.has("head_dim")) {
         const int64_t head_size = keys.integer("head_dim", 0, 1, largest_width);
         c.own_head_size = head_size * c.NH == c.C ? 0 : head_size;
@@ -205,7 +205,7 @@ GPT2Config read_llama_keys(const ConfigReader& keys) {
     return c;
 }
 
-void write_llama_keys(Json& j, const GPT2Config& c) {
+void write_llama_keys(Json& j, const ModelConfig& c) {
     write_common_keys(j, c);
     j["num_key_value_heads"] = c.key_heads();
     j["head_dim"] = c.head_size();

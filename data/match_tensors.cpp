@@ -119,7 +119,7 @@ Prefixes find_prefixes(const std::vector<std::string>& names, const std::string&
 // What the table's tensors are made of, in the table's order. A tensor of no pieces is zeros.
 using Pieces = std::vector<std::vector<StockPiece>>;
 
-Pieces pieces_of(const GPT2Config& c, const ConfigOptions& options, const std::vector<Tensor>& table) {
+Pieces pieces_of(const ModelConfig& c, const ConfigOptions& options, const std::vector<Tensor>& table) {
     Pieces pieces;
     for (const Tensor& t : table) {
         const bool of_attention = t.name.find(".attn.") != std::string::npos && ends_with(t.name, ".bias");
@@ -244,7 +244,7 @@ bool is_of_another_block(const std::string& name, const std::string& block, int6
 }
 
 // BadInput unless what is left over can be passed over; the names of other heads.
-std::vector<std::string> other_heads(const Named& left, const GPT2Config& c, const std::string& folder) {
+std::vector<std::string> other_heads(const Named& left, const ModelConfig& c, const std::string& folder) {
     const StockNames& words = stock_names(c.family);
     std::vector<std::string> heads;
     for (const auto& [name, view] : left.trunk) {
@@ -272,7 +272,7 @@ std::string listed(const std::vector<std::string>& names) {
 
 }  // namespace
 
-std::vector<MatchedTensor> match_stock_tensors(const GPT2Config& c, const ConfigOptions& options,
+std::vector<MatchedTensor> match_stock_tensors(const ModelConfig& c, const ConfigOptions& options,
                                                const std::vector<Tensor>& table, const std::vector<TensorView>& found,
                                                const std::string& folder, std::vector<std::string>& notes) {
     const StockNames& words = stock_names(c.family);

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "data/config.h"
 #include "data/error.h"
-#include "data/gpt2_config.h"
 #include "data/model_config.h"
 #include "data/stock_layout.h"
 #include "data/tensor_view.h"
@@ -39,7 +39,7 @@ std::vector<MatchedTensor> match_tensors(const std::vector<Tensor>& table, const
 //
 // BadInput, with what helps, for missing, unknown and misshapen tensors, a tied head with values of its own, adapters, two
 // models in one.
-std::vector<MatchedTensor> match_stock_tensors(const GPT2Config& c, const ConfigOptions& options,
+std::vector<MatchedTensor> match_stock_tensors(const ModelConfig& c, const ConfigOptions& options,
                                                const std::vector<Tensor>& table, const std::vector<TensorView>& found,
                                                const std::string& folder, std::vector<std::string>& notes);
 

@@ -6,14 +6,14 @@
 
 namespace lnfree {
 
-const char* norm_of(const GPT2Config& config) {
+const char* norm_of(const ModelConfig& config) {
     return config.centred ? "LayerNorm" : "RMSNorm";
 }
 
 namespace {
 
 // sqrt(s^2 + 1e12) is 1e6 (1 + s^2 / 2e12): what is left of a position's own length.
-std::string rounding_of_epsilon(const GPT2Config& config, double largest_sigma) {
+std::string rounding_of_epsilon(const ModelConfig& config, double largest_sigma) {
     const std::string of_norm = config.centred ? "standard deviation" : "root mean square";
     std::string text = "What it divides by is not quite the same: at a position of " + of_norm +
                        " s it is larger than 1e6 by a share of s^2 / 2e12";
@@ -23,7 +23,7 @@ std::string rounding_of_epsilon(const GPT2Config& config, double largest_sigma) 
     return text + (std::isnan(largest_sigma) ? "" : numbers) + ".\n\n";
 }
 
-std::string stock_form(const GPT2Config& config, double largest_sigma) {
+std::string stock_form(const ModelConfig& config, double largest_sigma) {
     const StockNames& words = stock_names(config.family);
     const std::string epsilon = std::string("`") + words.epsilon + "`", norm = norm_of(config);
     std::string text = "A stock `" + std::string(words.model_class) +
@@ -48,7 +48,7 @@ std::string stock_form(const GPT2Config& config, double largest_sigma) {
            "transcoders=...)`, the two that are built on it.\n\n";
 }
 
-std::string folded_form(const GPT2Config& config) {
+std::string folded_form(const ModelConfig& config) {
     std::string text = "This folder has no norm at all: ";
     text += config.centred ? "centring, gamma, beta" : "gamma";
     text +=
@@ -78,13 +78,13 @@ constexpr const char* clients_of_gpt2 =
 
 }  // namespace
 
-std::string loading_section(const GPT2Config& config, double largest_sigma) {
+std::string loading_section(const ModelConfig& config, double largest_sigma) {
     const bool folded = config.form == ModelForm::folded;
     return "## Loading\n\n" + (folded ? folded_form(config) : stock_form(config, largest_sigma)) +
            (config.family == Family::gpt2 ? clients_of_gpt2 : "");
 }
 
-std::string card_for_form(std::string card, const GPT2Config& config, double largest_sigma) {
+std::string card_for_form(std::string card, const ModelConfig& config, double largest_sigma) {
     const size_t begin = card.find("## Loading\n");
     if (card.empty())
         card = "# A " + std::string(stock_names(config.family).model) + " model without " + norm_of(config) + "\n";

@@ -4,18 +4,18 @@
 #include <cmath>
 #include <string>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 
 namespace lnfree {
 
 // "LayerNorm" or "RMSNorm".
-const char* norm_of(const GPT2Config& config);
+const char* norm_of(const ModelConfig& config);
 
 // The card's section for those who load a model without norms, of config's family, in config's form. `largest_sigma`: the
 // largest mean sigma of a site that is known; NaN: none is.
-std::string loading_section(const GPT2Config& config, double largest_sigma = NAN);
+std::string loading_section(const ModelConfig& config, double largest_sigma = NAN);
 
 // The card of such a model with the loading section that fits it, in place of an earlier one.
-std::string card_for_form(std::string card, const GPT2Config& config, double largest_sigma = NAN);
+std::string card_for_form(std::string card, const ModelConfig& config, double largest_sigma = NAN);
 
 }  // namespace lnfree

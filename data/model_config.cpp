@@ -61,8 +61,8 @@ void refuse_in_all_families(const ConfigReader& keys) {
                 "such models are not supported; save the whole model in float32, float16 or bfloat16");
 }
 
-GPT2Config read_gpt2_keys(const ConfigReader& keys) {
-    GPT2Config c;
+ModelConfig read_gpt2_keys(const ConfigReader& keys) {
+    ModelConfig c;
     c.activation = read_gelu(keys, "activation_function", "gelu_new");
     c.C = keys.size("n_embd", "hidden_size", c.C, largest_width);
     c.L = keys.size("n_layer", "num_hidden_layers", c.L, most_layers);
@@ -78,7 +78,7 @@ GPT2Config read_gpt2_keys(const ConfigReader& keys) {
 
 // What is brought to the form of the family while the weights are read. The two forms of this program have nothing to
 // bring. (reorder_and_upcast_attn changes in which precision attention is computed, and nothing else.)
-ConfigOptions options_in(const ConfigReader& keys, const GPT2Config& c) {
+ConfigOptions options_in(const ConfigReader& keys, const ModelConfig& c) {
     ConfigOptions options;
     if (c.form != ModelForm::hugging_face) {
         keys.require_option("scale_attn_weights", true);
@@ -92,7 +92,7 @@ ConfigOptions options_in(const ConfigReader& keys, const GPT2Config& c) {
     return options;
 }
 
-void require_consistent(const GPT2Config& c, const std::string& path) {
+void require_consistent(const ModelConfig& c, const std::string& path) {
     if (c.own_head_size == 0 && c.C % c.NH != 0)
         throw wrong(path, "n_embd " + std::to_string(c.C) + " is not a multiple of n_head " + std::to_string(c.NH));
     const auto d = [](int64_t size) { return static_cast<double>(size); };
@@ -104,7 +104,7 @@ void require_consistent(const GPT2Config& c, const std::string& path) {
 
 }  // namespace
 
-GPT2Config parse_config(const std::string& text, const std::string& path, ConfigOptions* options) {
+ModelConfig parse_config(const std::string& text, const std::string& path, ConfigOptions* options) {
     const Json j = parse_json(text, path);
     if (!j.is_object()) throw wrong(path, "is not a JSON object; a model folder needs a valid config.json");
     try {
@@ -113,9 +113,9 @@ GPT2Config parse_config(const std::string& text, const std::string& path, Config
         ModelForm form = ModelForm::hugging_face;
         read_model_type(keys, family, form);
         refuse_in_all_families(keys);
-        GPT2Config c = family == Family::neox    ? read_neox_keys(keys)
-                       : family == Family::llama ? read_llama_keys(keys)
-                                                 : read_gpt2_keys(keys);
+        ModelConfig c = family == Family::neox    ? read_neox_keys(keys)
+                        : family == Family::llama ? read_llama_keys(keys)
+                                                  : read_gpt2_keys(keys);
         c.form = form;
         require_consistent(c, path);
         ConfigOptions found = options_in(keys, c);
@@ -128,17 +128,17 @@ GPT2Config parse_config(const std::string& text, const std::string& path, Config
     }
 }
 
-GPT2Config read_config(const std::string& folder, ConfigOptions* options) {
+ModelConfig read_config(const std::string& folder, ConfigOptions* options) {
     const std::string path = folder + "/config.json";
     return parse_config(read_file(path, 16 << 20), path, options);
 }
 
-GPT2Config parse_nanogpt_config(const Json& model_args, const std::string& path) {
+ModelConfig parse_nanogpt_config(const Json& model_args, const std::string& path) {
     const auto required = [&](const char* key, int64_t high) {
         if (!model_args.contains(key)) throw wrong(path, std::string("its model_args have no ") + key);
         return checked_integer(model_args.at(key), key, 1, high, path);
     };
-    GPT2Config c;
+    ModelConfig c;
     c.C = required("n_embd", largest_width);
     c.L = required("n_layer", most_layers);
     c.NH = required("n_head", c.C);
@@ -155,7 +155,7 @@ GPT2Config parse_nanogpt_config(const Json& model_args, const std::string& path)
 
 namespace {
 
-void write_gpt2_keys(Json& j, const GPT2Config& c) {
+void write_gpt2_keys(Json& j, const ModelConfig& c) {
     j["activation_function"] = name_of_gelu(c.activation);
     j["vocab_size"] = c.V;
     j["n_positions"] = c.n_ctx;
@@ -176,7 +176,7 @@ void write_gpt2_keys(Json& j, const GPT2Config& c) {
 
 }  // namespace
 
-Json config_json(const GPT2Config& c, const char* dtype, const Json& kept) {
+Json config_json(const ModelConfig& c, const char* dtype, const Json& kept) {
     Json j;
     j["model_type"] = model_type_of(c.family, c.form);
     if (c.form == ModelForm::hugging_face) j["architectures"] = Json::array({stock_names(c.family).model_class});

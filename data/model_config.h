@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "data/config.h"
 #include "data/error.h"
-#include "data/gpt2_config.h"
 #include "data/json.h"
 
 namespace lnfree {
@@ -24,15 +24,15 @@ struct ConfigOptions {
 // Keys that are missing have the family's values, as transformers takes them. A model whose norms have biases is given
 // biases everywhere: they are what the two exact forms put beta into. Throws BadInput for whatever is malformed, out of
 // range, contradictory or not supported.
-GPT2Config parse_config(const std::string& text, const std::string& path, ConfigOptions* options = nullptr);
+ModelConfig parse_config(const std::string& text, const std::string& path, ConfigOptions* options = nullptr);
 
 // config.json of a folder. BadInput if it cannot be read, and as parse_config.
-GPT2Config read_config(const std::string& folder, ConfigOptions* options = nullptr);
+ModelConfig read_config(const std::string& folder, ConfigOptions* options = nullptr);
 
 // The shape that nanoGPT's "model_args" describe. BadInput, in terms of `path`, if they are not valid.
-GPT2Config parse_nanogpt_config(const Json& model_args, const std::string& path);
+ModelConfig parse_nanogpt_config(const Json& model_args, const std::string& path);
 
 // The config.json that describes `c` in its form, with these keys (unless null) as they came in.
-Json config_json(const GPT2Config& c, const char* dtype, const Json& kept = Json());
+Json config_json(const ModelConfig& c, const char* dtype, const Json& kept = Json());
 
 }  // namespace lnfree

@@ -164,7 +164,7 @@ const char* torch_dtype_name(DType dtype) {
 // The tensors that stock loaders know, made of the canonical ones: each of them is made once for every piece, in memory of
 // its own where the piece has another layout.
 template <class T>
-static TensorRecipes<T> stock_recipes(const GPT2Config& config, const TensorRecipes<T>& recipes) {
+static TensorRecipes<T> stock_recipes(const ModelConfig& config, const TensorRecipes<T>& recipes) {
     TensorRecipes<T> stock;
     for (const auto& recipe : recipes)
         for (const StockPiece& piece : stock_pieces(config, recipe.name, recipe.shape)) {
@@ -183,7 +183,7 @@ static TensorRecipes<T> stock_recipes(const GPT2Config& config, const TensorReci
 }
 
 template <class T>
-void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes<T>& recipes,
+void write_model_folder(const std::string& folder, const ModelConfig& config, const TensorRecipes<T>& recipes,
                         DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
                         const Companions& companions) {
     fs::create_directories(folder);
@@ -205,9 +205,9 @@ void write_model_folder(const std::string& folder, const GPT2Config& config, con
     fsync_folder(folder);
 }
 
-template void write_model_folder(const std::string&, const GPT2Config&, const TensorRecipes<float>&, DType, const Json&,
-                                 const Tokenizer*, const std::string&, const Companions&);
-template void write_model_folder(const std::string&, const GPT2Config&, const TensorRecipes<double>&, DType,
+template void write_model_folder(const std::string&, const ModelConfig&, const TensorRecipes<float>&, DType,
+                                 const Json&, const Tokenizer*, const std::string&, const Companions&);
+template void write_model_folder(const std::string&, const ModelConfig&, const TensorRecipes<double>&, DType,
                                  const Json&, const Tokenizer*, const std::string&, const Companions&);
 
 void remove_model_files(const std::string& folder) {

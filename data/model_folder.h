@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "data/companions.h"
+#include "data/config.h"
 #include "data/error.h"
-#include "data/gpt2_config.h"
 #include "data/json.h"
 #include "data/match_tensors.h"
 #include "data/model_config.h"
@@ -60,7 +60,7 @@ class ModelFolder {
     explicit ModelFolder(const std::string& name);
 
     const std::string& path() const { return path_; }  // of the folder or file that is read
-    const GPT2Config& config() const { return config_; }
+    const ModelConfig& config() const { return config_; }
 
     // Lines for the user: how the model that was read differs from what is in the folder.
     const std::vector<std::string>& notes() const { return notes_; }
@@ -87,7 +87,7 @@ class ModelFolder {
     std::vector<std::string> notes_;
     std::string path_;
     ConfigOptions options_;
-    GPT2Config config_;
+    ModelConfig config_;
     std::unique_ptr<WeightFiles> stock_;    // weights of the Hugging Face form, or nanoGPT's
     std::unique_ptr<SafetensorsFile> own_;  // weights.safetensors of the two other forms
 };
@@ -114,7 +114,7 @@ const char* torch_dtype_name(DType dtype);
 // because a folder without it is no model to any loader. T is float or double. BadInput for values beyond the range of
 // dtype; RunFailure or fs::filesystem_error when the disk fails.
 template <class T>
-void write_model_folder(const std::string& folder, const GPT2Config& config, const TensorRecipes<T>& recipes,
+void write_model_folder(const std::string& folder, const ModelConfig& config, const TensorRecipes<T>& recipes,
                         DType dtype, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
                         const Companions& companions = {});
 

@@ -101,7 +101,8 @@ uint64_t neox_row(uint64_t j, uint64_t heads_width, uint64_t head_size) {
 
 }  // namespace
 
-std::vector<StockPiece> stock_pieces(const GPT2Config& c, const std::string& name, const std::vector<uint64_t>& shape) {
+std::vector<StockPiece> stock_pieces(const ModelConfig& c, const std::string& name,
+                                     const std::vector<uint64_t>& shape) {
     if (c.family == Family::gpt2) return {{name, shape}};
     TableName t = parts_of(name);
     if (!t.block.empty()) t.block = stock_names(c.family).block + t.block.substr(2);

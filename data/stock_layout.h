@@ -1,12 +1,12 @@
 // How each family of models names its tensors in a stock folder and lays them out there. The table of tensors
-// (gpt2_config.h) has one canonical layout for all; what is here leads from the one to the other, in both directions.
+// (config.h) has one canonical layout for all; what is here leads from the one to the other, in both directions.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 
 namespace lnfree {
 
@@ -43,7 +43,7 @@ struct StockPiece {
 
 // The tensors of a stock folder that one of the table of `c` is made of, in the order of their columns. `name` and `shape`
 // are the table's. Throws RunFailure for a name that no table has.
-std::vector<StockPiece> stock_pieces(const GPT2Config& c, const std::string& name, const std::vector<uint64_t>& shape);
+std::vector<StockPiece> stock_pieces(const ModelConfig& c, const std::string& name, const std::vector<uint64_t>& shape);
 
 // Whether the tensor lies beside the trunk, without its prefix.
 bool is_head(const StockPiece& piece, Family family);

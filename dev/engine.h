@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "../data/gpt2_config.h"
+#include "../data/config.h"
 #include "buffer.h"
 
 namespace lnfree {
@@ -253,7 +253,7 @@ struct AdamWStep {
 
 // Pointers into a flat buffer of parameters, or of their gradients, as tensor_table lays them out; null for what the model
 // does not have: norms in the folded form, whose unembedding is its own tensor with a bias, wpe in a rotary model, ...
-// A, Q, F are the widths of heads, c_attn and c_fc (GPT2Config): C, 3C, n_inner in a GPT-2.
+// A, Q, F are the widths of heads, c_attn and c_fc (ModelConfig): C, 3C, n_inner in a GPT-2.
 template <class Number>
 struct WeightsOf {
     struct Layer {
@@ -270,7 +270,7 @@ struct WeightsOf {
     Number *head = nullptr, *head_bias = nullptr;      // (V,C), (V)
 
     WeightsOf() = default;
-    WeightsOf(Number* base, const std::vector<Tensor>& table, const GPT2Config& c) {
+    WeightsOf(Number* base, const std::vector<Tensor>& table, const ModelConfig& c) {
         size_t next = 0;
         const auto take = [&](bool there) { return there ? base + table[next++].offset : nullptr; };
         const bool norms = c.has_norms(), betas = norms && c.norm_bias, folded = !norms;
@@ -306,7 +306,7 @@ inline int64_t classifier_rows(int64_t N, int64_t V) {
 }
 
 // The tensors of a model of this shape, in the order of the flat buffers (train_gpt2_lnfree.cpp, section 3).
-std::vector<Tensor> tensor_table(const GPT2Config& c);
+std::vector<Tensor> tensor_table(const ModelConfig& c);
 
 inline int64_t parameter_count(const std::vector<Tensor>& table) {
     return table.back().offset + table.back().size;
@@ -331,7 +331,7 @@ std::vector<Tensor> low_rank_table(const std::vector<Tensor>& tensors, int64_t R
 // T at most n_ctx. What fails throws RunFailure (data/error.h).
 class Engine {
   public:
-    GPT2Config config;
+    ModelConfig config;
     Sites sites;
     std::vector<Tensor> tensors;
     // Parameters, gradients and AdamW's moments in the host's memory, laid out by `tensors`. An engine that works on other
@@ -342,7 +342,7 @@ class Engine {
     int64_t updates = 0;               // that AdamW has made
     std::vector<SigmaSum> sigma_sums;  // of the micro-batches since the last clear, one per site
 
-    explicit Engine(const GPT2Config& c) : config(c), sites(static_cast<int>(c.L)), tensors(tensor_table(c)) {
+    explicit Engine(const ModelConfig& c) : config(c), sites(static_cast<int>(c.L)), tensors(tensor_table(c)) {
         params.allocate(parameter_count(tensors));
         for (Site& site : sites.all) {
             site.folded = !c.has_norms();
@@ -473,9 +473,9 @@ struct Report {
 
 // The reference engine (train_gpt2_lnfree.cpp), and what --precision asks of it: fp32, or bf16, which is refused (BadInput)
 // where it would be slower. Bytes for its activations of micro-batches of B sequences of T positions.
-std::unique_ptr<Engine> make_reference(const GPT2Config& c);
+std::unique_ptr<Engine> make_reference(const ModelConfig& c);
 void use_reference_precision(const std::string& precision);
-int64_t reference_activation_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training);
+int64_t reference_activation_bytes(const ModelConfig& c, int64_t B, int64_t T, bool training);
 
 struct Backend {
     const char* training_precision = "fp32";                 // unless --precision says otherwise
@@ -483,16 +483,16 @@ struct Backend {
     std::vector<std::string> precisions = {"fp32", "bf16"};  // of those
     bool trains_together = true;                             // several processes can train one model (processes.h)
     void (*use_device)(int number) = nullptr;                // of this machine's, for one of several processes on it
-    std::unique_ptr<Engine> (*make)(const GPT2Config&) = make_reference;
+    std::unique_ptr<Engine> (*make)(const ModelConfig&) = make_reference;
     void (*use_precision)(const std::string&) = use_reference_precision;
     void (*use_options)(const EngineOptions&) = nullptr;  // null: the engine has no such choices
     // `check` and `bench` of another engine; they print their tables to `screen`.
     Report (*check)(FILE* screen) = nullptr;
     // `products`: file for the fastest kernel of each product, which are then found by timing; "": none.
-    Report (*bench)(const GPT2Config& config, int64_t B, int64_t T, double seconds, const std::string& products,
+    Report (*bench)(const ModelConfig& config, int64_t B, int64_t T, double seconds, const std::string& products,
                     FILE* screen) = nullptr;
     // Bytes on the device for micro-batches of B sequences of T positions.
-    int64_t (*device_bytes)(const GPT2Config& config, int64_t B, int64_t T, bool training, bool in_bf16,
+    int64_t (*device_bytes)(const ModelConfig& config, int64_t B, int64_t T, bool training, bool in_bf16,
                             int recompute) = nullptr;
 };
 

@@ -94,9 +94,9 @@ struct TensorRecipe {
 std::vector<TensorRecipe> plain_recipes(const Engine& model);
 // Hugging Face form: a stock GPT2LMHeadModel; a model that never lost a site is simply itself. Throws BadInput for a model
 // half-way, and for a folded one. `config` is what describes it.
-std::vector<TensorRecipe> hugging_face_recipes(Engine& model, GPT2Config& config);
+std::vector<TensorRecipe> hugging_face_recipes(Engine& model, ModelConfig& config);
 // Folded form: no norm at all. Throws BadInput for a model half-way.
-std::vector<TensorRecipe> folded_recipes(Engine& model, GPT2Config& config);
+std::vector<TensorRecipe> folded_recipes(Engine& model, ModelConfig& config);
 // The other way round: weights read from a folder in Hugging Face form whose epsilon freezes every LayerNorm become a model
 // of FakeLN sites; `recorded` are the sites that lnfree.json lists, null if it does not.
 void adopt_frozen_layernorms(Engine& model, const Sites* recorded);

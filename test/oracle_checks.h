@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "data/config.h"
 #include "data/files.h"
-#include "data/gpt2_config.h"
 #include "data/safetensors.h"
 #include "dev/engine.h"
 #include "dev/method.h"
@@ -37,8 +37,8 @@ inline Activation activation_named(const std::string& name) {
 }
 
 // The shape that oracle.json's `model` describes: GPT-2's, or another one in full.
-inline GPT2Config oracle_shape(const nlohmann::json& m) {
-    GPT2Config c;
+inline ModelConfig oracle_shape(const nlohmann::json& m) {
+    ModelConfig c;
     c.L = m["n_layer"];
     c.NH = m["n_head"];
     c.C = m["n_embd"];
@@ -63,7 +63,7 @@ inline GPT2Config oracle_shape(const nlohmann::json& m) {
 
 // Which engine is held against the oracle: how one is made, and where its gradients are.
 struct EngineUnderTest {
-    std::function<std::unique_ptr<Engine>(const GPT2Config&)> make;
+    std::function<std::unique_ptr<Engine>(const ModelConfig&)> make;
     std::function<std::vector<real>(Engine&)> gradients;
 };
 
@@ -143,12 +143,12 @@ inline void freeze_as_recorded(Engine& model, const nlohmann::json& test_case) {
 }
 
 // A constant added to all keys changes no attention weight, unless it turns with the position.
-inline bool is_idle_key_bias(const GPT2Config& c, int64_t i) {
+inline bool is_idle_key_bias(const ModelConfig& c, int64_t i) {
     return i >= c.heads_width() && i < c.qk_width() && i % c.head_size() >= c.rotary;
 }
 
 // Queries' and keys' part of c_attn.bias apart from the values', so that neither hides behind the other.
-inline double attention_bias_error(const GPT2Config& c, const real* ours, const std::vector<double>& oracle) {
+inline double attention_bias_error(const ModelConfig& c, const real* ours, const std::vector<double>& oracle) {
     std::vector<real> acting;
     std::vector<double> expected;
     size_t values = 0;
@@ -162,7 +162,7 @@ inline double attention_bias_error(const GPT2Config& c, const real* ours, const 
                     relative_error(acting.data(), expected, values, acting.size()));
 }
 
-inline double tensor_error(const GPT2Config& c, const Tensor& t, const real* ours, const std::vector<double>& oracle,
+inline double tensor_error(const ModelConfig& c, const Tensor& t, const real* ours, const std::vector<double>& oracle,
                            bool key_bias_too) {
     REQUIRE(static_cast<int64_t>(oracle.size()) == t.size);
     if (key_bias_too || t.name.find("c_attn.bias") == std::string::npos)

@@ -36,7 +36,7 @@ Json with(Json config, const std::string& key, const Json& value) {
     return config;
 }
 
-GPT2Config parsed(const Json& config, ConfigOptions* options = nullptr) {
+ModelConfig parsed(const Json& config, ConfigOptions* options = nullptr) {
     return parse_config(config.dump(), "config.json", options);
 }
 
@@ -44,7 +44,7 @@ std::string refusal_of(const Json& config) {
     return message_of<BadInput>([&] { parsed(config); });
 }
 
-bool same(const GPT2Config& a, const GPT2Config& b) {
+bool same(const ModelConfig& a, const ModelConfig& b) {
     return a.L == b.L && a.NH == b.NH && a.C == b.C && a.V == b.V && a.n_ctx == b.n_ctx && a.n_inner == b.n_inner &&
            a.epsilon == b.epsilon && a.end_of_text == b.end_of_text && a.form == b.form && a.family == b.family &&
            a.centred == b.centred && a.norm_bias == b.norm_bias && a.rotary == b.rotary &&
@@ -56,7 +56,7 @@ bool same(const GPT2Config& a, const GPT2Config& b) {
 }  // namespace
 
 TEST_CASE("a GPT-NeoX's config.json says all that it computes, in the words of every version of transformers") {
-    const GPT2Config c = parsed(pythia);
+    const ModelConfig c = parsed(pythia);
     CHECK(c.family == Family::neox);
     CHECK(c.head_size() == 14);
     CHECK(c.rotary == 4);  // int(14 * 0.29)
@@ -75,14 +75,14 @@ TEST_CASE("a GPT-NeoX's config.json says all that it computes, in the words of e
     Json of_model = with(with(pythia, "use_parallel_residual", false), "hidden_act", "gelu_new");
     of_model["tie_word_embeddings"] = true;
     of_model["eos_token_id"] = 0;
-    const GPT2Config other = parsed(of_model);
+    const ModelConfig other = parsed(of_model);
     CHECK((!other.parallel && other.tied));
     CHECK(other.activation == Activation::gelu_tanh);
     CHECK(other.end_of_text == 0);
 }
 
 TEST_CASE("a Llama's config.json says all that it computes") {
-    const GPT2Config c = parsed(smollm);
+    const ModelConfig c = parsed(smollm);
     CHECK(c.family == Family::llama);
     CHECK((!c.centred && !c.norm_bias && !c.parallel && c.tied && !c.attention_bias && !c.mlp_bias));
     CHECK(c.activation == Activation::gated_silu);
@@ -93,14 +93,14 @@ TEST_CASE("a Llama's config.json says all that it computes") {
     CHECK(c.epsilon == 1e-5);
     CHECK(c.n_ctx == 8192);
     Json plain = {{"model_type", "llama"}, {"rope_parameters", {{"rope_theta", 1e5}}}, {"rope_theta", 1e5}};
-    const GPT2Config defaults = parsed(plain);  // those of Llama 2
+    const ModelConfig defaults = parsed(plain);  // those of Llama 2
     CHECK(defaults.C == 4096);
     CHECK(defaults.V == 32000);
     CHECK(defaults.shared_heads == 0);
     CHECK(defaults.own_head_size == 0);
     CHECK(defaults.epsilon == 1e-6);
     CHECK_FALSE(defaults.tied);
-    const GPT2Config biased = parsed(with(with(smollm, "attention_bias", true), "mlp_bias", true));
+    const ModelConfig biased = parsed(with(with(smollm, "attention_bias", true), "mlp_bias", true));
     CHECK((biased.attention_bias && biased.mlp_bias));
 }
 
@@ -108,7 +108,7 @@ TEST_CASE("what is written of a config is read again as it was, in every form") 
     for (const Json& from : {pythia, smollm, with(smollm, "mlp_bias", true), with(pythia, "hidden_act", "gelu_fast"),
                              with(smollm, "num_key_value_heads", 6)})
         for (const ModelForm form : {ModelForm::hugging_face, ModelForm::checkpoint, ModelForm::folded}) {
-            GPT2Config c = parsed(from);
+            ModelConfig c = parsed(from);
             c.form = form;
             if (form == ModelForm::folded) c.tied = false;
             CHECK(same(parsed(config_json(c, "float32")), c));
@@ -118,7 +118,7 @@ TEST_CASE("what is written of a config is read again as it was, in every form") 
 }
 
 TEST_CASE("any even number of a head's numbers can be written as the share that gives it") {
-    GPT2Config c = parsed(pythia);
+    ModelConfig c = parsed(pythia);
     for (int64_t head = 2; head <= 128; head++)
         for (int64_t rotary = 2; rotary <= head; rotary += 2) {
             c.C = 5 * head;
@@ -133,7 +133,7 @@ TEST_CASE("any even number of a head's numbers can be written as the share that 
 
 TEST_CASE("norms with biases are given biases behind them, for the exact forms to use") {
     ConfigOptions options;
-    const GPT2Config c = parsed(with(pythia, "attention_bias", false), &options);
+    const ModelConfig c = parsed(with(pythia, "attention_bias", false), &options);
     CHECK(c.attention_bias);
     CHECK(options.no_attention_biases);
     CHECK(config_json(c, "float32")["attention_bias"] == true);
@@ -207,7 +207,7 @@ TEST_CASE("what would compute something else is refused by its name") {
 namespace {
 
 // The table of a model, written down once more.
-std::vector<Tensor> table_of(const GPT2Config& c) {
+std::vector<Tensor> table_of(const ModelConfig& c) {
     std::vector<Tensor> table;
     const auto add = [&](const std::string& name, int64_t rows, int64_t columns) {
         Tensor t{name, {}, false, table.empty() ? 0 : table.back().offset + table.back().size, columns};
@@ -244,7 +244,7 @@ struct Numbers {
     std::vector<Tensor> table;
     std::vector<float> values;
 
-    explicit Numbers(const GPT2Config& c) : table(table_of(c)) {
+    explicit Numbers(const ModelConfig& c) : table(table_of(c)) {
         SplitMix64 random(3);
         for (int64_t i = 0; i < table.back().offset + table.back().size; i++)
             values.push_back(static_cast<float>(random.normal()));
@@ -278,17 +278,17 @@ Stored stored_in(const std::string& file) {
     return stored;
 }
 
-GPT2Config small_neox() {
+ModelConfig small_neox() {
     Json config = with(with(pythia, "vocab_size", 11), "max_position_embeddings", 16);
     return parsed(with(config, "num_hidden_layers", 2));
 }
 
-GPT2Config small_llama(bool biases) {
+ModelConfig small_llama(bool biases) {
     Json config = with(with(smollm, "attention_bias", biases), "mlp_bias", biases);
     return parsed(with(config, "tie_word_embeddings", !biases));
 }
 
-void write_stock(const std::string& folder, const GPT2Config& c, const Numbers& numbers) {
+void write_stock(const std::string& folder, const ModelConfig& c, const Numbers& numbers) {
     write_model_folder<float>(folder, c, numbers.recipes(), DType::F32, {{"version", kFormatVersion}}, nullptr, "");
 }
 
@@ -331,7 +331,7 @@ void rewrite(const std::string& folder,
 
 TEST_CASE("GPT-NeoX's rows of queries, keys and values lie head by head, and come back") {
     const TemporaryFolder scratch;
-    const GPT2Config c = small_neox();
+    const ModelConfig c = small_neox();
     const Numbers n(c);
     write_stock(scratch / "m", c, n);
     const Stored stored = stored_in(scratch / "m/model.safetensors");
@@ -370,7 +370,7 @@ TEST_CASE("GPT-NeoX's rows of queries, keys and values lie head by head, and com
 TEST_CASE("Llama's projections lie side by side in the table, and come back") {
     for (const bool biases : {false, true}) {
         const TemporaryFolder scratch;
-        const GPT2Config c = small_llama(biases);
+        const ModelConfig c = small_llama(biases);
         const Numbers n(c);
         write_stock(scratch / "m", c, n);
         const Stored stored = stored_in(scratch / "m/model.safetensors");
@@ -408,7 +408,7 @@ TEST_CASE("Llama's projections lie side by side in the table, and come back") {
 TEST_CASE("a model of another family keeps the table's names in the two forms of this program") {
     const TemporaryFolder scratch;
     for (const bool neox : {false, true}) {
-        GPT2Config c = neox ? small_neox() : small_llama(false);
+        ModelConfig c = neox ? small_neox() : small_llama(false);
         const Numbers n(c);
         c.form = ModelForm::checkpoint;
         const std::string folder = scratch / model_type_of(c.family, c.form);
@@ -420,7 +420,7 @@ TEST_CASE("a model of another family keeps the table's names in the two forms of
 
 TEST_CASE("names of Llama and GPT-NeoX are found behind every prefix, buffers and other heads passed over") {
     const TemporaryFolder scratch;
-    const GPT2Config c = small_llama(false);
+    const ModelConfig c = small_llama(false);
     const Numbers n(c);
     for (const std::string before : {"", "model.", "module.model.", "_orig_mod.model.", "base.llm."}) {
         CAPTURE(before);
@@ -443,7 +443,7 @@ TEST_CASE("names of Llama and GPT-NeoX are found behind every prefix, buffers an
         REQUIRE(read.notes.size() == 1);
         CHECK(contains(read.notes[0], "\"score.weight\""));
     }
-    const GPT2Config neox = small_neox();
+    const ModelConfig neox = small_neox();
     const Numbers of_neox(neox);
     write_stock(scratch / "neox", neox, of_neox);
     rewrite(scratch / "neox", [&](Stored& stored, auto& shapes) {
@@ -461,7 +461,7 @@ TEST_CASE("names of Llama and GPT-NeoX are found behind every prefix, buffers an
 
 TEST_CASE("attention without biases in a GPT-NeoX is read as zeros, with a line that says so") {
     const TemporaryFolder scratch;
-    const GPT2Config c = small_neox();
+    const ModelConfig c = small_neox();
     const Numbers n(c);
     write_stock(scratch / "m", c, n);
     const std::string config = scratch / "m/config.json";
@@ -485,7 +485,7 @@ TEST_CASE("attention without biases in a GPT-NeoX is read as zeros, with a line 
 
 TEST_CASE("tensors that do not fit are refused by the names that they have in the file") {
     const TemporaryFolder scratch;
-    const GPT2Config c = small_llama(true);
+    const ModelConfig c = small_llama(true);
     const Numbers n(c);
     const auto refusal = [&](const std::function<void(Stored&, std::map<std::string, std::vector<uint64_t>>&)>& edit) {
         write_stock(scratch / "m", c, n);

@@ -65,7 +65,7 @@ Result match(const std::map<std::string, TensorView>& found, bool tied_head = tr
     }
     Result result;
     result.refusal = message_of<BadInput>([&] {
-        GPT2Config c;
+        ModelConfig c;
         c.L = 1;
         c.tied = tied_head;
         std::vector<Tensor> wanted = table;

@@ -24,8 +24,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-GPT2Config tiny_config(ModelForm form) {
-    GPT2Config c;
+ModelConfig tiny_config(ModelForm form) {
+    ModelConfig c;
     c.L = 1, c.NH = 1, c.C = 2, c.V = 3, c.n_ctx = 4, c.n_inner = 8;
     c.end_of_text = 2;
     c.form = form;
@@ -172,7 +172,7 @@ TEST_CASE("what came with a model goes out as it came, and is removed with it") 
         const std::string out = scratch / model_type_of(Family::gpt2, form);
         const ModelFolder folder(from);
         CHECK(folder.config().end_of_text == 2);
-        GPT2Config c = folder.config();
+        ModelConfig c = folder.config();
         c.form = form;
         write_model_folder(out, c, recipes_of(random_values<float>(), ""), DType::F32, {{"version", kFormatVersion}},
                            nullptr, "", folder.companions());

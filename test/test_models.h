@@ -8,15 +8,15 @@
 #include <string>
 #include <vector>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 #include "data/random.h"
 #include "dev/engine.h"
 
 namespace lnfree {
 
 // A shape of which nothing need be round; the vocabulary's last token ends a text.
-inline GPT2Config shape_of(int64_t L, int64_t NH, int64_t C, int64_t V, int64_t n_ctx, int64_t n_inner) {
-    GPT2Config c;
+inline ModelConfig shape_of(int64_t L, int64_t NH, int64_t C, int64_t V, int64_t n_ctx, int64_t n_inner) {
+    ModelConfig c;
     c.L = L;
     c.NH = NH;
     c.C = C;
@@ -28,10 +28,10 @@ inline GPT2Config shape_of(int64_t L, int64_t NH, int64_t C, int64_t V, int64_t 
 }
 
 // Shapes beyond GPT-2's, each with something that the others do not have.
-inline std::vector<GPT2Config> other_shapes() {
-    const GPT2Config base = shape_of(2, 4, 12, 13, 6, 10);
-    std::vector<GPT2Config> shapes(5, base);
-    GPT2Config &pythia = shapes[0], &llama = shapes[1], &wide = shapes[2], &rms = shapes[3], &untied = shapes[4];
+inline std::vector<ModelConfig> other_shapes() {
+    const ModelConfig base = shape_of(2, 4, 12, 13, 6, 10);
+    std::vector<ModelConfig> shapes(5, base);
+    ModelConfig &pythia = shapes[0], &llama = shapes[1], &wide = shapes[2], &rms = shapes[3], &untied = shapes[4];
     pythia.rotary = 2;
     pythia.parallel = true;
     pythia.activation = Activation::gelu_erf;
@@ -77,7 +77,7 @@ inline void randomise(Engine& model, uint64_t seed, double spread = 0.15) {
 }
 
 // A reference engine with such weights.
-inline std::unique_ptr<Engine> random_model(const GPT2Config& c, uint64_t seed, double spread = 0.15) {
+inline std::unique_ptr<Engine> random_model(const ModelConfig& c, uint64_t seed, double spread = 0.15) {
     std::unique_ptr<Engine> model = make_reference(c);
     randomise(*model, seed, spread);
     return model;

@@ -47,7 +47,7 @@ struct TinyTask {
     TemporaryFolder scratch;
     RunRequest request;
 
-    explicit TinyTask(const GPT2Config& c) {
+    explicit TinyTask(const ModelConfig& c) {
         StoryWorld world(7);
         std::string text;
         for (int i = 0; i < 30; i++) text += Json{{"text", world.next_story()}}.dump() + "\n";
@@ -59,8 +59,8 @@ struct TinyTask {
         tokenize_files(tokenize);
         const std::unique_ptr<Engine> model = make_reference(c);
         initialise(*model, 1);
-        write_model(scratch / "base", c, plain_recipes(*model), WeightType::f32,
-                    {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
+        write_model(scratch / "base", c, plain_recipes(*model), WeightType::f32, {{"version", kFormatVersion}},
+                    load_tokenizer("byte").get(), "");
         request.command = "remove";
         request.json_output = true;  // keeps standard output clean
         request.settings.model = scratch / "base";

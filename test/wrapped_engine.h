@@ -16,7 +16,7 @@ namespace lnfree {
 
 class WrappedEngine : public Engine {
   public:
-    explicit WrappedEngine(const GPT2Config& c) : Engine(c), inside_(make_reference(c)) {
+    explicit WrappedEngine(const ModelConfig& c) : Engine(c), inside_(make_reference(c)) {
         std::swap(params, inside_->params);  // the engine inside knows where these are
     }
 
@@ -78,6 +78,7 @@ class WrappedEngine : public Engine {
         std::swap(config, inside_->config);
         std::swap(sites, inside_->sites);
         std::swap(tensors, inside_->tensors);
+        std::swap(low_rank, inside_->low_rank);
         std::swap(params, inside_->params);
         std::swap(grads, inside_->grads);
         std::swap(m, inside_->m);
@@ -106,7 +107,7 @@ class WrappedEngine : public Engine {
 // While it lives, runs get their engines from `make`.
 class OtherBackend {
   public:
-    explicit OtherBackend(std::unique_ptr<Engine> (*make)(const GPT2Config&)) : kept_(backend().make) {
+    explicit OtherBackend(std::unique_ptr<Engine> (*make)(const ModelConfig&)) : kept_(backend().make) {
         backend().make = make;
     }
     OtherBackend(const OtherBackend&) = delete;
@@ -114,7 +115,7 @@ class OtherBackend {
     ~OtherBackend() { backend().make = kept_; }
 
   private:
-    std::unique_ptr<Engine> (*kept_)(const GPT2Config&);
+    std::unique_ptr<Engine> (*kept_)(const ModelConfig&);
 };
 
 }  // namespace lnfree

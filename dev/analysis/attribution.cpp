@@ -61,7 +61,7 @@ double largest_of(const std::vector<AttributionError>& heads) {
 class Attributions {
   public:
     Attributions(Engine& model, const Sample& sample) : model_(model), sample_(sample) {
-        const GPT2Config& c = model.config;
+        const ModelConfig& c = model.config;
         heads_.resize(static_cast<size_t>(c.L * c.NH));
         mlps_.resize(static_cast<size_t>(c.L));
         for (auto* group : {&heads_, &mlps_})
@@ -190,7 +190,7 @@ std::vector<double> mean_row(const Engine& model) {
 class LastAttributions {
   public:
     LastAttributions(Engine& model, const Sample& sample) : model_(model), sample_(sample), mean_row_(mean_row(model)) {
-        const GPT2Config& c = model.config;
+        const ModelConfig& c = model.config;
         for (int64_t l = 0; l < c.L; l++) value_biases_.push_back(value_biases(model, l));
         for (auto* heads : {&next_, &read_}) {
             heads->resize(static_cast<size_t>(c.L * c.NH));

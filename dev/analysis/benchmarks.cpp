@@ -165,7 +165,7 @@ void check_request(const Request& r, int64_t V, const std::string& where) {
 }
 
 BenchmarkTask prepare_task(const LoadedModel& loaded, const BenchmarkFile& file, int64_t limit) {
-    const GPT2Config& c = loaded.model->config;
+    const ModelConfig& c = loaded.model->config;
     BenchmarkTask task{file.benchmark, file.path, read_benchmark(*file.benchmark, file.path), {}, ""};
     if (limit > 0 && limit < static_cast<int64_t>(task.questions.size()))
         task.questions.resize(static_cast<size_t>(limit));
@@ -198,7 +198,7 @@ std::vector<BenchmarkTask> prepare_benchmarks(const LoadedModel& loaded, const B
 namespace {
 
 // 2 per weight and token, attention, and the unembedding of what is scored.
-double scoring_flops(const GPT2Config& c, const std::vector<Request>& requests) {
+double scoring_flops(const ModelConfig& c, const std::vector<Request>& requests) {
     const double C = static_cast<double>(c.C), L = static_cast<double>(c.L);
     const double per_token = 2 * L * C * static_cast<double>(4 * c.C + 2 * c.n_inner);
     double flops = 0;
@@ -213,7 +213,7 @@ double scoring_flops(const GPT2Config& c, const std::vector<Request>& requests) 
 
 }  // namespace
 
-double benchmark_flops(const GPT2Config& c, const std::vector<BenchmarkTask>& tasks) {
+double benchmark_flops(const ModelConfig& c, const std::vector<BenchmarkTask>& tasks) {
     double flops = 0;
     for (const BenchmarkTask& task : tasks)
         if (task.unfit.empty()) flops += scoring_flops(c, task.requests);

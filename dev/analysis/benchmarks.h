@@ -90,7 +90,7 @@ struct BenchmarkTask {
 std::vector<BenchmarkTask> prepare_benchmarks(const LoadedModel& loaded, const BenchmarkOptions& o);
 
 // Floating-point operations that run_benchmarks will take, about.
-double benchmark_flops(const GPT2Config& c, const std::vector<BenchmarkTask>& tasks);
+double benchmark_flops(const ModelConfig& c, const std::vector<BenchmarkTask>& tasks);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Results

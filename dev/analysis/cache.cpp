@@ -55,7 +55,7 @@ constexpr PlaceName kPlaces[] = {
     {What::resid_post, "hook_resid_post", true},
 };
 
-std::vector<uint64_t> shape_at(What what, const GPT2Config& c) {
+std::vector<uint64_t> shape_at(What what, const ModelConfig& c) {
     const auto C = static_cast<uint64_t>(c.C), NH = static_cast<uint64_t>(c.NH);
     const auto KH = static_cast<uint64_t>(c.key_heads()), HS = static_cast<uint64_t>(c.head_size());
     switch (what) {
@@ -77,7 +77,7 @@ std::vector<uint64_t> shape_at(What what, const GPT2Config& c) {
 }
 
 // Why a model has no such place; empty: it has.
-std::string absence_of(What what, const GPT2Config& c) {
+std::string absence_of(What what, const ModelConfig& c) {
     if (what == What::pos_embed && c.rotary > 0) return "positions are rotary, and nothing is added for them";
     if (what == What::resid_mid && c.parallel)
         return "attention and MLP read the same stream, and nothing lies between them";
@@ -88,7 +88,7 @@ std::string absence_of(What what, const GPT2Config& c) {
     return "";
 }
 
-std::string known_names(const GPT2Config& c) {
+std::string known_names(const ModelConfig& c) {
     std::string names;
     for (const PlaceName& place : kPlaces)
         if (absence_of(place.what, c).empty())
@@ -126,7 +126,7 @@ int64_t HookPlace::width() const {
     return static_cast<int64_t>(std::accumulate(shape.begin(), shape.end(), uint64_t{1}, std::multiplies<>()));
 }
 
-std::vector<HookPlace> hook_places(const std::vector<std::string>& names, const GPT2Config& config) {
+std::vector<HookPlace> hook_places(const std::vector<std::string>& names, const ModelConfig& config) {
     std::vector<HookPlace> places;
     std::set<std::string> taken;
     const auto add = [&](const PlaceName& place, int64_t layer) {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 #include "data/json.h"
 
 namespace lnfree {
@@ -51,7 +51,7 @@ struct HookPlace {
 
 // The places of a list of names, in its order: "blocks.3.attn.hook_z", or for every layer "blocks.*.attn.hook_z". BadInput,
 // with the names there are, for one that is none, and for one given twice.
-std::vector<HookPlace> hook_places(const std::vector<std::string>& names, const GPT2Config& config);
+std::vector<HookPlace> hook_places(const std::vector<std::string>& names, const ModelConfig& config);
 
 }  // namespace analysis
 

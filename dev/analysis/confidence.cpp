@@ -98,7 +98,7 @@ Neuron neuron_of(int64_t index, const real* w, const real* products, const std::
 }
 
 // All of the last MLP.
-std::vector<Neuron> confidence_neurons(const GPT2Config& config, const Directions& d) {
+std::vector<Neuron> confidence_neurons(const ModelConfig& config, const Directions& d) {
     const int64_t C = config.C, V = config.V, H = config.n_inner, rows = rows_at_a_time(H, V);
     const real *w = d.w, *u = d.u;
     std::vector<double> u_norm;
@@ -118,7 +118,7 @@ std::vector<Neuron> confidence_neurons(const GPT2Config& config, const Direction
 }
 
 // The same with the sample variance, over V - 1, of centred directions.
-std::vector<Neuron> confidence_neurons_as_paper(const GPT2Config& config, const Directions& d) {
+std::vector<Neuron> confidence_neurons_as_paper(const ModelConfig& config, const Directions& d) {
     std::vector<Neuron> neurons = confidence_neurons(config, d);
     const double V = static_cast<double>(config.V);
     for (Neuron& neuron : neurons) {
@@ -306,7 +306,7 @@ Spectrum spectrum_of(const real* all, int64_t V, int64_t C) {
 }
 
 // What is known of all neurons, which three are the top, and what the unembedding does with what the first of them writes.
-Json describe(const GPT2Config& config, const Directions& d, const std::vector<Neuron>& neurons) {
+Json describe(const ModelConfig& config, const Directions& d, const std::vector<Neuron>& neurons) {
     Json j;
     for (const auto& [key, value] :
          {std::pair{"norm", &Neuron::norm}, {"logit_var", &Neuron::logit_var}, {"cn", &Neuron::score}}) {

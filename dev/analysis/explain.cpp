@@ -12,7 +12,7 @@
 namespace lnfree {
 namespace analysis {
 
-std::vector<Component> components_of(const GPT2Config& c) {
+std::vector<Component> components_of(const ModelConfig& c) {
     using Kind = Component::Kind;
     const ComponentOrder order(c);
     std::vector<Component> all = {{Kind::embedding, -1, -1, "embedding", "hook_embed"}};

@@ -25,7 +25,7 @@
 #include <string>
 #include <vector>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 #include "dev/analysis/sample.h"
 #include "dev/engine.h"
 
@@ -50,7 +50,7 @@ struct ComponentOrder {
     int64_t L, NH;
     bool positions, biases;
 
-    explicit ComponentOrder(const GPT2Config& c)
+    explicit ComponentOrder(const ModelConfig& c)
         : L(c.L), NH(c.NH), positions(c.rotary == 0), biases(c.attention_bias) {}
     int64_t per_layer() const { return NH + (biases ? 2 : 1); }
     int64_t head(int64_t l, int64_t h) const { return (positions ? 2 : 1) + l * per_layer() + h; }
@@ -61,7 +61,7 @@ struct ComponentOrder {
     int64_t count() const { return unembedding_bias() + 1; }
 };
 
-std::vector<Component> components_of(const GPT2Config& c);
+std::vector<Component> components_of(const ModelConfig& c);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Questions and answers

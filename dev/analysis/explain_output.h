@@ -19,7 +19,7 @@ namespace analysis {
 // Explanations of one model.
 struct Explained {
     std::string folder;
-    GPT2Config config;
+    ModelConfig config;
     bool layernorm_free = false, exact = false;  // no LayerNorm anywhere; none at ln_f
     const Tokenizer* tokenizer = nullptr;        // null: tokens are shown as #ID
     std::vector<Explanation> all;

@@ -38,7 +38,7 @@ void attention_row(double* shares, const real* qkv, int64_t position, int64_t T,
 }  // namespace
 
 void record_pass(PassRecord& r, Engine& model, const int32_t* tokens, int64_t B, int64_t T, const int64_t* positions) {
-    const GPT2Config& c = model.config;
+    const ModelConfig& c = model.config;
     const HeadPlaces at(c);
     const int64_t C = c.C, H = c.n_inner, NH = c.NH, N = B * T, A = at.A(), Q = at.Q(), VW = at.values_width();
     r.B = B;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 #include "dev/engine.h"
 
 namespace lnfree {
@@ -15,7 +15,7 @@ namespace analysis {
 struct HeadPlaces {
     int64_t NH, KH, HS;
 
-    explicit HeadPlaces(const GPT2Config& c) : NH(c.NH), KH(c.key_heads()), HS(c.head_size()) {}
+    explicit HeadPlaces(const ModelConfig& c) : NH(c.NH), KH(c.key_heads()), HS(c.head_size()) {}
     int64_t A() const { return NH * HS; }
     int64_t Q() const { return (NH + 2 * KH) * HS; }
     int64_t values_width() const { return KH * HS; }

@@ -217,9 +217,9 @@ Json norms_of(Subjects& s, size_t i) {
 // The first model's confidence neurons, which --paper takes out of all models. BadInput where another model has none that
 // could be the same: they are of the last MLP, by their number.
 std::vector<int64_t> neurons_for_all(const Subjects& s) {
-    const GPT2Config& first = s.model(0).config;
+    const ModelConfig& first = s.model(0).config;
     for (size_t i = 1; i < s.loaded.size(); i++) {
-        const GPT2Config& c = s.model(i).config;
+        const ModelConfig& c = s.model(i).config;
         if (c.L != first.L || c.C != first.C || c.n_inner != first.n_inner)
             throw BadInput(s.folders[i] + ": --paper takes the confidence neurons of " + s.folders[0] +
                            " out of every model, and this one has another shape; compare models made from the first");
@@ -263,7 +263,7 @@ double patching_tokens(const std::vector<PromptSet>& sets, int64_t L) {
 }
 
 double forward_flops(const Measurement& m, const Subjects& s, size_t i) {
-    const GPT2Config& c = s.model(i).config;
+    const ModelConfig& c = s.model(i).config;
     if (m.on == TakenOn::questions) return benchmark_flops(c, s.tasks[i]);
     const bool patches = m.on == TakenOn::prompts;
     const double tokens =

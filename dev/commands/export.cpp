@@ -52,7 +52,7 @@ Json lnfree_for(const LoadedModel& loaded, const std::string& form) {
 }
 
 // The model's card, which tells how to load this form. sigmas are known where lnfree.json has recorded them.
-std::string card_for(const LoadedModel& loaded, const GPT2Config& config, const Json& lnfree) {
+std::string card_for(const LoadedModel& loaded, const ModelConfig& config, const Json& lnfree) {
     std::string card;
     const std::string file = loaded.path + "/README.md";
     if (fs::exists(file)) card = read_file(file, 16 << 20);
@@ -71,7 +71,7 @@ int export_command(const ExportOptions& o) {
     const WeightType type = o.dtype == "f32" ? WeightType::f32 : o.dtype == "bf16" ? WeightType::bf16 : WeightType::f16;
     const LoadedModel loaded = load_model(o.model);
     const bool stock = o.form == "hf";
-    GPT2Config config;
+    ModelConfig config;
     const std::vector<TensorRecipe> recipes =
         stock ? hugging_face_recipes(*loaded.model, config) : folded_recipes(*loaded.model, config);
     if (type == WeightType::f16 && stock && loaded.model->sites.removed() > 0)

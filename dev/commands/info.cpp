@@ -61,7 +61,7 @@ const char* form_name(ModelForm form) {
 
 Json describe(const LoadedModel& loaded, const InfoOptions& o) {
     const Engine& model = *loaded.model;
-    const GPT2Config& c = model.config;
+    const ModelConfig& c = model.config;
     Json j;
     j["model"] = o.model;
     j["form"] = form_name(c.form);

@@ -23,19 +23,19 @@ constexpr int kCards[] = {24, 80, 141};  // GB
 constexpr double kShare = 0.95;          // of a card; the rest is left to others
 
 // Of each of so many processes, a GPU each.
-int64_t training_bytes(const GPT2Config& c, const StepShape& step, int64_t batch, bool in_bf16, int recompute) {
+int64_t training_bytes(const ModelConfig& c, const StepShape& step, int64_t batch, bool in_bf16, int recompute) {
     return backend().device_bytes(c, batch, c.n_ctx, true, in_bf16, recompute) - bytes_saved(c, step);
 }
 
 // The largest micro-batch, in sequences of n_ctx tokens, that trains within `bytes` of device memory; 0: none does.
-int64_t largest_batch(const GPT2Config& c, const StepShape& step, bool in_bf16, int recompute, double bytes) {
+int64_t largest_batch(const ModelConfig& c, const StepShape& step, bool in_bf16, int recompute, double bytes) {
     int64_t batch = 0;
     while (batch < 4096 && static_cast<double>(training_bytes(c, step, batch + 1, in_bf16, recompute)) <= bytes)
         batch++;
     return batch;
 }
 
-Json memory_row(const GPT2Config& c, const StepShape& step, bool in_bf16, int recompute) {
+Json memory_row(const ModelConfig& c, const StepShape& step, bool in_bf16, int recompute) {
     Json row{{"precision", in_bf16 ? "bf16" : "fp32"}, {"recompute", recompute}};
     for (const int gigabytes : kCards)
         row["batch_" + std::to_string(gigabytes)] =
@@ -64,7 +64,7 @@ ModelShape shape_of(const InfoOptions& o) {
     return shape;
 }
 
-GPT2Config config_of(const InfoOptions& o) {
+ModelConfig config_of(const InfoOptions& o) {
     if (o.size.empty()) return read_config(o.model);
     const ModelShape shape = shape_of(o);
     return shape.config(shape.usual_vocabulary());
@@ -76,7 +76,7 @@ std::string name_of(const InfoOptions& o) {
 
 // ----- on the processor
 
-Json process_row(const GPT2Config& c, const InfoOptions& o, int64_t T, int64_t grad_accum, int64_t processes) {
+Json process_row(const ModelConfig& c, const InfoOptions& o, int64_t T, int64_t grad_accum, int64_t processes) {
     const StepShape step{o.batch, T, grad_accum, processes, o.lora, o.lora_embeddings};
     const TrainingMemory m = training_memory(c, step);
     return {{"processes", processes},   {"weights", m.weights},
@@ -105,7 +105,7 @@ Table process_table(const Json& rows) {
     return table;
 }
 
-Json memory_of_processes(const GPT2Config& c, const InfoOptions& o) {
+Json memory_of_processes(const ModelConfig& c, const InfoOptions& o) {
     const int64_t T = sequence_length(o.seq, c, "the model");
     const int64_t grad_accum = o.grad_accum > 0 ? o.grad_accum : std::max<int64_t>(16, o.processes);
     if (o.processes > grad_accum)
@@ -124,7 +124,7 @@ Json memory_of_processes(const GPT2Config& c, const InfoOptions& o) {
 }  // namespace
 
 int memory_command(const InfoOptions& o) {
-    const GPT2Config c = config_of(o);
+    const ModelConfig c = config_of(o);
     Json j;
     j["model"] = name_of(o);
     if (backend().device_bytes == nullptr) {

@@ -22,7 +22,7 @@ constexpr NamedSize named_sizes[] = {{"tiny", 4, 4, 128, 128},
 
 // What the models of a family do by default, as transformers describes them: Pythia, and Llama with an embedding that is the
 // unembedding too, as its small kin have it. Llama's gated MLP gets as many parameters as GPT-2's.
-void take_family(GPT2Config& c, const std::string& family) {
+void take_family(ModelConfig& c, const std::string& family) {
     if (family == "gpt2") return;
     const int64_t HS = c.C / c.NH;
     if (family == "neox") {
@@ -47,11 +47,11 @@ void take_family(GPT2Config& c, const std::string& family) {
 
 }  // namespace
 
-GPT2Config ModelShape::config(int64_t data_V) const {
+ModelConfig ModelShape::config(int64_t data_V) const {
     const auto* const found = std::find_if(std::begin(named_sizes), std::end(named_sizes),
                                            [&](const NamedSize& named) { return size == named.name; });
     if (found == std::end(named_sizes)) throw BadInput("--size " + size + ": use tiny, small, medium, large or xl");
-    GPT2Config c;
+    ModelConfig c;
     c.L = L.value_or(found->L);
     c.NH = NH.value_or(found->NH);
     c.C = C.value_or(found->C);

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 
 namespace lnfree {
 
@@ -17,7 +17,7 @@ struct ModelShape {
     explicit ModelShape(const char* named) : size(named) {}
 
     // `data_V`: vocabulary of the data's tokenizer, 0 if unknown. Throws BadInput for sizes that make no model.
-    GPT2Config config(int64_t data_V) const;
+    ModelConfig config(int64_t data_V) const;
 
     // "small"; of another family than GPT-2's "small llama".
     std::string name() const { return family == "gpt2" ? size : size + " " + family; }

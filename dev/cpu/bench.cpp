@@ -137,7 +137,7 @@ int32_t* Operands::take_tokens(int64_t n, int64_t V) {
     return tokens.data();
 }
 
-OpList::OpList(const GPT2Config& c, int64_t B, int64_t T, const OpenBlas& blas) : blas_(blas) {
+OpList::OpList(const ModelConfig& c, int64_t B, int64_t T, const OpenBlas& blas) : blas_(blas) {
     const int64_t N = B * T, H = c.n_inner;
     const double L = static_cast<double>(c.L);
     layer_products("qkv", L, N, c.C, c.qkv_width());
@@ -186,7 +186,7 @@ void OpList::streaming(const std::string& name, double calls, double values, std
     ops.push_back(std::move(op));
 }
 
-void OpList::add_attention(const GPT2Config& c, int64_t B, int64_t T) {
+void OpList::add_attention(const ModelConfig& c, int64_t B, int64_t T) {
     const Heads heads{c.NH, c.key_heads(), c.head_size()};
     const int64_t N = B * T, A = heads.width(), Q = heads.row();
     real* qkv = memory_.take(N * Q);
@@ -210,7 +210,7 @@ void OpList::add_attention(const GPT2Config& c, int64_t B, int64_t T) {
 }
 
 // Reads and writes what turns of the queries and keys.
-void OpList::add_rotary(const GPT2Config& c, const Heads& heads, int64_t B, int64_t T) {
+void OpList::add_rotary(const ModelConfig& c, const Heads& heads, int64_t B, int64_t T) {
     const int64_t R = c.rotary;
     real* qkv = memory_.take(B * T * heads.row());
     real* turns = memory_.take(T * R);
@@ -222,7 +222,7 @@ void OpList::add_rotary(const GPT2Config& c, const Heads& heads, int64_t B, int6
 }
 
 // In chunks of rows, as the model takes them.
-void OpList::add_classifier(const GPT2Config& c, int64_t N) {
+void OpList::add_classifier(const ModelConfig& c, int64_t N) {
     const int64_t V = c.V, rows = classifier_rows(N, V);
     const double chunks = static_cast<double>(N) / static_cast<double>(rows);
     product("unembedding, forward", chunks, Transpose::No, Transpose::Yes, rows, V, c.C, false);
@@ -235,7 +235,7 @@ void OpList::add_classifier(const GPT2Config& c, int64_t N) {
               [=] { operations().softmax_cross_entropy(losses, logits, targets, 1e-3, true, rows, V); });
 }
 
-void OpList::add_norms(const GPT2Config& c, int64_t N) {
+void OpList::add_norms(const ModelConfig& c, int64_t N) {
     const int64_t C = c.C;
     const double norms = static_cast<double>(2 * c.L + 1), NC = static_cast<double>(N * C);
     const real* inp = memory_.take(N * C);
@@ -256,7 +256,7 @@ void OpList::add_norms(const GPT2Config& c, int64_t N) {
     });
 }
 
-void OpList::add_elementwise(const GPT2Config& c, int64_t B, int64_t T) {
+void OpList::add_elementwise(const ModelConfig& c, int64_t B, int64_t T) {
     const int64_t N = B * T, C = c.C, NC = N * C;
     const double L = static_cast<double>(c.L);
     real *a = memory_.take(NC), *b = memory_.take(NC), *d = memory_.take(NC);
@@ -273,7 +273,7 @@ void OpList::add_elementwise(const GPT2Config& c, int64_t B, int64_t T) {
               [=, &op] { op.encoder_backward(wte, wpe, d, tokens, B, T, C); });
 }
 
-void OpList::add_activation(const GPT2Config& c, int64_t N) {
+void OpList::add_activation(const ModelConfig& c, int64_t N) {
     const int64_t H = c.n_inner, F = c.fc_width();
     const double L = static_cast<double>(c.L);
     real *fc = memory_.take(N * F), *hidden = memory_.take(N * H), *dfc = memory_.take(N * F);
@@ -300,7 +300,7 @@ void OpList::add_activation(const GPT2Config& c, int64_t N) {
 
 // On a model of a single layer, because a second copy of every weight and moment would not fit beside the first; the
 // calls say how many such models the whole one is.
-void OpList::add_optimiser(GPT2Config c) {
+void OpList::add_optimiser(ModelConfig c) {
     const double all = static_cast<double>(parameter_count(tensor_table(c)));
     c.L = 1;
     const std::shared_ptr<Engine> model = make_reference(c);
@@ -333,7 +333,7 @@ void train_one_step(Engine& model, const int32_t* tokens, int64_t B, int64_t T, 
 
 }  // namespace
 
-StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double budget, bool all) {
+StepTimes time_steps(const ModelConfig& c, int64_t B, int64_t T, double budget, bool all) {
     Operands memory;
     const int32_t* tokens = memory.take_tokens(B * T + 1, c.V);
     const std::unique_ptr<Engine> model = make_reference(c);

@@ -24,7 +24,7 @@ namespace lnfree {
 namespace bench {
 
 struct Options {
-    GPT2Config config;
+    ModelConfig config;
     std::string name;  // of the model's size
     int64_t batch = 4, seq = 64;
     double seconds = 1;  // for every figure
@@ -116,20 +116,20 @@ class OpList {
     std::vector<Op> ops;
 
     // B sequences of T positions through a model of this shape. `blas` must stay.
-    OpList(const GPT2Config& c, int64_t B, int64_t T, const OpenBlas& blas);
+    OpList(const ModelConfig& c, int64_t B, int64_t T, const OpenBlas& blas);
 
   private:
     void product(const std::string& name, double calls, Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K,
                  bool accumulate);
     void layer_products(const std::string& name, double calls, int64_t N, int64_t K, int64_t M);
     void streaming(const std::string& name, double calls, double values, std::function<void()> run);
-    void add_attention(const GPT2Config& c, int64_t B, int64_t T);
-    void add_rotary(const GPT2Config& c, const Heads& heads, int64_t B, int64_t T);
-    void add_classifier(const GPT2Config& c, int64_t N);
-    void add_norms(const GPT2Config& c, int64_t N);
-    void add_activation(const GPT2Config& c, int64_t N);
-    void add_elementwise(const GPT2Config& c, int64_t B, int64_t T);
-    void add_optimiser(GPT2Config c);
+    void add_attention(const ModelConfig& c, int64_t B, int64_t T);
+    void add_rotary(const ModelConfig& c, const Heads& heads, int64_t B, int64_t T);
+    void add_classifier(const ModelConfig& c, int64_t N);
+    void add_norms(const ModelConfig& c, int64_t N);
+    void add_activation(const ModelConfig& c, int64_t N);
+    void add_elementwise(const ModelConfig& c, int64_t B, int64_t T);
+    void add_optimiser(ModelConfig c);
 
     const OpenBlas& blas_;
     Operands memory_;
@@ -143,7 +143,7 @@ struct StepTimes {
 };
 
 // Steps of the reference engine on made-up weights and tokens; without `all`, no evaluation and no single thread.
-StepTimes time_steps(const GPT2Config& c, int64_t B, int64_t T, double budget, bool all = true);
+StepTimes time_steps(const ModelConfig& c, int64_t B, int64_t T, double budget, bool all = true);
 
 }  // namespace bench
 }  // namespace lnfree

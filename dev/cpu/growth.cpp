@@ -33,7 +33,7 @@ struct GrowthPoint {
 
 // A step of a model of two layers on 1,024 tokens, one token per byte.
 GrowthPoint measure_growth_point(int64_t width, int64_t seq, const Roofline& roofline, double budget) {
-    GPT2Config c;
+    ModelConfig c;
     c.L = 2;
     c.C = width;
     c.NH = width / 64;

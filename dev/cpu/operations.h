@@ -127,7 +127,7 @@ struct Operations {
 };
 
 // Cosine and sine of the angles by which a model's rotary positions turn, (n_ctx,R/2,2); nothing where they are learned.
-std::vector<real> rotary_turns(const GPT2Config& c);
+std::vector<real> rotary_turns(const ModelConfig& c);
 
 // Those that this program uses. Throws BadInput if LNFREE_ISA asks for an instruction set that it, or the processor, has
 // not.

@@ -8,10 +8,10 @@
 namespace lnfree::cuda::lab {
 
 struct AdamWProblem {
-    typedef GPT2Config Shape;
+    typedef ModelConfig Shape;
     static auto versions() { return adamw_versions<bf16>(); }
-    static GPT2Config config(int64_t L, int64_t C, int64_t V, int64_t n_ctx) {
-        GPT2Config c;
+    static ModelConfig config(int64_t L, int64_t C, int64_t V, int64_t n_ctx) {
+        ModelConfig c;
         c.L = L;
         c.NH = 1;
         c.C = C;
@@ -20,10 +20,10 @@ struct AdamWProblem {
         c.n_inner = 4 * C;
         return c;
     }
-    static std::vector<GPT2Config> small() { return {config(1, 3, 7, 5), config(2, 16, 257, 9)}; }
-    static GPT2Config large() { return config(12, 768, 50257, 1024); }
+    static std::vector<ModelConfig> small() { return {config(1, 3, 7, 5), config(2, 16, 257, 9)}; }
+    static ModelConfig large() { return config(12, 768, 50257, 1024); }
 
-    GPT2Config shape;
+    ModelConfig shape;
     std::vector<Tensor> tensors;
     int64_t n;
     std::vector<TensorRange> ranges;
@@ -32,7 +32,7 @@ struct AdamWProblem {
     DeviceArray<TensorRange> device_ranges;
     DeviceArray<GradientNorm> norm;
 
-    explicit AdamWProblem(const GPT2Config& c)
+    explicit AdamWProblem(const ModelConfig& c)
         : shape(c),
           tensors(tensor_table(c)),
           n(parameter_count(tensors)),

@@ -40,13 +40,13 @@ void require_gpu();
 
 // A model of any form on the GPU. It needs none until something is computed, so that commands that only read and write files
 // work anywhere.
-std::unique_ptr<Engine> make_engine(const GPT2Config& c);
+std::unique_ptr<Engine> make_engine(const ModelConfig& c);
 
 // Puts this engine in the reference's place: backend().
 void use_cuda_engine();
 
 // Bytes on the device for micro-batches of B sequences of T positions.
-int64_t device_bytes(const GPT2Config& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute);
+int64_t device_bytes(const ModelConfig& c, int64_t B, int64_t T, bool training, bool in_bf16, int recompute);
 
 // Rows of logits lie so far apart, and so many of them are made at a time: chunks of about 2^29 bytes at most, all of one
 // size but the last, in whole tiles of a product's 128 rows, so that no product is too small to fill the GPU.

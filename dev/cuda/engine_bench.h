@@ -134,7 +134,7 @@ class OpTimes {
     typedef bf16 X;
     std::vector<TimedOp> ops;
 
-    OpTimes(const GPT2Config& config, int64_t batch, int64_t seq, BenchClock& clock)
+    OpTimes(const ModelConfig& config, int64_t batch, int64_t seq, BenchClock& clock)
         : c(config), B(batch), T(seq), N(batch * seq), clock_(clock), host_tokens_(tokens(N)) {
         StepOptions o;
         o.config = c;
@@ -163,7 +163,7 @@ class OpTimes {
     }
 
   private:
-    GPT2Config c;
+    ModelConfig c;
     int64_t B, T, N;
     BenchClock& clock_;
     MatrixProducts products_{false, device_options().choices};
@@ -411,7 +411,7 @@ class OpTimes {
 
 // Floating-point operations of a training step: three times those of the forward products, attention's causal half.
 // What is remade in backward is not counted: it is our choice, not the model's need.
-inline double training_flops(const GPT2Config& c, int64_t B, int64_t T) {
+inline double training_flops(const ModelConfig& c, int64_t B, int64_t T) {
     StepOptions o;
     o.config = c;
     o.batch = B;
@@ -426,7 +426,7 @@ struct StageTimes {
     double all_layer_norm = 0, in_the_middle = 0, all_removed = 0;  // median seconds
     double device_bytes = 0;                                        // taken from what was free; 0 in emulation
 
-    StageTimes(const GPT2Config& c, int64_t B, int64_t T, double budget) {
+    StageTimes(const ModelConfig& c, int64_t B, int64_t T, double budget) {
         const double free_before = free_bytes();
         const std::unique_ptr<Engine> made = make_engine(c);
         Engine& model = *made;
@@ -555,7 +555,7 @@ class BenchReport {
 // Measures everything for B sequences of T positions and prints tables to `screen`; `seconds` is what each stage of a
 // whole step may take, a tenth of it each kernel. Throws NoGpu where there is no GPU, RunFailure if the sizes do not
 // fit.
-inline Report bench_engine(const GPT2Config& c, int64_t B, int64_t T, double seconds, const std::string& products,
+inline Report bench_engine(const ModelConfig& c, int64_t B, int64_t T, double seconds, const std::string& products,
                            FILE* screen) {
     require_gpu();
     const OptionsKeeper keeper;

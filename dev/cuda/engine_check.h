@@ -465,7 +465,7 @@ void check_attention(Check& check, const CheckSizes& s, const AttentionKernels<X
 template <class X>
 void check_other_families(Check& check, const CheckSizes& s) {
     const double allowed = tolerance<X>(kElementTolerance, 1);
-    GPT2Config c;
+    ModelConfig c;
     c.n_ctx = s.T;
     c.rotary = s.C / s.NH / 16 * 8;
     const Floats turns = rotary_turns(c);
@@ -562,8 +562,8 @@ void check_distillation(Check& check, const CheckSizes& s) {
 }
 
 // A model of one layer, whose tensors decay and do not; `width` decides how long they are.
-inline GPT2Config one_layer_config(int64_t width) {
-    GPT2Config c;
+inline ModelConfig one_layer_config(int64_t width) {
+    ModelConfig c;
     c.L = 1;
     c.NH = 1;
     c.C = width;
@@ -643,8 +643,8 @@ void check_operations(Check& check, const CheckSizes& s) {
 // Whole steps
 
 // A model small enough for the reference, with heads that tensor cores take.
-inline GPT2Config small_removal_config() {
-    GPT2Config c;
+inline ModelConfig small_removal_config() {
+    ModelConfig c;
     c.L = 2;
     c.NH = 2;
     c.C = kEmulated ? 64 : 128;
@@ -656,16 +656,16 @@ inline GPT2Config small_removal_config() {
 }
 
 // Shapes of SmolLM2's kind and of Pythia's.
-inline GPT2Config small_llama_config() {
-    GPT2Config c = small_removal_config();
+inline ModelConfig small_llama_config() {
+    ModelConfig c = small_removal_config();
     c.rotary = c.head_size();
     c.shared_heads = 1;
     c.centred = c.norm_bias = c.attention_bias = c.mlp_bias = false;
     c.activation = Activation::gated_silu;
     return c;
 }
-inline GPT2Config small_pythia_config() {
-    GPT2Config c = small_removal_config();
+inline ModelConfig small_pythia_config() {
+    ModelConfig c = small_removal_config();
     c.rotary = c.head_size() / 4;
     c.parallel = true;
     c.activation = Activation::gelu_erf;
@@ -787,7 +787,7 @@ void check_whole_steps(
             check_removal(check, name, *model, small_removal(precursor), step_tolerances<X>());
         });
     }
-    for (const GPT2Config& c : {small_llama_config(), small_pythia_config()}) {
+    for (const ModelConfig& c : {small_llama_config(), small_pythia_config()}) {
         const std::string name = std::string(c.parallel ? "removal, like Pythia" : "removal, like SmolLM2") + which;
         if (c.shared_heads > 0 && device_options().attention == "cudnn") continue;
         check.part(name,
@@ -797,7 +797,7 @@ void check_whole_steps(
 
 // What analyses ask for, of `model`, which is freshly made: half-way through a removal, or folded.
 inline void check_analyses(Check& check, const std::string& name, Engine& model, double allowed) {
-    const GPT2Config& c = model.config;
+    const ModelConfig& c = model.config;
     const int64_t B = 3, T = c.n_ctx, N = B * T;
     const std::unique_ptr<Engine> reference = make_reference(c);
     const std::vector<int32_t> tokens = check_tokens(N, c.V, 7);
@@ -847,7 +847,7 @@ void check_all_analyses(Check& check) {
     for (const bool folded : {false, true}) {
         const std::string name = folded ? "analysis, folded" : "analysis";
         check.part(name, [&] {
-            GPT2Config c = small_removal_config();
+            ModelConfig c = small_removal_config();
             if (folded) c.form = ModelForm::folded;
             check_analyses(check, name, *make_engine(c), step_tolerances<X>().gradient);
         });

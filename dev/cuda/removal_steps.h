@@ -58,7 +58,7 @@ inline BatchLoss step_loss(Engine& model, const Settings& s, const StepBatches& 
 
 // |ours - reference| / |reference| of every tensor; the largest. Left out: biases of keys' numbers that do not turn with the
 // position, which do not act on the loss, so that their gradients are rounding alone and they drift with it.
-inline double largest_tensor_error(const GPT2Config& c, const float* ours, const float* reference) {
+inline double largest_tensor_error(const ModelConfig& c, const float* ours, const float* reference) {
     double largest = 0;
     for (const Tensor& t : tensor_table(c)) {
         const bool has_key_bias = t.name.find("c_attn.bias") != std::string::npos;

@@ -24,7 +24,7 @@ struct RotaryProblem {
     explicit RotaryProblem(const Shape& shape)
         : s(shape), turns(made_up_turns(s)), device_turns(turns), qkv(s.B * s.T * s.heads.row()) {}
     static std::vector<float> made_up_turns(const Shape& s) {
-        GPT2Config c;
+        ModelConfig c;
         c.n_ctx = s.T;
         c.rotary = s.R;
         return rotary_turns(c);

@@ -44,7 +44,7 @@ class Step {
 
   private:
     const StepOptions& o_;
-    const GPT2Config& c_;
+    const ModelConfig& c_;
     int64_t N_;
     double NC_, NH_;
     std::string part_;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../../data/gpt2_config.h"
+#include "../../data/config.h"
 
 namespace lnfree::cuda {
 
@@ -21,7 +21,7 @@ enum class StepPhase {
 
 // A micro-batch of `batch` sequences of `seq` positions and an update, in bf16, attention by our kernels.
 struct StepOptions {
-    GPT2Config config;
+    ModelConfig config;
     int64_t batch = 1, seq = 1;
     int64_t recompute = 0;
     StepPhase phase = StepPhase::layer_norm;

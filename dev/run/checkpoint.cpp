@@ -151,7 +151,7 @@ void write_files(const std::string& folder, const Session& session, const Json& 
     write_buffer(folder + "/adam_m.safetensors", model, model.m, is_in_parts(model));
     write_buffer(folder + "/adam_v.safetensors", model, model.v, is_in_parts(model));
     if (model.low_rank.R > 0) write_buffer(folder + "/low_rank.safetensors", model, model.low_rank.values, false);
-    GPT2Config config = model.config;
+    ModelConfig config = model.config;
     if (config.form != ModelForm::folded) config.form = ModelForm::checkpoint;
     write_model(folder, config, plain_recipes(model), WeightType::of_real, record, session.tokenizer.get(), "",
                 session.companions);

@@ -190,7 +190,7 @@ void require_same_tokenizer(const TokenShards& shards, const Tokenizer* tokenize
     }
 }
 
-int64_t sequence_length(int64_t seq, const GPT2Config& config, const std::string& folder) {
+int64_t sequence_length(int64_t seq, const ModelConfig& config, const std::string& folder) {
     if (seq > config.n_ctx)
         throw BadInput("--seq " + std::to_string(seq) + ": " + folder + " reads at most " +
                        std::to_string(config.n_ctx) + " positions (n_ctx); choose --seq within that");
@@ -200,12 +200,12 @@ int64_t sequence_length(int64_t seq, const GPT2Config& config, const std::string
 // ---------------------------------------------------------------------------------------------------------------------
 // How much there is to compute, and how fast this machine is
 
-double training_flops_per_token(const GPT2Config& c, int64_t parameters, int64_t T) {
+double training_flops_per_token(const ModelConfig& c, int64_t parameters, int64_t T) {
     const int64_t looked_up = c.has_own_head() ? c.V * c.C : 0;  // wte multiplies where it is the unembedding alone
     return 6.0 * static_cast<double>(parameters - looked_up) + 6.0 * static_cast<double>(c.L * c.heads_width() * T);
 }
 
-double measure_flops(const GPT2Config& c) {
+double measure_flops(const ModelConfig& c) {
     const int64_t N = 256, K = c.C, M = c.n_inner;
     Buffer a(N * K), b(K * M), out(N * M);
     const auto multiply = [&] { operations().matmul_forward(out.data(), a.data(), b.data(), nullptr, N, K, M, M); };

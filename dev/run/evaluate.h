@@ -44,12 +44,12 @@ Json tokenizer_of_shard(const std::string& shard);
 void require_same_tokenizer(const TokenShards& shards, const Tokenizer* tokenizer, const std::string& flag);
 
 // --seq, or n_ctx for 0. Throws BadInput if the model in `folder` reads no such sequences.
-int64_t sequence_length(int64_t seq, const GPT2Config& config, const std::string& folder);
+int64_t sequence_length(int64_t seq, const ModelConfig& config, const std::string& folder);
 
 // Floating-point operations per token of one training step: 2 per weight and product forward, twice that backward (6 in
 // all), and the attention products. What this machine's matrix product does on a shape of this model, measured for a
 // quarter of a second (FLOP/s).
-double training_flops_per_token(const GPT2Config& c, int64_t parameters, int64_t T);
-double measure_flops(const GPT2Config& c);
+double training_flops_per_token(const ModelConfig& c, int64_t parameters, int64_t T);
+double measure_flops(const ModelConfig& c);
 
 }  // namespace lnfree

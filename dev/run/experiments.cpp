@@ -122,7 +122,7 @@ void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, co
     decide("position 0 stands out", {{"sigma_ratio", largest}, {"shrink_until", s.experiment.shrink_steps}});
 }
 
-void require_position0(const GPT2Config& c, const Settings& s) {
+void require_position0(const ModelConfig& c, const Settings& s) {
     if (c.rotary == 0) return;
     const char* const flag = s.experiment.plant_position0 != 0 ? "--plant-position0"
                              : s.experiment.shrink_steps > 0   ? "--shrink-position0"

@@ -48,7 +48,7 @@ using Decide = std::function<void(const std::string& what, const Json& why)>;
 void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, const Decide& decide);
 
 // Throws BadInput, naming the flag, for what would change position 0's embedding in a model of rotary positions.
-void require_position0(const GPT2Config& c, const Settings& s);
+void require_position0(const ModelConfig& c, const Settings& s);
 
 // An embedding of position 0 that is far longer than the others makes that position's sigma stand out at every site. As
 // long as LayerNorm divides its length away, the embedding can be shortened at little cost: over the first shrink_steps

@@ -9,14 +9,14 @@ namespace lnfree {
 
 namespace {
 
-int64_t trained_numbers(const GPT2Config& c, const StepShape& step) {
+int64_t trained_numbers(const ModelConfig& c, const StepShape& step) {
     const std::vector<Tensor> tensors = tensor_table(c);
     return parameter_count(step.lora > 0 ? low_rank_table(tensors, step.lora, step.lora_embeddings) : tensors);
 }
 
 }  // namespace
 
-TrainingMemory training_memory(const GPT2Config& c, const StepShape& step) {
+TrainingMemory training_memory(const ModelConfig& c, const StepShape& step) {
     const int64_t bytes = sizeof(real), parameters = parameter_count(tensor_table(c)), N = step.processes;
     const int64_t trained = trained_numbers(c, step);
     TrainingMemory m;
@@ -36,13 +36,13 @@ TrainingMemory training_memory(const GPT2Config& c, const StepShape& step) {
     return m;
 }
 
-int64_t bytes_saved(const GPT2Config& c, const StepShape& step) {
+int64_t bytes_saved(const ModelConfig& c, const StepShape& step) {
     const int64_t parameters = parameter_count(tensor_table(c)), trained = trained_numbers(c, step);
     const int64_t own = 2 * part_of(trained, 0, step.processes).size() + (step.lora > 0 ? 3 * trained : 0);
     return (2 * parameters - own) * static_cast<int64_t>(sizeof(real));
 }
 
-int64_t traffic_per_step(const GPT2Config& c, const StepShape& step) {
+int64_t traffic_per_step(const ModelConfig& c, const StepShape& step) {
     const int64_t bytes = sizeof(real), trained = trained_numbers(c, step), N = step.processes;
     int64_t most = 0;
     for (int64_t r = 0; r < N; r++) {

@@ -25,14 +25,14 @@ struct StepShape {
     bool lora_embeddings = false;
 };
 
-TrainingMemory training_memory(const GPT2Config& c, const StepShape& step);
+TrainingMemory training_memory(const ModelConfig& c, const StepShape& step);
 
 // Bytes that a GPU of several does not hold, of those that training all parameters in one process takes: the others' moments,
 // and all moments that low-rank updates do without, less what they need themselves.
-int64_t bytes_saved(const GPT2Config& c, const StepShape& step);
+int64_t bytes_saved(const ModelConfig& c, const StepShape& step);
 
 // Bytes that a process sends in a step, the one that sends most: sums of gradients to who owns each part, and its part of what
 // was trained to all. It receives about as many.
-int64_t traffic_per_step(const GPT2Config& c, const StepShape& step);
+int64_t traffic_per_step(const ModelConfig& c, const StepShape& step);
 
 }  // namespace lnfree

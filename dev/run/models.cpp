@@ -102,7 +102,7 @@ Json lnfree_of(const LoadedModel& loaded) {
     return loaded.lnfree.empty() ? Json() : parse_json(loaded.lnfree, "lnfree.json");
 }
 
-void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
+void write_model(const std::string& folder, const ModelConfig& config, const std::vector<TensorRecipe>& recipes,
                  WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
                  const Companions& companions) {
     TensorRecipes<real> tensors;
@@ -135,7 +135,7 @@ void add_number(Hash64& hash, double x) {
     hash.add(bits);
 }
 
-void add_config(Hash64& hash, const GPT2Config& c) {
+void add_config(Hash64& hash, const ModelConfig& c) {
     for (const int64_t size : {c.L, c.NH, c.C, c.V, c.n_ctx, c.n_inner, static_cast<int64_t>(c.end_of_text)})
         hash.add(static_cast<uint64_t>(size));
     add_number(hash, c.epsilon);

@@ -36,7 +36,7 @@ Json lnfree_of(const LoadedModel& loaded);
 
 // Writes a model folder, config.json last. dtype of the tensors: f32, bf16, f16 or, in double precision, f64.
 enum class WeightType { f32, bf16, f16, of_real };
-void write_model(const std::string& folder, const GPT2Config& config, const std::vector<TensorRecipe>& recipes,
+void write_model(const std::string& folder, const ModelConfig& config, const std::vector<TensorRecipe>& recipes,
                  WeightType type, const Json& lnfree, const Tokenizer* tokenizer, const std::string& card,
                  const Companions& companions = {});
 

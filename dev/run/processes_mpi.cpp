@@ -106,7 +106,8 @@ class MpiProcesses final : public LaunchedProcesses {
     void collect(real* all, const real* mine, const std::vector<int64_t>& counts) override {
         const Stopwatch watch(*this);
         MPI_Datatype type = type_of(sizeof(real));
-        const void* const from = mine == all ? MPI_IN_PLACE : mine;
+        const void* const from =
+            rank_ == 0 && mine == all ? MPI_IN_PLACE : mine;  // an empty part may be null, as `all` is
         require(MPI_Gatherv(from, count_of(counts[static_cast<size_t>(rank_)]), type, all, counts_of(counts).data(),
                             one_after_another(counts).data(), type, 0, run_),
                 "collecting a checkpoint");

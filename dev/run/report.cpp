@@ -222,7 +222,7 @@ std::string interval_in(const Json& summary, const char* key, int digits, double
 
 std::string model_card(const Session& session) {
     const Sites& sites = session.model->sites;
-    const GPT2Config& config = session.model->config;
+    const ModelConfig& config = session.model->config;
     const std::string norm = norm_of(config);
     const bool free = sites.all_linear_everywhere();
     std::string card =
@@ -311,7 +311,7 @@ namespace {
 int64_t teacher_bytes(const Session& session) {
     if (session.teacher == nullptr) return 0;
     const Settings& s = session.settings();
-    const GPT2Config& c = session.teacher->config;
+    const ModelConfig& c = session.teacher->config;
     if (backend().device_bytes != nullptr)
         return backend().device_bytes(c, s.batch, s.seq, false, s.precision == "bf16", 0);
     const int64_t values = session.teacher->parameters() + classifier_rows(s.batch * s.seq, c.V) * c.V;
@@ -331,7 +331,7 @@ StepShape step_shape(const Session& session) {
 // Of a process: weights, gradients and two moments, activations.
 int64_t training_bytes(const Session& session) {
     const Settings& s = session.settings();
-    const GPT2Config& c = session.model->config;
+    const ModelConfig& c = session.model->config;
     if (backend().device_bytes != nullptr)
         return backend().device_bytes(c, s.batch, s.seq, true, s.precision == "bf16",
                                       static_cast<int>(std::max<int64_t>(0, session.options().engine.recompute))) +
@@ -343,7 +343,7 @@ int64_t training_bytes(const Session& session) {
 // and nothing for training yet.
 int64_t sampling_bytes(const Session& session) {
     if (session.train != nullptr) return 0;
-    const GPT2Config& c = session.model->config;
+    const ModelConfig& c = session.model->config;
     const int64_t B = SampleRequest().batch, positions = B * c.L * c.n_ctx;
     const bool in_bf16 = session.settings().precision == "bf16";
     if (backend().device_bytes != nullptr)
@@ -354,7 +354,7 @@ int64_t sampling_bytes(const Session& session) {
 // Products of matrices are most of a step, not all of it, and not all are as fast as the one measured: whole steps of GPT-2
 // Small reached 0.79 (T = 64) and 0.88 (T = 1024) of it on two cores with AVX-512.
 double estimated_seconds(const Session& session, double tokens) {
-    const GPT2Config& c = session.model->config;
+    const ModelConfig& c = session.model->config;
     double flops = training_flops_per_token(c, session.model->parameters(), session.settings().seq);
     if (session.teacher)  // forward alone
         flops +=

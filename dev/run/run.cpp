@@ -40,7 +40,7 @@ void prepare(Session& session) {
 
 // The model as it is, in the form of checkpoints, which no stock loader takes for an ordinary GPT-2: theirs has one epsilon
 // for all norms, so that none of them can stay alone.
-std::vector<TensorRecipe> recipes_with_f(const Engine& model, GPT2Config& config) {
+std::vector<TensorRecipe> recipes_with_f(const Engine& model, ModelConfig& config) {
     config = model.config;
     config.form = ModelForm::checkpoint;
     return plain_recipes(model);
@@ -50,7 +50,7 @@ std::vector<TensorRecipe> recipes_with_f(const Engine& model, GPT2Config& config
 void write_result(Session& session) {
     Engine& model = *session.model;
     const std::string& out = session.options().out;
-    GPT2Config config;
+    ModelConfig config;
     finish_checkpoint(session);
     model.fetch_parameters();
     if (!processes().leads()) return;

@@ -15,9 +15,9 @@ struct RunRequest {
     std::string command;  // pretrain, remove or finetune
     RunSettings settings;
     bool resume = false, force = false, dry_run = false, json_output = false;
-    int64_t processes = 0;                            // what the dry run is about; 0: those that were started
-    std::function<GPT2Config(int64_t data_V)> shape;  // pretrain: the model to make, given the data's vocabulary
-    std::function<void(int64_t)> on_step;             // tests: called with the number of every step before it begins
+    int64_t processes = 0;                             // what the dry run is about; 0: those that were started
+    std::function<ModelConfig(int64_t data_V)> shape;  // pretrain: the model to make, given the data's vocabulary
+    std::function<void(int64_t)> on_step;              // tests: called with the number of every step before it begins
 };
 
 // Carries the run out and returns its summary. Throws BadInput before anything is written, RunFailure when the run itself

@@ -58,7 +58,7 @@ void make_new_model(Session& session) {
     const int64_t V = tokenizer != nullptr  ? tokenizer->vocab_size()
                       : made_by.is_object() ? made_by["vocab_size"].get<int64_t>()
                                             : 0;
-    GPT2Config config = session.request.shape(V);
+    ModelConfig config = session.request.shape(V);
     if (config.V < V)
         throw BadInput("--vocab-size " + std::to_string(config.V) + ": the tokenizer has " + std::to_string(V) +
                        " tokens; give at least that, or leave the flag out");
@@ -89,7 +89,7 @@ void load_given_model(Session& session) {
 
 // The same tokens, and as many of them at a time.
 void require_teacher_of(const Session& session, const LoadedModel& teacher) {
-    const GPT2Config &theirs = teacher.model->config, &ours = session.model->config;
+    const ModelConfig &theirs = teacher.model->config, &ours = session.model->config;
     const RunSettings& o = session.options();
     const std::string names = "--teacher " + o.teacher + " and --model " + o.model;
     if (theirs.V != ours.V)

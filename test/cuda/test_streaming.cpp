@@ -604,7 +604,7 @@ TEST_CASE_TEMPLATE("rotary turns queries and keys in place as the reference does
         CAPTURE(k.heads.HS);
         CAPTURE(k.R);
         const int64_t B = 3, T = 5;
-        GPT2Config c;
+        ModelConfig c;
         c.n_ctx = T + 2;
         c.rotary = k.R;
         const Floats turns = cuda::floats(rotary_turns(c));

@@ -177,7 +177,7 @@ TEST_CASE("analyses: the reference agrees with itself; a probe that sees another
 
 TEST_CASE("bench runs in emulation, says so, and reports every kernel and every stage") {
     const WithoutChecks fast;
-    const GPT2Config c = shape_of(2, 2, 32, 67, 17, 128);
+    const ModelConfig c = shape_of(2, 2, 32, 67, 17, 128);
     cuda::device_options().recompute = 1;
     Report report;
     const std::string text =
@@ -210,7 +210,7 @@ TEST_CASE("bench --products leaves a file with every product of a removal's step
     const WithoutChecks fast;
     const cuda::OptionsKeeper keeper;
     const TemporaryFolder scratch;
-    const GPT2Config c = shape_of(2, 2, 32, 67, 17, 128);
+    const ModelConfig c = shape_of(2, 2, 32, 67, 17, 128);
     const std::string path = scratch / "products.txt";
     printed([&](std::FILE* screen) { cuda::bench_engine(c, 2, 17, 0.001, path, screen); });
     const auto choices = std::make_shared<cuda::ProductChoices>(cuda::ProductChoices::read(path));
@@ -262,7 +262,7 @@ TEST_CASE("a file of products is read as it was written, or refused with its lin
 }
 
 TEST_CASE("FLOPs of a training step are those of the sizes: GPT-2 Small at T = 1024 takes 0.80 GFLOP per token") {
-    const GPT2Config c = shape_of(12, 12, 768, 50257, 1024, 3072);
+    const ModelConfig c = shape_of(12, 12, 768, 50257, 1024, 3072);
     const double per_token = cuda::training_flops(c, 2, 1024) / 2048;
     // Six per weight of a product, and 6 L C (T + 1) in attention.
     CHECK(per_token == doctest::Approx(6.0 * (12 * 12 * 768.0 * 768 + 50257.0 * 768) + 6.0 * 12 * 768 * 1025));
@@ -283,7 +283,7 @@ TEST_CASE("the vendor's figure is found by the name of a GPU, and n/a is n/a") {
 }
 
 TEST_CASE("device_bytes grows with the batch and falls with recomputation") {
-    const GPT2Config c = shape_of(12, 12, 768, 50257, 1024, 3072);
+    const ModelConfig c = shape_of(12, 12, 768, 50257, 1024, 3072);
     for (const bool in_bf16 : {false, true}) {
         CAPTURE(in_bf16);
         for (int64_t B = 1; B < 64; B *= 2)

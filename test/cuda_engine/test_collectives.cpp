@@ -28,7 +28,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const GPT2Config kThreeBlocks = shape_of(2, 2, 48, 131, 13, 112);
+const ModelConfig kThreeBlocks = shape_of(2, 2, 48, 131, 13, 112);
 
 bool is_launched() {
     return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("LNFREE_RENDEZVOUS") != nullptr;
@@ -84,7 +84,7 @@ struct Trained {
     std::vector<double> losses, norms;
 };
 
-Trained train_by(std::unique_ptr<Engine> (*make)(const GPT2Config&)) {
+Trained train_by(std::unique_ptr<Engine> (*make)(const ModelConfig&)) {
     const Settings s = settings();
     Trained t;
     t.model = make(kThreeBlocks);
@@ -188,7 +188,7 @@ TEST_CASE("in each process: sums beside the backward pass are those after it, to
 
 TEST_CASE("blocks lie one after another in the table of tensors, so that what is left of it is two ranges") {
     for (const ModelForm form : {ModelForm::hugging_face, ModelForm::folded}) {
-        GPT2Config c = kThreeBlocks;
+        ModelConfig c = kThreeBlocks;
         c.form = form;
         const std::vector<Tensor> table = tensor_table(c);
         Range all = cuda::range_of_block(table, 0);

@@ -22,9 +22,9 @@ constexpr int64_t B = 3, T = 11, N = B * T;
 constexpr double kInBf16 = 1.0 / 64;  // of the largest value: four of bf16's roundings
 
 // One whose rows can be read 16 bytes at a time, and one of which nothing is a multiple of 4.
-const GPT2Config kAligned = shape_of(2, 2, 24, 67, 13, 56), kOdd = shape_of(3, 2, 14, 61, 13, 35);
+const ModelConfig kAligned = shape_of(2, 2, 24, 67, 13, 56), kOdd = shape_of(3, 2, 14, 61, 13, 35);
 
-GPT2Config folded(GPT2Config c) {
+ModelConfig folded(ModelConfig c) {
     c.form = ModelForm::folded;
     return c;
 }
@@ -47,7 +47,7 @@ void set_sites(Engine& model) {
     sites.mlp(1).a = 0.4;
 }
 
-std::unique_ptr<Engine> made(std::unique_ptr<Engine> (*make)(const GPT2Config&), GPT2Config c, uint64_t seed = 3) {
+std::unique_ptr<Engine> made(std::unique_ptr<Engine> (*make)(const ModelConfig&), ModelConfig c, uint64_t seed = 3) {
     c.end_of_text = 5;
     std::unique_ptr<Engine> model = make(c);
     randomise(*model, seed);
@@ -59,7 +59,7 @@ std::unique_ptr<Engine> made(std::unique_ptr<Engine> (*make)(const GPT2Config&),
 template <class F>
 void for_all(F f) {
     const cuda::OptionsKeeper keeper;
-    for (const GPT2Config& c : {kAligned, kOdd, folded(kAligned), folded(kOdd)})
+    for (const ModelConfig& c : {kAligned, kOdd, folded(kAligned), folded(kOdd)})
         for (const bool in_bf16 : {false, true}) {
             cuda::device_options().in_bf16 = in_bf16;
             CAPTURE(c.C);
@@ -92,7 +92,7 @@ struct Seen {
 };
 
 std::vector<Seen> see_all(Engine& model, const std::vector<int32_t>& tokens, bool keep) {
-    const GPT2Config& c = model.config;
+    const ModelConfig& c = model.config;
     std::vector<Seen> all;
     const auto note = [&](const char* what, int64_t l, const real* from, int64_t n) {
         all.push_back({what + std::to_string(l), values(from, n)});
@@ -291,7 +291,7 @@ TEST_CASE("any residual vectors are unembedded as the reference does it") {
 // The folded form
 
 TEST_CASE("a folded model's losses, sigmas and gradients are the reference's, the auxiliary loss's everywhere too") {
-    for (const GPT2Config& c : {folded(kAligned), folded(kOdd)})
+    for (const ModelConfig& c : {folded(kAligned), folded(kOdd)})
         for (const int level : {0, 2})
             for (const bool everywhere : {false, true}) {
                 CAPTURE(c.C);
@@ -329,8 +329,8 @@ TEST_CASE("a folded model's losses, sigmas and gradients are the reference's, th
 
 TEST_CASE("a folded model learns what the reference's learns, in float and near in bf16, recorded to the same bits") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    const GPT2Config c = folded(kAligned);
-    const auto run = [&](std::unique_ptr<Engine> (*make)(const GPT2Config&), Engine* teacher) {
+    const ModelConfig c = folded(kAligned);
+    const auto run = [&](std::unique_ptr<Engine> (*make)(const ModelConfig&), Engine* teacher) {
         const std::unique_ptr<Engine> model = made(make, c, 4);
         model->prepare_training(B, T);
         model->prepare_optimiser();
@@ -348,7 +348,7 @@ TEST_CASE("a folded model learns what the reference's learns, in float and near 
         return losses;
     };
     const cuda::OptionsKeeper keeper;
-    for (const GPT2Config& of_teacher : {kAligned, folded(kAligned)}) {
+    for (const ModelConfig& of_teacher : {kAligned, folded(kAligned)}) {
         const std::unique_ptr<Engine> told = made(make_reference, of_teacher, 8),
                                       device_told = made(cuda::make_engine, of_teacher, 8);
         const std::vector<real> expected = run(make_reference, told.get()),
@@ -366,7 +366,7 @@ TEST_CASE("a folded model learns what the reference's learns, in float and near 
 }
 
 TEST_CASE("a folded model evaluates and decodes as the reference does, its bias in no logit beyond the vocabulary") {
-    for (const GPT2Config& c : {folded(kAligned), folded(kOdd)})
+    for (const ModelConfig& c : {folded(kAligned), folded(kOdd)})
         for (const bool in_bf16 : {false, true}) {
             const cuda::OptionsKeeper keeper;
             cuda::device_options().in_bf16 = in_bf16;

@@ -18,7 +18,7 @@ using namespace lnfree;
 
 namespace {
 
-static const GPT2Config kTwoLayers = shape_of(2, 2, 24, 67, 13, 56);
+static const ModelConfig kTwoLayers = shape_of(2, 2, 24, 67, 13, 56);
 
 // Without the checks of shared memory.
 struct WithoutChecks : cuda::TemporaryEmulationOptions {
@@ -82,9 +82,9 @@ void train_steps(Run& run, Engine& model, const Settings& s, int64_t from, int64
 }
 
 // An engine of one kind or the other.
-typedef std::unique_ptr<Engine> (*Maker)(const GPT2Config&);
+typedef std::unique_ptr<Engine> (*Maker)(const ModelConfig&);
 
-std::unique_ptr<Engine> prepared(Maker make, const Settings& s, const GPT2Config& config) {
+std::unique_ptr<Engine> prepared(Maker make, const Settings& s, const ModelConfig& config) {
     std::unique_ptr<Engine> model = make(config);
     randomise(*model, 3);
     model->prepare_training(s.batch, s.seq);
@@ -92,7 +92,7 @@ std::unique_ptr<Engine> prepared(Maker make, const Settings& s, const GPT2Config
     return model;
 }
 
-Run run_from_start(Maker make, const Settings& s, const GPT2Config& config) {
+Run run_from_start(Maker make, const Settings& s, const ModelConfig& config) {
     const std::unique_ptr<Engine> model = prepared(make, s, config);
     if (s.experiment.plant_position0 > 0) {
         std::vector<real> added;
@@ -108,7 +108,7 @@ Run run_from_start(Maker make, const Settings& s, const GPT2Config& config) {
     return run;
 }
 
-Run reference_run(const Settings& s, const GPT2Config& config = kTwoLayers) {
+Run reference_run(const Settings& s, const ModelConfig& config = kTwoLayers) {
     return run_from_start(make_reference, s, config);
 }
 
@@ -121,7 +121,7 @@ cuda::DeviceOptions bf16_options() {
     return o;
 }
 
-Run cuda_run(const Settings& s, const cuda::DeviceOptions& options, const GPT2Config& config = kTwoLayers) {
+Run cuda_run(const Settings& s, const cuda::DeviceOptions& options, const ModelConfig& config = kTwoLayers) {
     const cuda::OptionsKeeper keeper;
     cuda::device_options() = options;
     return run_from_start(cuda::make_engine, s, config);
@@ -187,7 +187,7 @@ TEST_CASE("40 steps in bf16 stay within 2 % of the reference's losses, and lose 
 }
 
 TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
-    GPT2Config c = kTwoLayers;
+    ModelConfig c = kTwoLayers;
     c.C = 64;  // two heads of 32
     c.n_inner = 128;
     Settings p = schedule();
@@ -200,7 +200,7 @@ TEST_CASE("bf16 with head sizes that tensor cores take stays as close") {
 }
 
 TEST_CASE("--attention plain gives what tensor cores give, to bf16's precision, and other bits") {
-    GPT2Config c = kTwoLayers;
+    ModelConfig c = kTwoLayers;
     c.C = 64;  // two heads of 32, which tensor cores take
     Settings p = schedule();
     p.stop = 3;
@@ -338,9 +338,9 @@ TEST_CASE("a model that is its own teacher has divergence and gradient 0, to the
 
 TEST_CASE("predictions are compared as the reference compares them, with a folded original too") {
     const std::vector<int32_t> tokens = tokens_of(0, 0, 34, kTwoLayers.V);
-    GPT2Config folded = kTwoLayers;
+    ModelConfig folded = kTwoLayers;
     folded.form = ModelForm::folded;
-    for (const GPT2Config& of_original : {kTwoLayers, folded}) {
+    for (const ModelConfig& of_original : {kTwoLayers, folded}) {
         const auto compared = [&](Maker make) {
             const std::unique_ptr<Engine> model = make(kTwoLayers), original = make(of_original);
             randomise(*model, 3);
@@ -450,7 +450,7 @@ TEST_CASE("evaluation and logits are the reference's, for any batch and length")
 
 // Decodes B sequences of n_ctx tokens some at a time and returns the largest distance of a logit from a full pass's, over
 // the largest logit. The sites are half-way through a removal, with the precursor's special cases.
-static double decoding_error(GPT2Config c, const cuda::DeviceOptions& options) {
+static double decoding_error(ModelConfig c, const cuda::DeviceOptions& options) {
     const int64_t B = 3;
     c.end_of_text = 5;
     const cuda::OptionsKeeper keeper;
@@ -502,7 +502,7 @@ TEST_CASE("decoding a few tokens at a time gives the logits of full passes, also
 }
 
 TEST_CASE("the table of memory grows with the batch and shrinks with what is remade") {
-    const GPT2Config c = kTwoLayers;
+    const ModelConfig c = kTwoLayers;
     int64_t before = 0;
     for (const int64_t B : {1, 2, 7, 64}) {
         const int64_t bytes = cuda::device_bytes(c, B, c.n_ctx, true, true, 0);

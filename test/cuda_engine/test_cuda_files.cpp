@@ -47,7 +47,7 @@ struct WithCuda {
     cuda::OptionsKeeper keeper;
 };
 
-static const GPT2Config kOneLayer = shape_of(1, 2, 16, 257, 17, 40);
+static const ModelConfig kOneLayer = shape_of(1, 2, 16, 257, 17, 40);
 
 struct Task : TinyTask {
     Task() : TinyTask(kOneLayer) {
@@ -287,7 +287,7 @@ std::vector<real> activations_in(const std::string& path) {
 // Folders of a model with LayerNorms, the same without, and that one folded.
 std::vector<std::string> write_three_forms(const TemporaryFolder& scratch) {
     const std::unique_ptr<Engine> model = random_model(shape_of(2, 2, 24, 257, 17, 56), 3);
-    GPT2Config c = model->config;
+    ModelConfig c = model->config;
     c.form = ModelForm::hugging_face;
     const auto write = [&](const char* name, const std::vector<TensorRecipe>& recipes) {
         write_model(scratch / name, c, recipes, WeightType::f32,

@@ -7,7 +7,6 @@ using namespace lnfree;
 
 namespace {
 
-// "neox" and "llama" belong here as soon as the CUDA engine runs these shapes.
 const std::vector<std::string> kModels = {"gpt2", "neox", "llama"};
 
 const OracleTolerance kSingle{1e-5, 1e-4, 1e-4, false};

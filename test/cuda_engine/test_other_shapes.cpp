@@ -19,12 +19,12 @@ using namespace lnfree;
 
 namespace {
 
-typedef std::unique_ptr<Engine> (*Maker)(const GPT2Config&);
+typedef std::unique_ptr<Engine> (*Maker)(const ModelConfig&);
 
 // Those of the reference's tests, and two with heads that tensor cores take and rows that fit 16 bytes.
-std::vector<GPT2Config> all_shapes() {
-    std::vector<GPT2Config> shapes = other_shapes();
-    GPT2Config smollm = shape_of(2, 3, 96, 67, 13, 64), pythia = shape_of(2, 2, 64, 67, 13, 72);
+std::vector<ModelConfig> all_shapes() {
+    std::vector<ModelConfig> shapes = other_shapes();
+    ModelConfig smollm = shape_of(2, 3, 96, 67, 13, 64), pythia = shape_of(2, 2, 64, 67, 13, 72);
     smollm.rotary = 32;
     smollm.shared_heads = 1;
     smollm.centred = smollm.norm_bias = smollm.attention_bias = smollm.mlp_bias = false;
@@ -39,7 +39,7 @@ std::vector<GPT2Config> all_shapes() {
 
 // Weights with which a product keeps the size of what it reads: larger ones saturate attention, whose gradients are then what
 // is left of rounded numbers that cancel.
-std::unique_ptr<Engine> made(Maker make, const GPT2Config& c, double scale = 1) {
+std::unique_ptr<Engine> made(Maker make, const ModelConfig& c, double scale = 1) {
     std::unique_ptr<Engine> model = make(c);
     randomise(*model, 19, scale / std::sqrt(static_cast<double>(c.C)));
     return model;
@@ -47,7 +47,7 @@ std::unique_ptr<Engine> made(Maker make, const GPT2Config& c, double scale = 1) 
 
 // Stage 0: every norm is there; 1: qk and v differ; 2: all are frozen; 3: folded.
 constexpr int kStages[] = {0, 1, 2, 3};
-GPT2Config at_stage(GPT2Config c, int stage) {
+ModelConfig at_stage(ModelConfig c, int stage) {
     if (stage == 3) c.form = ModelForm::folded;
     return c;
 }
@@ -65,7 +65,7 @@ struct Pass {
     std::vector<float> gradients;
 };
 
-Pass pass_of(Maker make, const GPT2Config& shape, int stage, Maker teacher_of) {
+Pass pass_of(Maker make, const ModelConfig& shape, int stage, Maker teacher_of) {
     const std::unique_ptr<Engine> model = made(make, at_stage(shape, stage)), teacher = made(teacher_of, shape, 0.5);
     go_to_stage(*model, stage);
     const int64_t B = 3, T = shape.n_ctx;
@@ -88,7 +88,7 @@ std::vector<int32_t> tokens_of(int64_t step, int64_t n, int64_t V) {
 }
 
 // Every site goes within 24 steps.
-Settings schedule(const GPT2Config& c) {
+Settings schedule(const ModelConfig& c) {
     Settings s;
     s.steps = s.stop = 24;
     s.batch = 3;
@@ -111,7 +111,7 @@ struct Run {
     std::vector<float> weights;
 };
 
-Run removal(Maker make, const GPT2Config& c) {
+Run removal(Maker make, const ModelConfig& c) {
     const Settings s = schedule(c);
     const std::unique_ptr<Engine> model = made(make, c, 0.5);
     model->prepare_training(s.batch, s.seq);
@@ -142,7 +142,7 @@ Run removal(Maker make, const GPT2Config& c) {
     CAPTURE(c.norm_bias)
 
 TEST_CASE("loss and gradients of every shape, with norms, half-way, without and folded, are the reference's") {
-    for (const GPT2Config& c : all_shapes())
+    for (const ModelConfig& c : all_shapes())
         for (const int stage : kStages) {
             DESCRIBE(c);
             CAPTURE(stage);
@@ -165,7 +165,7 @@ TEST_CASE("loss and gradients of every shape, with norms, half-way, without and 
 
 TEST_CASE("24 steps through a whole removal in fp32: the reference's losses to 1e-5, weights to 1e-4") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    for (const GPT2Config& c : all_shapes()) {
+    for (const ModelConfig& c : all_shapes()) {
         DESCRIBE(c);
         const Run cpu = removal(make_reference, c), gpu = removal(cuda::make_engine, c);
         for (size_t s = 0; s < cpu.losses.size(); s++) {
@@ -184,7 +184,7 @@ TEST_CASE("24 steps through a whole removal in fp32: the reference's losses to 1
 
 TEST_CASE("the same in bf16 stays within 3 % of the reference's losses, whatever backward remakes") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    for (const GPT2Config& c : all_shapes()) {
+    for (const ModelConfig& c : all_shapes()) {
         DESCRIBE(c);
         const cuda::OptionsKeeper keeper;
         cuda::device_options().in_bf16 = true;
@@ -202,11 +202,11 @@ TEST_CASE("the same in bf16 stays within 3 % of the reference's losses, whatever
 TEST_CASE("decoding a few tokens at a time gives the reference's logits of a whole pass") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
     const int64_t B = 2;
-    for (const GPT2Config& shape : all_shapes())
+    for (const ModelConfig& shape : all_shapes())
         for (const int stage : {1, 3}) {
             DESCRIBE(shape);
             CAPTURE(stage);
-            const GPT2Config c = at_stage(shape, stage);
+            const ModelConfig c = at_stage(shape, stage);
             const std::unique_ptr<Engine> cpu = made(make_reference, c), gpu = made(cuda::make_engine, c);
             for (Engine* each : {cpu.get(), gpu.get()}) go_to_stage(*each, stage);
             const int64_t T = c.n_ctx, V = c.V;
@@ -233,11 +233,11 @@ TEST_CASE("decoding a few tokens at a time gives the reference's logits of a who
 TEST_CASE("analyses see the reference's streams, heads, queries, neurons and gradients") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
     const int64_t B = 2;
-    for (const GPT2Config& shape : all_shapes())
+    for (const ModelConfig& shape : all_shapes())
         for (const int stage : {1, 3}) {
             DESCRIBE(shape);
             CAPTURE(stage);
-            const GPT2Config c = at_stage(shape, stage);
+            const ModelConfig c = at_stage(shape, stage);
             const int64_t T = c.n_ctx, N = B * T;
             const std::vector<int32_t> tokens = random_tokens(N, c.V);
             const std::vector<real> dnormed(static_cast<size_t>(N * c.C), real(0.3));
@@ -272,12 +272,12 @@ TEST_CASE("analyses see the reference's streams, heads, queries, neurons and gra
 }
 
 TEST_CASE("memory follows the widths: shared keys take less of it, gates more") {
-    const GPT2Config base = shape_of(2, 4, 64, 67, 13, 128);
-    GPT2Config shared = base, gated = base;
+    const ModelConfig base = shape_of(2, 4, 64, 67, 13, 128);
+    ModelConfig shared = base, gated = base;
     shared.shared_heads = 1;
     gated.activation = Activation::gated_silu;
     for (const bool training : {false, true}) {
-        const auto bytes = [&](const GPT2Config& c) { return cuda::device_bytes(c, 8, 13, training, true, 0); };
+        const auto bytes = [&](const ModelConfig& c) { return cuda::device_bytes(c, 8, 13, training, true, 0); };
         CHECK(bytes(shared) < bytes(base));
         CHECK(bytes(gated) > bytes(base));
     }

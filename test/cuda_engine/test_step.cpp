@@ -30,7 +30,7 @@ void go_to(StepPhase phase, Engine& model) {
     }
 }
 
-std::unique_ptr<Engine> made_up_model(const GPT2Config& c) {
+std::unique_ptr<Engine> made_up_model(const ModelConfig& c) {
     std::unique_ptr<Engine> model = cuda::make_engine(c);
     SplitMix64 random(1);
     for (int64_t i = 0; i < model->parameters(); i++)
@@ -77,7 +77,7 @@ std::map<std::string, int> counted(const std::vector<std::string>& names) {
     return counts;
 }
 
-std::vector<StepOptions> every_step(const GPT2Config& c) {
+std::vector<StepOptions> every_step(const ModelConfig& c) {
     std::vector<StepOptions> all;
     for (const StepPhase phase : {StepPhase::layer_norm, StepPhase::apart, StepPhase::removed})
         for (const int64_t recompute : {0, 1, 2})
@@ -128,7 +128,7 @@ TEST_CASE("the list of a step names every launch of the engine in its order") {
 }
 
 TEST_CASE("the list of a step counts the launches of all layers, also of widths and heads that fit no fast kernel") {
-    for (const GPT2Config& c : {shape_of(3, 2, 24, 67, 7, 96), shape_of(3, 1, 17, 67, 7, 68)})
+    for (const ModelConfig& c : {shape_of(3, 2, 24, 67, 7, 96), shape_of(3, 1, 17, 67, 7, 68)})
         for (const StepOptions& o : every_step(c)) {
             CAPTURE(c.C);
             CAPTURE(static_cast<int>(o.phase));

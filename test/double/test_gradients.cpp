@@ -412,7 +412,7 @@ TEST_CASE("a teacher with no share leaves the gradient of cross-entropy") {
 // ---------------------------------------------------------------------------------------------------------------------
 
 static std::unique_ptr<Engine> small_model(ModelForm form) {
-    GPT2Config c = shape_of(2, 3, 9, 13, 6, 17);
+    ModelConfig c = shape_of(2, 3, 9, 13, 6, 17);
     c.form = form;
     std::unique_ptr<Engine> model = random_model(c, 19, 0.4);
     model->prepare_training();
@@ -577,12 +577,12 @@ TEST_CASE(
 
 TEST_CASE("models of other shapes, with and without their norms, folded too") {
     const std::unique_ptr<Engine> teacher = teacher_model();
-    for (const GPT2Config& shape : other_shapes())
+    for (const ModelConfig& shape : other_shapes())
         for (const int stage : {0, 1, 2, 3}) {
             CAPTURE(shape.rotary);
             CAPTURE(shape.shared_heads);
             CAPTURE(stage);
-            GPT2Config c = shape;
+            ModelConfig c = shape;
             if (stage == 3) c.form = ModelForm::folded;
             const auto model = random_model(c, 19, 0.3);
             model->prepare_training();
@@ -599,7 +599,7 @@ TEST_CASE("models of other shapes, with and without their norms, folded too") {
 }
 
 // Of a finished model, from recipes to a model of the form that they make.
-static std::unique_ptr<Engine> made_from(const std::vector<TensorRecipe>& recipes, const GPT2Config& config) {
+static std::unique_ptr<Engine> made_from(const std::vector<TensorRecipe>& recipes, const ModelConfig& config) {
     std::unique_ptr<Engine> made = make_reference(config);
     REQUIRE(recipes.size() == made->tensors.size());
     for (const TensorRecipe& recipe : recipes) recipe.fill(made->tensor(recipe.name));
@@ -614,12 +614,12 @@ TEST_CASE("both exact forms of finished models of other shapes predict the same"
         model.logits(logits.data(), tokens.data(), B, T);
         return logits;
     };
-    for (const GPT2Config& shape : other_shapes()) {
+    for (const ModelConfig& shape : other_shapes()) {
         CAPTURE(shape.rotary);
         const auto model = random_model(shape, 20, 0.2);
         for (Site& site : model->sites.all) freeze(site, 0.8 + 0.1 * static_cast<int>(site.kind));
         const std::vector<real> expected = predictions(*model);
-        GPT2Config config;
+        ModelConfig config;
         const auto folded = folded_recipes(*model, config);
         CHECK(largest_difference(predictions(*made_from(folded, config)), expected) < 1e-10);
         // A stock loader runs the norm that it knows, with the epsilon of config.json.
@@ -632,7 +632,7 @@ TEST_CASE("both exact forms of finished models of other shapes predict the same"
 TEST_CASE("decoding token by token gives what one pass does, whatever the shape") {
     const int64_t T = 6, V = 13;
     const std::vector<int32_t> tokens = random_tokens(T, V);
-    for (const GPT2Config& shape : other_shapes()) {
+    for (const ModelConfig& shape : other_shapes()) {
         CAPTURE(shape.rotary);
         const auto model = random_model(shape, 20, 0.4);
         std::vector<real> expected(T * V), got(V);
@@ -671,7 +671,7 @@ TEST_CASE("low-rank updates: gradients, weights that hold the product, and nothi
     const std::vector<int32_t> inputs = {1, 5, 12, 3, 5, 0, 7, 5, 12, 2}, targets = {5, 12, 3, 5, 0, 7, 5, 12, 2, 11};
     for (const bool embeddings : {false, true}) {
         CAPTURE(embeddings);
-        GPT2Config c = shape_of(2, 3, 9, 13, 6, 17);
+        ModelConfig c = shape_of(2, 3, 9, 13, 6, 17);
         const auto model = random_model(c, 19, 0.4);
         freeze(model->sites.v(1), 1.1);
         const std::vector<real> start(model->params.data(), model->params.data() + model->params.size());

@@ -42,17 +42,17 @@ using namespace lnfree::analysis;
 
 namespace {
 
-const GPT2Config kAnalysed = shape_of(3, 3, 15, 37, 13, 22);
+const ModelConfig kAnalysed = shape_of(3, 3, 15, 37, 13, 22);
 
-std::unique_ptr<Engine> random_model(uint64_t seed, const GPT2Config& config = kAnalysed) {
+std::unique_ptr<Engine> random_model(uint64_t seed, const ModelConfig& config = kAnalysed) {
     auto model = make_reference(config);
     randomise(*model, seed);
     return model;
 }
 
 // A GPT-2's, and others.
-std::vector<GPT2Config> shapes() {
-    std::vector<GPT2Config> all = other_shapes();
+std::vector<ModelConfig> shapes() {
+    std::vector<ModelConfig> all = other_shapes();
     all.insert(all.begin(), kAnalysed);
     return all;
 }
@@ -126,7 +126,7 @@ TEST_CASE(
 }
 
 TEST_CASE("attribution misses the direct effect of a model with norms and none of a model without") {
-    for (const GPT2Config& config : shapes()) {
+    for (const ModelConfig& config : shapes()) {
         const auto made = random_model(3, config);
         Engine& model = *made;
         const Sample sample = random_sample(5, 6, config.V);
@@ -141,7 +141,7 @@ TEST_CASE("attribution misses the direct effect of a model with norms and none o
 }
 
 TEST_CASE("heads' direct effects are those that explain finds, whatever they share") {
-    for (const GPT2Config& config : shapes()) {
+    for (const ModelConfig& config : shapes()) {
         const auto made = random_model(3, config);
         const int64_t T = 6, L = config.L, NH = config.NH;
         Sample sample = random_sample(1, T, config.V);
@@ -164,7 +164,7 @@ TEST_CASE("heads' direct effects are those that explain finds, whatever they sha
 }
 
 TEST_CASE("sinks are counted in the attention that explain shows, turned and shared as it is") {
-    for (const GPT2Config& config : shapes()) {
+    for (const ModelConfig& config : shapes()) {
         const auto made = random_model(3, config);
         randomise(*made, 3, 0.6);  // so that attention is not even
         const int64_t T = 6, L = config.L, NH = config.NH;
@@ -183,7 +183,7 @@ TEST_CASE("sinks are counted in the attention that explain shows, turned and sha
 }
 
 TEST_CASE("taking a neuron out is what a model does whose neuron writes its mean as a bias") {
-    for (const GPT2Config& config : shapes()) {
+    for (const ModelConfig& config : shapes()) {
         if (!config.mlp_bias) continue;
         const auto made = random_model(3, config);
         Engine& model = *made;
@@ -212,7 +212,7 @@ TEST_CASE("taking a neuron out is what a model does whose neuron writes its mean
 }
 
 TEST_CASE("no measurement depends on how many sequences are taken at a time") {
-    for (const GPT2Config& config : {kAnalysed, other_shapes()[2]}) {
+    for (const ModelConfig& config : {kAnalysed, other_shapes()[2]}) {
         const auto made = random_model(3, config);
         Engine& model = *made;
         const Sample sample = random_sample(5, 6, model.config.V);
@@ -243,10 +243,10 @@ TEST_CASE("as the paper's code measures: nothing depends on how many sequences a
 }
 
 TEST_CASE("as the paper's code measures: a head that writes nothing but its value biases has no effect at all") {
-    std::vector<GPT2Config> all = shapes();
+    std::vector<ModelConfig> all = shapes();
     all.push_back(other_shapes()[1]);
     all.back().attention_bias = true;  // and heads in groups
-    for (const GPT2Config& config : all) {
+    for (const ModelConfig& config : all) {
         const auto made = random_model(3, config);
         Engine& model = *made;
         for (int64_t l = 0; l < config.L; l++)  // values no longer depend on what is read, only on beta and the biases
@@ -263,10 +263,10 @@ TEST_CASE("as the paper's code measures: a head that writes nothing but its valu
 }
 
 TEST_CASE("as the paper's code measures: folding the norms away changes no neuron's score") {
-    for (const GPT2Config& shape : shapes()) {
+    for (const ModelConfig& shape : shapes()) {
         const auto made = random_model(3, shape);
         make_linear(*made);
-        GPT2Config config;
+        ModelConfig config;
         const auto recipes = folded_recipes(*made, config);
         const auto folded = make_reference(config);
         for (const TensorRecipe& recipe : recipes) recipe.fill(folded->tensor(recipe.name));
@@ -352,7 +352,7 @@ TEST_CASE("every token that a model is sure will not come is listed with what st
 }
 
 TEST_CASE("patching the last layer's input at the last position brings all of the clean behaviour back") {
-    for (const GPT2Config& config : shapes()) {
+    for (const ModelConfig& config : shapes()) {
         const auto made = random_model(3, config);
         Engine& model = *made;
         PromptSet set;
@@ -549,7 +549,7 @@ struct Reported {
         options.json_output = true;  // keeps standard output clean
     }
     void write_weights(const std::string& name, uint64_t seed) {
-        const GPT2Config config = shape_of(2, 3, 15, 257, 32, 22);
+        const ModelConfig config = shape_of(2, 3, 15, 257, 32, 22);
         const auto model = random_model(seed, config);
         write_model(folder / name, config, plain_recipes(*model), WeightType::f32, {{"version", kFormatVersion}},
                     load_tokenizer("byte").get(), "");
@@ -670,7 +670,7 @@ TEST_CASE("--paper says what it cannot measure") {
     r.options.paper = true;
     r.options.out = "";
     SUBCASE("the first model's neurons in a model that has others") {
-        const GPT2Config config = shape_of(2, 3, 15, 257, 32, 23);
+        const ModelConfig config = shape_of(2, 3, 15, 257, 32, 23);
         write_model(r.folder / "wider", config, plain_recipes(*random_model(3, config)), WeightType::f32,
                     {{"version", kFormatVersion}}, load_tokenizer("byte").get(), "");
         r.options.models.push_back(r.folder / "wider");

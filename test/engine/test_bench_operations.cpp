@@ -14,7 +14,7 @@ using namespace lnfree::bench;
 namespace {
 
 // Numbers in matrices that something is multiplied by: all but embeddings that are looked up, of the unembedding always.
-int64_t multiplied_parameters(const GPT2Config& c) {
+int64_t multiplied_parameters(const ModelConfig& c) {
     int64_t n = c.tied ? c.V * c.C : 0;
     for (const Tensor& t : tensor_table(c))
         if (t.shape.size() == 2 && t.name != "wte.weight" && t.name != "wpe.weight") n += t.size;
@@ -29,11 +29,11 @@ bool has(const OpList& list, const std::string& words) {
 }  // namespace
 
 TEST_CASE("the operations are those of the model's shape: each weight multiplies three times, and every one can run") {
-    std::vector<GPT2Config> shapes = other_shapes();
+    std::vector<ModelConfig> shapes = other_shapes();
     shapes.push_back(shape_of(2, 3, 15, 37, 13, 22));
     const OpenBlas blas;
     const int64_t B = 2, T = 5;
-    for (const GPT2Config& c : shapes) {
+    for (const ModelConfig& c : shapes) {
         CAPTURE(c.rotary);
         const OpList list(c, B, T, blas);
         double products = 0, attention = 0;

@@ -280,7 +280,7 @@ TEST_CASE("GPT-2's tokens: the continuation is what the whole text has beyond th
 // ---------------------------------------------------------------------------------------------------------------------
 // scores
 
-static const GPT2Config kAsked = shape_of(2, 3, 21, 257, 67, 50);
+static const ModelConfig kAsked = shape_of(2, 3, 21, 257, 67, 50);
 
 static std::unique_ptr<Engine> random_model(uint64_t seed) {
     auto model = make_reference(kAsked);

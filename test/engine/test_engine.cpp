@@ -41,7 +41,7 @@
 using namespace lnfree;
 namespace fs = std::filesystem;
 
-static const GPT2Config kTrained = shape_of(3, 2, 22, 257, 50, 70);
+static const ModelConfig kTrained = shape_of(3, 2, 22, 257, 50, 70);
 
 static std::unique_ptr<Engine> finished_model() {
     std::unique_ptr<Engine> model = random_model(kTrained, 3);
@@ -57,7 +57,7 @@ static std::vector<real> logits_of(Engine& model, const std::vector<int32_t>& to
 }
 
 static void write_form(const std::string& folder, Engine& model, bool folded, bool with_record) {
-    GPT2Config config;
+    ModelConfig config;
     const std::vector<TensorRecipe> recipes =
         folded ? folded_recipes(model, config) : hugging_face_recipes(model, config);
     Json record{{"version", kFormatVersion}};
@@ -349,7 +349,7 @@ TEST_CASE("an unfinished model has no exported form, and a folded one no hf form
     const TemporaryFolder scratch;
     const std::unique_ptr<Engine> finished = finished_model();
     Engine& model = *finished;
-    GPT2Config config;
+    ModelConfig config;
     model.sites.v(1).own_position0 = true;
     CHECK_THROWS_WITH_AS(hugging_face_recipes(model, config), doctest::Contains("v[1]"), BadInput);
     model.sites.v(1).own_position0 = false;
@@ -548,7 +548,7 @@ TEST_CASE("in a rotary model auto leaves position 0 out of sigma_bar and has no 
     require_position0(model.config, s);
     s.experiment.shrink_steps = 1;
     CHECK_THROWS_WITH_AS(require_position0(model.config, s), doctest::Contains("--shrink-position0"), BadInput);
-    require_position0(GPT2Config(), s);
+    require_position0(ModelConfig(), s);
 }
 
 // Some of its steps go wrong.
@@ -567,7 +567,7 @@ class PoisonedEngine : public WrappedEngine {
         return loss;
     }
     // The engine of a run, with nothing going wrong yet.
-    static std::unique_ptr<Engine> make(const GPT2Config& c) {
+    static std::unique_ptr<Engine> make(const ModelConfig& c) {
         calls = 0;
         return std::make_unique<PoisonedEngine>(c);
     }
@@ -771,8 +771,8 @@ TEST_CASE("a teacher that cannot speak to every token of the run is refused, and
         CHECK_FALSE(fs::exists(r.settings.out));
         return why;
     };
-    const auto folder = [&](const char* name, const GPT2Config& c) {
-        GPT2Config config;
+    const auto folder = [&](const char* name, const ModelConfig& c) {
+        ModelConfig config;
         write_model(task.scratch / name, c, hugging_face_recipes(*random_model(c, 5), config), WeightType::f32,
                     {{"version", kFormatVersion}}, nullptr, "");
         return task.scratch / name;
@@ -848,7 +848,7 @@ TEST_CASE("a dry run counts the keys and values that a model keeps while it writ
     RunRequest r = with_values(task.request, {{"batch", "1"}, {"grad_accum", "1"}, {"data", "self"}});
     r.settings.out = task.scratch / "dry";
     r.dry_run = true;
-    const GPT2Config& c = kTrained;
+    const ModelConfig& c = kTrained;
     const int64_t cached = 32 * c.L * c.n_ctx * 3 * c.C * static_cast<int64_t>(sizeof(real));
     CHECK(task.run(r)["memory_bytes"].get<int64_t>() > cached);
     r.settings.data = task.request.settings.data;

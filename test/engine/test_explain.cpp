@@ -36,11 +36,11 @@ namespace {
 
 typedef std::vector<double> Numbers;
 
-const GPT2Config kExplained = shape_of(3, 3, 15, 37, 13, 22);
+const ModelConfig kExplained = shape_of(3, 3, 15, 37, 13, 22);
 
 enum class Form { frozen, folded, special, layer_norm };
 
-std::unique_ptr<Engine> model_of(Form form, GPT2Config config = kExplained, uint64_t seed = 3) {
+std::unique_ptr<Engine> model_of(Form form, ModelConfig config = kExplained, uint64_t seed = 3) {
     if (form == Form::folded) config.form = ModelForm::folded;
     auto model = random_model(config, seed);
     double sigma = 0.5;
@@ -54,7 +54,7 @@ std::unique_ptr<Engine> model_of(Form form, GPT2Config config = kExplained, uint
 }
 
 PromptQuestion question_of(int64_t T, int64_t position, int32_t target, int32_t against = -1,
-                           const GPT2Config& config = kExplained) {
+                           const ModelConfig& config = kExplained) {
     PromptQuestion q;
     q.tokens = random_tokens(T, config.V);
     q.tokens[static_cast<size_t>(T / 2)] = config.end_of_text;
@@ -128,7 +128,7 @@ class Slow {
     Engine& model_;
     const Weights& w_;
     const std::vector<int32_t>& tokens_;
-    const GPT2Config& c_;
+    const ModelConfig& c_;
     int64_t C, HS, KH, Q;
     size_t T;
     ComponentOrder order_;
@@ -410,7 +410,7 @@ TEST_CASE("paths into a head add up to its contribution, and each is what its va
 
 TEST_CASE("models of other shapes are taken apart as exactly: contributions, splits and paths, in every form") {
     int shape = 0;
-    for (GPT2Config config : other_shapes()) {
+    for (ModelConfig config : other_shapes()) {
         CAPTURE(shape++);
         for (const Form form : {Form::frozen, Form::folded, Form::special, Form::layer_norm}) {
             CAPTURE(static_cast<int>(form));
@@ -425,12 +425,12 @@ TEST_CASE("models of other shapes are taken apart as exactly: contributions, spl
 }
 
 TEST_CASE("components are those that a model has") {
-    const std::vector<GPT2Config> shapes = other_shapes();
-    const auto has = [&](const GPT2Config& config, const std::string& name) {
+    const std::vector<ModelConfig> shapes = other_shapes();
+    const auto has = [&](const ModelConfig& config, const std::string& name) {
         const std::vector<Component> all = components_of(config);
         return std::any_of(all.begin(), all.end(), [&](const Component& c) { return c.name == name; });
     };
-    for (const GPT2Config& config : shapes) {
+    for (const ModelConfig& config : shapes) {
         CHECK(has(config, "position embedding") == (config.rotary == 0));
         CHECK(has(config, "attention bias 1") == config.attention_bias);
         const ComponentOrder order(config);
@@ -610,7 +610,7 @@ TEST_CASE("saved contributions stand under TransformerLens's names, NaN behind t
 }
 
 TEST_CASE("the page loads nothing, no text breaks out of its numbers, and a LayerNorm at the end is said") {
-    GPT2Config config = kExplained;
+    ModelConfig config = kExplained;
     config.V = 257;
     config.n_ctx = 40;
     auto model = random_model(config, 3);
@@ -654,7 +654,7 @@ struct Cached {
     std::vector<int32_t> text = random_tokens(70, kExplained.V);
 
     Cached() {
-        GPT2Config config = kExplained;
+        ModelConfig config = kExplained;
         write_model(folder / "model", config, plain_recipes(*model), WeightType::f32, {{"version", kFormatVersion}},
                     nullptr, "");
         ShardWriter writer(folder / "x", static_cast<uint32_t>(kExplained.V), 1000);
@@ -762,7 +762,7 @@ TEST_CASE("cached activations of a Llama and of a GPT-NeoX fit together: heads t
         CAPTURE(name);
         const std::string path = "test/fixtures/hf/" + name;
         const LoadedModel loaded = load_model(path);
-        const GPT2Config& config = loaded.model->config;
+        const ModelConfig& config = loaded.model->config;
         const Weights::Layer& y = loaded.model->weights().layers[1];
         const TemporaryFolder folder;
         CacheOptions o;
@@ -837,9 +837,9 @@ TEST_CASE("cached activations of a Llama and of a GPT-NeoX fit together: heads t
 
 TEST_CASE("places to cache are those of the model's shape, and what it does not have is refused by name") {
     typedef std::vector<uint64_t> Shape;
-    const std::vector<GPT2Config> shapes = other_shapes();
-    const GPT2Config &pythia = shapes[0], &llama = shapes[1], &wide = shapes[2], &rms = shapes[3];
-    const auto shape_at = [](const std::string& name, const GPT2Config& c) { return hook_places({name}, c)[0].shape; };
+    const std::vector<ModelConfig> shapes = other_shapes();
+    const ModelConfig &pythia = shapes[0], &llama = shapes[1], &wide = shapes[2], &rms = shapes[3];
+    const auto shape_at = [](const std::string& name, const ModelConfig& c) { return hook_places({name}, c)[0].shape; };
     CHECK(shape_at("blocks.1.attn.hook_rot_q", llama) == Shape{6, 2});
     CHECK(shape_at("blocks.1.attn.hook_rot_k", llama) == Shape{2, 2});
     CHECK(shape_at("blocks.1.attn.hook_v", wide) == Shape{1, 4});
@@ -847,7 +847,7 @@ TEST_CASE("places to cache are those of the model's shape, and what it does not 
     CHECK(shape_at("blocks.1.attn.hook_result", wide) == Shape{6, 12});
     CHECK(shape_at("blocks.1.mlp.hook_post", llama) == Shape{10});
     CHECK(shape_at("blocks.1.attn.hook_k", rms) == Shape{4, 3});
-    const auto refusal = [](const std::string& name, const GPT2Config& c) {
+    const auto refusal = [](const std::string& name, const ModelConfig& c) {
         return message_of<BadInput>([&] { hook_places({name}, c); });
     };
     CHECK(contains(refusal("hook_pos_embed", llama), "\"hook_pos_embed\": the model has no such place: positions"));

@@ -174,7 +174,7 @@ TEST_CASE("a GPT-2 with the exact GELU and a head of its own goes out as it came
 
 TEST_CASE("a card has one loading section, the one of its form, however often it is exported") {
     const std::string card = "# Mine\n\n## Loading\n\nold words\n\n## Protocol\n\ntable\n";
-    GPT2Config of_folded, of_stock;
+    ModelConfig of_folded, of_stock;
     of_folded.form = ModelForm::folded;
     const std::string folded = card_for_form(card, of_folded);
     CHECK(contains(folded, "no norm at all"));
@@ -264,7 +264,7 @@ TEST_CASE(
     SplitMix64 random(3);
     for (int64_t i = 0; i < changed->parameters(); i++)
         changed->params.data()[i] = original.model->params.data()[i] + static_cast<real>(0.05 * random.normal());
-    GPT2Config config;
+    ModelConfig config;
     const std::vector<TensorRecipe> recipes = hugging_face_recipes(*changed, config);
     write_model(scratch / "changed", config, recipes, WeightType::f32, {{"version", kFormatVersion}}, nullptr, "");
 

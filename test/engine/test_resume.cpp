@@ -37,7 +37,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const GPT2Config kTrained = shape_of(3, 2, 22, 257, 50, 70);
+const ModelConfig kTrained = shape_of(3, 2, 22, 257, 50, 70);
 
 // ---------------------------------------------------------------------------------------------------------------------
 // What is compared
@@ -235,7 +235,7 @@ void check_resumes_identically(const TinyTask& task, const Kind& kind) {
 
 TEST_CASE("a run resumed from any step has the state, at every step, of one that was never stopped") {
     const OtherBackend watching(
-        [](const GPT2Config& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
+        [](const ModelConfig& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
     const TinyTask task(kTrained);
     const RunRequest paper = task.request, automatic = task.automatic();
     SUBCASE("paper") {
@@ -442,7 +442,7 @@ std::set<std::string> checkpoints_seen(const TinyTask& task, RunRequest r, const
 
 TEST_CASE("--save-every says how often a run saves, and 0 that it never does, whatever the schedule") {
     const OtherBackend watching(
-        [](const GPT2Config& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
+        [](const ModelConfig& c) -> std::unique_ptr<Engine> { return std::make_unique<WatchedEngine>(c); });
     const TinyTask task(kTrained);
     for (const bool automatic : {true, false}) {
         CAPTURE(automatic);

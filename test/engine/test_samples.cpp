@@ -29,12 +29,12 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const GPT2Config kSmall = shape_of(2, 2, 16, 61, 23, 40);
+const ModelConfig kSmall = shape_of(2, 2, 16, 61, 23, 40);
 
 // Models whose norms differ: LayerNorm; some FakeLN, with numbers of their own for position 0 and end-of-text; none.
 std::vector<std::unique_ptr<Engine>> kinds_of_models() {
     std::vector<std::unique_ptr<Engine>> models;
-    GPT2Config c = kSmall;
+    ModelConfig c = kSmall;
     c.end_of_text = 5;
     models.push_back(random_model(c, 3));
     models.push_back(random_model(c, 4));

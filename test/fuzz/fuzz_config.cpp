@@ -15,7 +15,7 @@ void require(bool condition) {
     if (!condition) std::abort();
 }
 
-bool same(const GPT2Config& a, const GPT2Config& b) {
+bool same(const ModelConfig& a, const ModelConfig& b) {
     return a.form == b.form && a.family == b.family && a.C == b.C && a.L == b.L && a.NH == b.NH && a.V == b.V &&
            a.n_ctx == b.n_ctx && a.n_inner == b.n_inner && a.end_of_text == b.end_of_text && a.epsilon == b.epsilon &&
            a.centred == b.centred && a.norm_bias == b.norm_bias && a.rotary == b.rotary &&
@@ -28,7 +28,7 @@ bool same(const GPT2Config& a, const GPT2Config& b) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     try {
-        const GPT2Config c = parse_config(std::string(data, data + size), "file");
+        const ModelConfig c = parse_config(std::string(data, data + size), "file");
         require(c.C >= 1 && c.L >= 1 && c.V >= 1 && c.n_ctx >= 1 && c.n_inner >= 1);
         require(c.NH >= 1 && (c.C % c.NH == 0 || c.own_head_size > 0));
         require(c.head_size() >= 1 && c.NH % c.key_heads() == 0 && c.qkv_width() >= 3);

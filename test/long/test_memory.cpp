@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "data/gpt2_config.h"
+#include "data/config.h"
 #include "data/model_config.h"
 #include "data/random.h"
 #include "data/safetensors.h"
@@ -88,7 +88,7 @@ bool write_all(int file, const std::string& text) {
 
 // GPT-2 XL in Hugging Face's form, its weights small made-up numbers.
 void write_large_model(const std::string& folder) {
-    GPT2Config c;
+    ModelConfig c;
     c.C = 1600;
     c.L = 48;
     c.NH = 25;

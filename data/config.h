@@ -22,7 +22,7 @@ enum class Activation { gelu_tanh, gelu_erf, gated_silu };
 // config.json's model_type: "gpt2", "llama_lnfree_checkpoint", ...
 std::string model_type_of(Family family, ModelForm form);
 
-struct GPT2Config {
+struct ModelConfig {
     int64_t L = 12, NH = 12, C = 768, V = 50257;
     int64_t n_ctx = 1024;      // longest sequence: rows of wpe, where positions are learned
     int64_t n_inner = 3072;    // width of the MLP
