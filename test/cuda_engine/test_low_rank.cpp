@@ -28,15 +28,15 @@ using namespace lnfree;
 
 namespace {
 
-typedef std::unique_ptr<Engine> (*Maker)(const GPT2Config&);
+typedef std::unique_ptr<Engine> (*Maker)(const ModelConfig&);
 
 // Nothing fits a tile or 16 bytes; another with both; a Llama.
-std::vector<GPT2Config> shapes() {
+std::vector<ModelConfig> shapes() {
     return {shape_of(2, 3, 21, 67, 9, 70), shape_of(1, 2, 64, 67, 9, 96), other_shapes()[1]};
 }
 
 // A removal within 20 steps.
-Settings settings(const GPT2Config& c, int64_t rank, bool embeddings) {
+Settings settings(const ModelConfig& c, int64_t rank, bool embeddings) {
     Settings s;
     s.steps = s.stop = 20;
     s.batch = 2;
@@ -82,7 +82,7 @@ class MadeUpBatches : public Seams {
     const uint64_t V_;
 };
 
-std::unique_ptr<Engine> made(Maker make, const GPT2Config& c, const Settings& s) {
+std::unique_ptr<Engine> made(Maker make, const ModelConfig& c, const Settings& s) {
     std::unique_ptr<Engine> model = make(c);
     if (s.norm_scale == "depth") model->scale_norms_by_depth();
     randomise(*model, 19, 0.5 / std::sqrt(static_cast<double>(c.C)));
@@ -109,7 +109,7 @@ void go_on(Trained& t, const Settings& s, int64_t first) {
     t.norms.insert(t.norms.end(), seams.norms.begin(), seams.norms.end());
 }
 
-Trained trained(Maker make, const GPT2Config& c, const Settings& s) {
+Trained trained(Maker make, const ModelConfig& c, const Settings& s) {
     Trained t;
     t.model = made(make, c, s);
     go_on(t, s, 0);
@@ -144,7 +144,7 @@ bool is_launched() {
 
 TEST_CASE("20 steps of a removal by low-rank updates: the reference's losses, weights, updates and moments") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    for (const GPT2Config& c : shapes())
+    for (const ModelConfig& c : shapes())
         for (const bool embeddings : {false, true}) {
             CAPTURE(c.C);
             CAPTURE(embeddings);
@@ -163,7 +163,7 @@ TEST_CASE("20 steps of a removal by low-rank updates: the reference's losses, we
 }
 
 TEST_CASE("the emulation's checks of shared memory, and a recorded pass, change nothing") {
-    const GPT2Config c = shapes()[0];
+    const ModelConfig c = shapes()[0];
     Settings s = settings(c, 17, false);  // more than a tile
     s.stop = 2;
     const std::vector<real> checked = trained(cuda::make_engine, c, s).weights();
@@ -176,7 +176,7 @@ TEST_CASE("the emulation's checks of shared memory, and a recorded pass, change 
 
 TEST_CASE("what is neither a block's matrix nor a norm stays as it is, to the bit, unless embeddings are trained too") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    const GPT2Config c = shapes()[0];
+    const ModelConfig c = shapes()[0];
     for (const bool embeddings : {false, true}) {
         Settings s = settings(c, 2, embeddings);
         s.stop = 2;
@@ -194,7 +194,7 @@ TEST_CASE("what is neither a block's matrix nor a norm stays as it is, to the bi
 
 TEST_CASE("a run that is taken up again ends with the same bits, in fp32 and in bf16, rounded at random or not") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    const GPT2Config c = shapes()[2];
+    const ModelConfig c = shapes()[2];
     for (const int way : {0, 1, 2}) {
         CAPTURE(way);
         const cuda::OptionsKeeper keeper;
@@ -225,7 +225,7 @@ TEST_CASE("a run that is taken up again ends with the same bits, in fp32 and in 
 
 TEST_CASE("in bf16 the losses stay within 3 % of the reference's") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    for (const GPT2Config& c : shapes()) {
+    for (const ModelConfig& c : shapes()) {
         const cuda::OptionsKeeper keeper;
         cuda::device_options().in_bf16 = true;
         const Settings s = settings(c, 3, true);
@@ -235,7 +235,7 @@ TEST_CASE("in bf16 the losses stay within 3 % of the reference's") {
 
 TEST_CASE("low-rank updates take as much less memory as is said") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    const GPT2Config c = shapes()[1];
+    const ModelConfig c = shapes()[1];
     for (const bool embeddings : {false, true}) {
         const auto bytes_with = [&](int64_t rank) {
             Settings s = settings(c, rank, rank > 0 && embeddings);
@@ -252,7 +252,7 @@ TEST_CASE("low-rank updates take as much less memory as is said") {
 
 TEST_CASE("norms that shrink with the depth are trained in their own unit, as by the reference") {
     const cuda::TemporaryEmulationOptions fast(false, 0);
-    for (const GPT2Config& c : shapes()) {
+    for (const ModelConfig& c : shapes()) {
         CAPTURE(c.C);
         Settings s = settings(c, 0, false);
         s.removes = false;
@@ -292,7 +292,7 @@ TEST_CASE("in each process: the reference's losses and weights; of the moments, 
     backend().use_device = [](int) {};  // a program with GPUs: it needs no MPI
     join_processes();
     REQUIRE(processes().size() == 2);
-    const GPT2Config c = shapes()[1];
+    const ModelConfig c = shapes()[1];
     const Settings s = settings(c, 40, true);  // enough for two parts
     const Trained cpu = trained(make_reference, c, s), gpu = trained(cuda::make_engine, c, s);
     check_close(gpu.losses, cpu.losses, 1e-5);
