@@ -1848,11 +1848,19 @@ inline void global_norm(GradientNorm* out, double* scratch, const float* values,
 // AdamW over all tensors in one launch (section 4 of train_gpt2_lnfree.cpp):
 //     m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   w = keep * w - step * m / (sqrt(v) * root2 + eps)
 // Weights, gradients and moments are flat float buffers, so a block takes a stretch of them, whichever tensors lie there.
-// All of a tensor that matters is whether it decays.
+// All of a tensor that matters is whether it decays, and the unit in which its numbers are trained (LayerNorm Scaling):
+// the gradient and the step are multiplied by it.
 
 struct TensorRange {
     int64_t offset, size;
     bool decay;
+    float unit = 1;
+};
+
+// What a thread keeps of the tensor that it is in.
+struct CurrentTensor {
+    int64_t end;
+    float keep, unit;
 };
 
 struct AdamWConstants {
@@ -1900,7 +1908,7 @@ struct AdamWBuffers {
 
 // The last tensor that begins at or before element i.
 template <class X>
-__device__ __forceinline__ TensorRange find_tensor(const AdamWBuffers<X>& p, int64_t i) {
+__device__ __forceinline__ CurrentTensor find_tensor(const AdamWBuffers<X>& p, int64_t i) {
     int64_t low = 0, high = p.tensor_count - 1;
     while (low < high) {
         const int64_t middle = (low + high + 1) / 2;
@@ -1909,23 +1917,23 @@ __device__ __forceinline__ TensorRange find_tensor(const AdamWBuffers<X>& p, int
         else
             high = middle - 1;
     }
-    return p.tensors[low];
+    const TensorRange t = p.tensors[low];
+    return {t.offset + t.size, t.decay ? p.s.keep : 1.0f, t.unit};
 }
 
 // Elements i to i + width; `tensor` is the one that the elements before lay in.
 template <int width, class X>
-__device__ __forceinline__ void adamw_update(const AdamWBuffers<X>& p, TensorRange& tensor, int64_t i, float scale) {
+__device__ __forceinline__ void adamw_update(const AdamWBuffers<X>& p, CurrentTensor& tensor, int64_t i, float scale) {
     const AdamWConstants& s = p.s;
     Vec<float, width> w = load_vec_streaming<width>(p.master + i), g = load_vec_streaming<width>(p.grad + i);
     Vec<float, width> m = load_vec_streaming<width>(p.m + i), v = load_vec_streaming<width>(p.v + i);
     LNFREE_UNROLL
     for (int j = 0; j < width; j++) {
-        if (i + j >= tensor.offset + tensor.size) tensor = find_tensor(p, i + j);
-        const float gradient = g.v[j] * scale;
+        if (i + j >= tensor.end) tensor = find_tensor(p, i + j);
+        const float gradient = g.v[j] * (tensor.unit * scale);
         m.v[j] = s.beta1 * m.v[j] + s.rest1 * gradient;
         v.v[j] = s.beta2 * v.v[j] + s.rest2 * gradient * gradient;
-        const float keep = tensor.decay ? s.keep : 1.0f;
-        w.v[j] = keep * w.v[j] - s.step * m.v[j] / (sqrtf(v.v[j]) * s.root2 + s.eps);
+        w.v[j] = tensor.keep * w.v[j] - tensor.unit * s.step * m.v[j] / (sqrtf(v.v[j]) * s.root2 + s.eps);
     }
     store_vec_streaming(p.master + i, w);
     store_vec_streaming(p.m + i, m);
@@ -1944,7 +1952,7 @@ template <class X, int width>
 __global__ void __launch_bounds__(kAdamThreads) adamw_kernel(AdamWBuffers<X> p) {
     begin_kernel();
     const float scale = p.norm->clip_scale;
-    TensorRange tensor = {0, 0, false};
+    CurrentTensor tensor = {0, 1, 1};
     for (int k = 0; k < kAdamVectors; k++) {
         const int64_t vector = (static_cast<int64_t>(blockIdx.x) * kAdamVectors + k) * kAdamThreads + threadIdx.x;
         const int64_t i = vector * width;
@@ -2002,6 +2010,68 @@ void round_stochastically(X* copy, const float* master, int64_t n, uint64_t key,
 // What adamw takes as its key for stochastic rounding: different for every run and every update.
 inline uint64_t stochastic_key(uint64_t seed, int64_t updates) {
     return SplitMix64(seed ^ (static_cast<uint64_t>(updates) * 0xD1342543DE82EF95u)).next();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Low-rank updates (section 4 of train_gpt2_lnfree.cpp): a few products of float matrices per step, of which one side or
+// the depth is the rank. A block takes a tile of the result; a thread, one number, whose terms it adds in their order.
+
+constexpr int kThinTile = 16, kThinDepth = 64, kThinPitch = kThinDepth + 1;  // rows begin in different banks
+constexpr int kThinThreads = kThinTile * kThinTile;
+
+// data - minus (null: 0). Number k of the depth in row i lies at i * row + k * depth.
+struct ThinOperand {
+    const float *data, *minus;
+    int64_t row, depth;
+
+    __device__ __forceinline__ float at(int64_t i, int64_t k) const {
+        const int64_t place = i * row + k * depth;
+        return minus == nullptr ? data[place] : data[place] - minus[place];
+    }
+};
+
+// tile (kThinTile,kThinPitch): rows from i0 on, of `rows`, and the depth from k0 on, of K; 0 where there is nothing.
+// Neighbouring threads read what lies side by side.
+__device__ __forceinline__ void load_thin_tile(const Shared<float>& tile, const ThinOperand& from, int64_t i0,
+                                               int64_t rows, int64_t k0, int64_t K) {
+    const bool along_depth = from.depth == 1;
+    for (int e = static_cast<int>(threadIdx.x); e < kThinTile * kThinDepth; e += kThinThreads) {
+        const int i = along_depth ? e / kThinDepth : e % kThinTile, k = along_depth ? e % kThinDepth : e / kThinTile;
+        tile[i * kThinPitch + k] = i0 + i < rows && k0 + k < K ? from.at(i0 + i, k0 + k) : 0.0f;
+    }
+}
+
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    thin_product_kernel(float* out, bool adds, ThinOperand x, ThinOperand y, int64_t I, int64_t J, int64_t K) {
+    begin_kernel();
+    SharedMemory shared;
+    const Shared<float> xs = shared.take<float>(kThinTile * kThinPitch);
+    const Shared<float> ys = shared.take<float>(kThinTile * kThinPitch);
+    const int64_t i0 = static_cast<int64_t>(blockIdx.y) * kThinTile, j0 = static_cast<int64_t>(blockIdx.x) * kThinTile;
+    const int i = static_cast<int>(threadIdx.x) / kThinTile, j = static_cast<int>(threadIdx.x) % kThinTile;
+    float sum = 0;
+    for (int64_t k0 = 0; k0 < K; k0 += kThinDepth) {
+        load_thin_tile(xs, x, i0, I, k0, K);
+        load_thin_tile(ys, y, j0, J, k0, K);
+        __syncthreads();
+        const int depth = static_cast<int>(min(int64_t{kThinDepth}, K - k0));
+        LNFREE_UNROLL_BY(8)
+        for (int k = 0; k < depth; k++) sum += xs[i * kThinPitch + k] * ys[j * kThinPitch + k];
+        __syncthreads();
+    }
+    if (i0 + i >= I || j0 + j >= J) return;
+    float& to = out[(i0 + i) * J + j0 + j];
+    to = adds ? to + sum : sum;
+}
+
+// out (I,J) = x (I,K) y (J,K)^T, or with `adds` += that.
+inline void thin_product(float* out, bool adds, const ThinOperand& x, const ThinOperand& y, int64_t I, int64_t J,
+                         int64_t K, cudaStream_t stream) {
+    const dim3 tiles(static_cast<unsigned>(ceil_div(J, kThinTile)), static_cast<unsigned>(ceil_div(I, kThinTile)));
+    launch_dependent(thin_product_kernel<kThinThreads>, tiles, dim3(kThinThreads),
+                     shared_bytes_of<float, float>(kThinTile * kThinPitch, kThinTile * kThinPitch), stream, out, adds,
+                     x, y, I, J, K);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -3738,6 +3808,83 @@ void convert_on_host(Out* out, const In* in, int64_t rows, int64_t width, int64_
         for (int64_t i = 0; i < width; i++) out[r * width + i] = from_float<Out>(to_float(in[r * stride + i]));
 }
 
+// What AdamW works on where low-rank updates are trained (LowRank in dev/engine.h): as in the reference, but that the
+// gradients of A and B follow from the weights' once, when those of all micro-batches have been added up.
+class DeviceLowRank {
+  public:
+    // Room for what `host` trains of these tensors, and its values.
+    void start(const std::vector<Tensor>& tensors, const LowRank& host, cudaStream_t stream) {
+        R_ = host.R;
+        const int64_t n = parameter_count(host.table);
+        for (DeviceArray<float>* array : {&values_, &before_, &grads_}) array->allocate(n);
+        const auto at = [&](const std::string& name) {
+            for (const Tensor& t : host.table)
+                if (t.name == name) return t.offset;
+            return int64_t{-1};
+        };
+        for (const Tensor& t : tensors) {
+            const int64_t A = at(t.name + ".lora_A"), copy = at(t.name);
+            if (A >= 0)
+                matrices_.push_back({t.offset, static_cast<int64_t>(t.shape[0]), static_cast<int64_t>(t.shape[1]), A,
+                                     at(t.name + ".lora_B")});
+            if (copy >= 0) copies_.push_back({t.offset, t.size, copy});
+        }
+        upload(host, stream);
+    }
+    void upload(const LowRank& host, cudaStream_t stream) const {
+        values_.upload(host.values.data(), values_.size(), stream);
+    }
+    void fetch(LowRank& host, cudaStream_t stream) const {
+        values_.download(host.values.data(), values_.size(), stream);
+    }
+    bool is_trained() const { return R_ > 0; }
+    float* values() const { return values_.data(); }
+    float* grads() const { return grads_.data(); }
+
+    // The gradients, from those of all weights.
+    void follow_gradients(const float* dW, cudaStream_t stream) const {
+        for (const OfMatrix& u : matrices_) {
+            const float* const d = dW + u.W;
+            thin_product(grads() + u.A, false, {d, nullptr, u.M, 1}, {values() + u.B, nullptr, u.M, 1}, u.K, R_, u.M,
+                         stream);
+            thin_product(grads() + u.B, false, {values() + u.A, nullptr, 1, R_}, {d, nullptr, 1, u.M}, R_, u.M, u.K,
+                         stream);
+        }
+        for (const OfCopy& c : copies_) copy(grads() + c.at, dW + c.W, c.n, stream);
+    }
+    // Before an update of the values.
+    void remember(cudaStream_t stream) const { copy(before_.data(), values(), values_.size(), stream); }
+    // After it: what it does to the weights W.
+    void add_update(float* W, cudaStream_t stream) const {
+        const float* const before = before_.data();
+        for (const OfMatrix& u : matrices_) {
+            const ThinOperand dA = {values() + u.A, before + u.A, R_, 1}, A = {before + u.A, nullptr, R_, 1};
+            const ThinOperand dB = {values() + u.B, before + u.B, 1, u.M}, B = {values() + u.B, nullptr, 1, u.M};
+            thin_product(W + u.W, true, dA, B, u.K, u.M, R_, stream);
+            thin_product(W + u.W, true, A, dB, u.K, u.M, R_, stream);
+        }
+        for (const OfCopy& c : copies_) copy(W + c.W, values() + c.at, c.n, stream);
+    }
+
+  private:
+    // Where W (K,M) begins among all weights, and A (K,R) and B (R,M) among the values; what is trained as it is.
+    struct OfMatrix {
+        int64_t W, K, M, A, B;
+    };
+    struct OfCopy {
+        int64_t W, n, at;
+    };
+    int64_t R_ = 0;
+    std::vector<OfMatrix> matrices_;
+    std::vector<OfCopy> copies_;
+    DeviceArray<float> values_, before_, grads_;
+
+    static void copy(float* to, const float* from, int64_t n, cudaStream_t stream) {
+        const size_t bytes = static_cast<size_t>(n) * sizeof(float);
+        require_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copying on the GPU");
+    }
+};
+
 using SeeGradient = std::function<void(int64_t layer, const float* gradient)>;
 
 // A model's state and passes, whatever X is.
@@ -3800,13 +3947,6 @@ class DeviceModelOf : public DeviceModel {
             copy_.allocate(host.parameters());
             x_ = WeightsOf<X>(copy_.data(), host.tensors, c_);
         }
-        std::vector<TensorRange> ranges;
-        for (const Tensor& t : host.tensors) {
-            const Range mine = common(part_, {t.offset, t.offset + t.size});
-            if (mine.size() > 0) ranges.push_back({mine.first - part_.first, mine.size(), t.decay});
-        }
-        ranges_.allocate(static_cast<int64_t>(ranges.size()));
-        ranges_.upload(ranges.data(), ranges_.size(), stream_);
         const std::vector<real> turns = rotary_turns(c_);
         turns_.allocate(static_cast<int64_t>(turns.size()));
         turns_.upload(turns.data(), turns_.size(), stream_);
@@ -3831,7 +3971,8 @@ class DeviceModelOf : public DeviceModel {
         gradients_are_zero_ = false;
         const Teaching teaching = taught_by(teacher, share, inputs);
         const auto pass = [&] { forward_and_backward(aux, grad_accum, teaching); };
-        sum_blocks_ = ++passes_ == processes().share(grad_accum).size() && !with_graphs_;  // a graph is of all passes
+        const bool is_last_pass = ++passes_ == processes().share(grad_accum).size();
+        sum_blocks_ = is_last_pass && !with_graphs_ && !low_rank_.is_trained();  // a graph is of all passes
         if (with_graphs_)
             recorded_.run(frozen_in_a_pass(aux, grad_accum, teaching), stream_, pass);
         else
@@ -3969,16 +4110,14 @@ class DeviceModelOf : public DeviceModel {
     // After a micro-batch: the arena must be there. Of several processes (dev/processes.h) each sums its part of the gradients,
     // updates its part of the parameters, and gives that to the others.
     double gradient_norm() override {
-        if (!sum_blocks_)
-            for (int64_t l = c_.L - 1; l >= 0; l--) sum_block(l);
-        sum_blocks_ = false;
-        const Range blocks = {range_of_block(host_.tensors, 0).first, range_of_block(host_.tensors, c_.L - 1).last};
-        for (const Range rest : {Range{0, blocks.first}, Range{blocks.last, grads_.size()}})
-            sums_.sum(grads_.data(), grads_.size(), rest, stream_);
+        if (low_rank_.is_trained())
+            sum_low_rank();
+        else
+            sum_all_weights();
         sums_.finish(stream_);
         GradientNorm norm{};
         if (part_.size() > 0) {
-            global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), grads_.data() + part_.first, part_.size(),
+            global_norm(a_.norm, reinterpret_cast<double*>(a_.scratch), trained_grads() + part_.first, part_.size(),
                         INFINITY, stream_);
             copy_from_device(&norm, a_.norm, 1);
         }
@@ -3989,18 +4128,27 @@ class DeviceModelOf : public DeviceModel {
     void update(const AdamWConstants& step, double gradient_scale, std::optional<uint64_t> stochastic_key) override {
         const GradientNorm clipping{NAN, static_cast<float>(gradient_scale)};
         copy_to_device(a_.norm, &clipping, 1);
+        const bool of_weights = !low_rank_.is_trained();
         X* copy = nullptr;
-        if constexpr (!std::is_same_v<X, float>) copy = copy_.data() + part_.first;
+        if constexpr (!std::is_same_v<X, float>) copy = of_weights ? copy_.data() + part_.first : nullptr;
+        if (!of_weights) low_rank_.remember(stream_);
         if (part_.size() > 0)
-            adamw<X>(master_.data() + part_.first, grads_.data() + part_.first, m_.data(), v_.data(), copy, a_.norm,
+            adamw<X>(trained() + part_.first, trained_grads() + part_.first, m_.data(), v_.data(), copy, a_.norm,
                      ranges_.data(), ranges_.size(), part_.size(), step, stochastic_key, stream_);
-        share_over_processes(master_.data(), master_.size(), stream_);
-        if constexpr (!std::is_same_v<X, float>) share_over_processes(copy_.data(), copy_.size(), stream_);
-        gradients_are_zero_ = part_.size() == grads_.size();
+        share_over_processes(trained(), host_.trained_numbers(), stream_);
+        if (!of_weights) {
+            low_rank_.add_update(master_.data(), stream_);
+            refresh_copies(stochastic_key);
+        } else if constexpr (!std::is_same_v<X, float>) {
+            share_over_processes(copy_.data(), copy_.size(), stream_);
+        }
+        gradients_are_zero_ = of_weights && part_.size() == grads_.size();
         passes_ = 0;
     }
     // The copies as the update of this key left them.
     void round_weights(uint64_t stochastic_key) override {
+        prepare_gradients();
+        if (low_rank_.is_trained()) return refresh_copies(stochastic_key);
         if constexpr (!std::is_same_v<X, float>) {
             if (part_.size() > 0)
                 round_stochastically(copy_.data() + part_.first, master_.data() + part_.first, part_.size(),
@@ -4021,16 +4169,20 @@ class DeviceModelOf : public DeviceModel {
     void upload_parameters(const float* from) override { upload(from); }
     void upload_moments(const float* m, const float* v) override {
         prepare_training(0, 0);
+        if (low_rank_.is_trained()) low_rank_.upload(host_.low_rank, stream_);
         m_.upload(m + part_.first, m_.size(), stream_);
         v_.upload(v + part_.first, v_.size(), stream_);
     }
     void fetch_moments(float* m, float* v) override {
         m_.download(m + part_.first, m_.size(), stream_);
         v_.download(v + part_.first, v_.size(), stream_);
-        for (float* moments : {m, v}) first_has_all(moments, master_.size());  // it writes them
+        for (float* moments : {m, v}) first_has_all(moments, host_.trained_numbers());  // it writes them
     }
 
-    void fetch_parameters(float* to) override { master_.download(to, master_.size(), stream_); }
+    void fetch_parameters(float* to) override {
+        master_.download(to, master_.size(), stream_);
+        if (low_rank_.is_trained()) low_rank_.fetch(host_.low_rank, stream_);
+    }
     void fetch_gradients(float* to) override { grads_.download(to, grads_.size(), stream_); }
 
   private:
@@ -4039,10 +4191,11 @@ class DeviceModelOf : public DeviceModel {
     Engine& host_;
     const ModelConfig& c_;
     const Heads heads_{c_.NH, c_.key_heads(), c_.head_size()};
-    const Range part_ = processes().part(host_.parameters());  // that this process updates
+    Range part_;  // of what is trained, that this process updates
     MatrixProducts products_;
     DeviceArray<float> master_, grads_, m_, v_;
     bool gradients_are_zero_ = false;  // AdamW leaves them so
+    DeviceLowRank low_rank_;
     GradientSums sums_;
     int64_t passes_ = 0;       // since they were zero
     bool sum_blocks_ = false;  // backward gives every block's gradients away as soon as they are complete, or has
@@ -4102,6 +4255,45 @@ class DeviceModelOf : public DeviceModel {
         grads_.zero(stream_);
         gradients_are_zero_ = true;
         d_ = WeightsOf<float>(grads_.data(), host_.tensors, c_);
+        if (host_.low_rank.R > 0) low_rank_.start(host_.tensors, host_.low_rank, stream_);
+        part_ = processes().part(host_.trained_numbers());
+        std::vector<TensorRange> ranges;
+        for (const Tensor& t : host_.trained()) {
+            const Range mine = common(part_, {t.offset, t.offset + t.size});
+            if (mine.size() > 0)
+                ranges.push_back({mine.first - part_.first, mine.size(), t.decay, static_cast<float>(t.unit)});
+        }
+        ranges_.allocate(static_cast<int64_t>(ranges.size()));
+        ranges_.upload(ranges.data(), ranges_.size(), stream_);
+    }
+
+    // What AdamW works on.
+    float* trained() const { return low_rank_.is_trained() ? low_rank_.values() : master_.data(); }
+    float* trained_grads() const { return low_rank_.is_trained() ? low_rank_.grads() : grads_.data(); }
+
+    // The sums over the processes: of all gradients but those that backward has given away already; or of the few that
+    // low-rank updates have.
+    void sum_all_weights() {
+        if (!sum_blocks_)
+            for (int64_t l = c_.L - 1; l >= 0; l--) sum_block(l);
+        sum_blocks_ = false;
+        const Range blocks = {range_of_block(host_.tensors, 0).first, range_of_block(host_.tensors, c_.L - 1).last};
+        for (const Range rest : {Range{0, blocks.first}, Range{blocks.last, grads_.size()}})
+            sums_.sum(grads_.data(), grads_.size(), rest, stream_);
+    }
+    void sum_low_rank() {
+        low_rank_.follow_gradients(grads_.data(), stream_);
+        const int64_t n = host_.trained_numbers();
+        sums_.sum(low_rank_.grads(), n, {0, n}, stream_);
+    }
+    // All of them, also of weights that have not changed: stochastic rounding then draws again.
+    void refresh_copies(std::optional<uint64_t> stochastic_key) {
+        if constexpr (!std::is_same_v<X, float>) {
+            if (stochastic_key)
+                round_stochastically(copy_.data(), master_.data(), master_.size(), *stochastic_key, stream_);
+            else
+                convert(copy_.data(), master_.data(), master_.size(), stream_);
+        }
     }
 
     void upload(const float* parameters) {
@@ -4677,8 +4869,8 @@ class CudaEngine : public Engine {
 
     void prepare_training(int64_t B, int64_t T) override { device().prepare_training(B, T); }
     void prepare_optimiser() override {
-        m.allocate(parameters());
-        v.allocate(parameters());
+        m.allocate(trained_numbers());
+        v.allocate(trained_numbers());
         updates = 0;
         device_has_moments_ = false;
     }
@@ -4688,10 +4880,12 @@ class CudaEngine : public Engine {
         DeviceModel* const teacher = distillation.teacher == nullptr ? nullptr : &device_of(*distillation.teacher);
         return device().forward_backward(inputs, targets, B, T, aux, grad_accum, distillation.share, teacher);
     }
-    double gradient_norm() override { return device().gradient_norm(); }
+    double gradient_norm() override {
+        upload_moments();
+        return device().gradient_norm();
+    }
     void update(const AdamWStep& step) override {
-        if (!device_has_moments_) device().upload_moments(m.data(), v.data());
-        device_has_moments_ = true;
+        upload_moments();
         updates++;
         std::optional<uint64_t> key;
         if (device_options().stochastic_rounding) key = stochastic_key(step.seed, updates);
@@ -4785,9 +4979,15 @@ class CudaEngine : public Engine {
   private:
     Weights weights_;
     std::unique_ptr<DeviceModel> device_;
-    bool device_has_moments_ = false;  // else m and v are what counts
+    bool device_has_moments_ = false;  // else m, v and what low_rank holds are what counts
     std::vector<real> losses_, kls_;
     std::vector<uint8_t> agreements_;
+
+    void upload_moments() {
+        if (device_has_moments_ || m.size() == 0) return;
+        device().upload_moments(m.data(), v.data());
+        device_has_moments_ = true;
+    }
 
     // Both are made by make_engine.
     static DeviceModel& device_of(Engine& other) { return dynamic_cast<CudaEngine&>(other).device(); }

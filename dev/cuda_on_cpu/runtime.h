@@ -8,6 +8,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -137,6 +138,12 @@ inline size_t physical_memory() {
     return static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
 }
 
+// All that has been given so far, whether it has been freed or not: a difference is what a piece of work asked for.
+inline std::atomic<int64_t>& allocated_bytes() {
+    static std::atomic<int64_t> bytes{0};
+    return bytes;
+}
+
 // 256 bytes is the alignment of the real cudaMalloc. Linux would promise more memory than there is, and filling it would
 // then end the process.
 inline cudaError_t allocate(void** p, size_t bytes) {
@@ -149,6 +156,7 @@ inline cudaError_t allocate(void** p, size_t bytes) {
         return result(cudaErrorMemoryAllocation);
     }
     std::memset(*p, 0xff, bytes);
+    allocated_bytes() += static_cast<int64_t>(bytes);
     return cudaSuccess;
 }
 

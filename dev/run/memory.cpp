@@ -39,7 +39,7 @@ TrainingMemory training_memory(const ModelConfig& c, const StepShape& step) {
 
 int64_t bytes_saved(const ModelConfig& c, const StepShape& step) {
     const int64_t parameters = parameter_count(tensor_table(c)), trained = trained_numbers(c, step);
-    const int64_t own = 2 * part_of(trained, 0, step.processes).size() + (step.lora > 0 ? 4 * trained : 0);
+    const int64_t own = 2 * part_of(trained, 0, step.processes).size() + (step.lora > 0 ? 3 * trained : 0);
     return (2 * parameters - own) * static_cast<int64_t>(sizeof(real));
 }
 
