@@ -1210,6 +1210,7 @@ class Reference : public Engine {
         if (w.wpe == nullptr) throw BadInput("a rotary model has no embedding of position 0 that could be changed");
         for (int64_t c = 0; c < config.C; c++)
             w.wpe[c] = static_cast<real>(factor) * w.wpe[c] + (added == nullptr ? real(0) : added[c]);
+        if (low_rank.R > 0) take_copies(*this);
     }
 
     // ----- passes that train nothing

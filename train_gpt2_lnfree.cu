@@ -3852,6 +3852,10 @@ class DeviceLowRank {
         }
         for (const OfCopy& c : copies_) copy(grads() + c.at, dW + c.W, c.n, stream);
     }
+    // What is trained as it is, from weights that were changed by hand.
+    void follow_weights(const float* W, cudaStream_t stream) const {
+        for (const OfCopy& c : copies_) copy(values() + c.at, W + c.W, c.n, stream);
+    }
     // Before an update of the values.
     void remember(cudaStream_t stream) const { copy(before_.data(), values(), values_.size(), stream); }
     // After it: what it does to the weights W.
@@ -4164,6 +4168,7 @@ class DeviceModelOf : public DeviceModel {
             row[c] = static_cast<float>(factor) * row[c] + (added == nullptr ? 0.0f : added[c]);
         copy_to_device(w_.wpe, row.data(), c_.C);
         if constexpr (!std::is_same_v<X, float>) convert(x_.wpe, w_.wpe, c_.C, stream_);
+        if (low_rank_.is_trained()) low_rank_.follow_weights(master_.data(), stream_);
         require_cuda(cudaStreamSynchronize(stream_), "changing an embedding");
     }
     void upload_parameters(const float* from) override { upload(from); }

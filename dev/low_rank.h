@@ -57,6 +57,16 @@ void for_each_trained(const std::vector<Tensor>& tensors, const std::vector<Tens
     }
 }
 
+// What is trained as it is becomes what it is in the model.
+inline void take_copies(Engine& model) {
+    const auto copy = [&](const Tensor& t, int64_t at) {
+        const real* from = model.params.data() + t.offset;
+        std::copy(from, from + t.size, model.low_rank.values.data() + at);
+    };
+    for_each_trained(
+        model.tensors, model.low_rank.table, [](const Tensor&, int64_t, int64_t) {}, copy);
+}
+
 // From now on low-rank updates of rank R are trained, and embeddings if asked. Before the engine's prepare_training and
 // prepare_optimiser. A is random and B is 0, so that the model starts as it is and B has a gradient.
 inline void start_low_rank(Engine& model, int64_t R, bool embeddings, uint64_t seed) {
@@ -70,11 +80,8 @@ inline void start_low_rank(Engine& model, int64_t R, bool embeddings, uint64_t s
         const int64_t n = static_cast<int64_t>(t.shape[0]) * R;
         for (int64_t i = 0; i < n; i++) low_rank.values.data()[A + i] = static_cast<real>(spread * random.normal());
     };
-    const auto copy = [&](const Tensor& t, int64_t at) {
-        const real* from = model.params.data() + t.offset;
-        std::copy(from, from + t.size, low_rank.values.data() + at);
-    };
-    for_each_trained(model.tensors, low_rank.table, start, copy);
+    for_each_trained(model.tensors, low_rank.table, start, [](const Tensor&, int64_t) {});
+    take_copies(model);
 }
 
 }  // namespace lnfree

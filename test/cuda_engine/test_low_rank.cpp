@@ -16,6 +16,7 @@
 #include "dev/cuda/removal_steps.h"
 #include "dev/cuda_on_cpu/options.h"
 #include "dev/cuda_on_cpu/runtime.h"
+#include "dev/low_rank.h"
 #include "dev/method.h"
 #include "dev/processes.h"
 #include "dev/run/launch.h"
@@ -86,7 +87,7 @@ std::unique_ptr<Engine> made(Maker make, const ModelConfig& c, const Settings& s
     std::unique_ptr<Engine> model = make(c);
     if (s.norm_scale == "depth") model->scale_norms_by_depth();
     randomise(*model, 19, 0.5 / std::sqrt(static_cast<double>(c.C)));
-    if (s.lora > 0) model->start_low_rank(s.lora, s.lora_embeddings, s.seed);
+    if (s.lora > 0) start_low_rank(*model, s.lora, s.lora_embeddings, s.seed);
     model->prepare_training(s.batch, s.seq);
     model->prepare_optimiser();
     return model;

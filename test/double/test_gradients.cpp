@@ -738,7 +738,17 @@ TEST_CASE("low-rank updates of full rank that start at 0 leave the model's predi
     model->forward_backward(tokens.data(), tokens.data() + 1, 2, 5, {}, 1);
     model->gradient_norm();
     model->update({});  // its learning rate is 0
-    CHECK(largest_difference(before, {model->params.data(), model->params.data() + model->params.size()}) == 0);
+    const auto now = [&] {
+        return std::vector<real>(model->params.data(), model->params.data() + model->params.size());
+    };
+    CHECK(largest_difference(before, now()) == 0);
+
+    // An embedding that is changed by hand stays so.
+    model->edit_position0(0.5, nullptr);
+    const std::vector<real> edited = now();
+    CHECK(largest_difference(before, edited) > 0.1);
+    model->update({});
+    CHECK(largest_difference(edited, now()) == 0);
 }
 
 TEST_CASE("LayerNorm Scaling: gamma and beta hold the factor, and AdamW trains what they would be without it") {
