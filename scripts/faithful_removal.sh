@@ -20,7 +20,7 @@
 #   embedded    the model of this repository (data/stories_gpt2), on its own text: trained until its loss was flat
 #   settled     4 layers x 128, 6,250 steps, the last fifth at a low rate
 #   wide        6 layers x 256, on the first text alone; not among the defaults, since it takes hours
-#   flat        4 layers x 64, 6,000 steps, the last at a very low rate, on the last text alone; flat_neox and flat_llama: the same
+#   flat        4 layers x 64, 4,000 steps, the last at a very low rate, on the last text alone; flat_neox and flat_llama: the same
 #               in Pythia's shape and in Llama's, flat_scaled: with LayerNorm Scaling. Not among the defaults either
 #   young       2 layers x 64 that still learn: what misleads, since training on their text makes them better in any case
 #   planted40   the same with an embedding of position 0 that is far longer than the others, 300 steps after it was made so
@@ -94,7 +94,7 @@ original() { # BED TEXT
         wide) pretrained="--n-layer 6 --n-head 8 --n-embd 256 --n-ctx 128 --steps 2500 --lr 1e-3 --min-lr 1e-5" ;;
         settled) pretrained="--n-layer 4 --n-head 4 --n-embd 128 --n-ctx 128 --steps 6250 --lr 2e-3 --min-lr 2e-5" ;;
         flat*)
-            pretrained="--n-layer 4 --n-head 4 --n-embd 64 --n-ctx 128 --steps 6000 --lr 2e-3 --min-lr 1e-5"
+            pretrained="--n-layer 4 --n-head 4 --n-embd 64 --n-ctx 128 --steps 4000 --lr 2e-3 --min-lr 1e-5"
             case $1 in
                 flat_scaled) pretrained="$pretrained --norm-scale depth" ;;
                 flat_*) pretrained="$pretrained --family ${1#flat_}" ;;

@@ -423,10 +423,12 @@ TEST_CASE("copies that a launcher started and that do not find each other are re
 }
 
 TEST_CASE("torchrun's environment does not start this program: its processes are joined by MPI alone") {
+    // Before the environment, which would be that of the programs that make the workbench as well.
+    const std::string rendezvous = nowhere();
     ::setenv("WORLD_SIZE", "2", 1);
     ::setenv("RANK", "0", 1);
     const Outcome first = run({"info", "--settings"});
-    ::setenv("LNFREE_RENDEZVOUS", nowhere().c_str(), 1);
+    ::setenv("LNFREE_RENDEZVOUS", rendezvous.c_str(), 1);
     const Outcome named = run({"info", "--settings"});
     ::setenv("RANK", "1", 1);
     const Outcome second = run({"info", "--settings"});
