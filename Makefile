@@ -325,8 +325,9 @@ $(BUILD)/test/main.o: test/main.cpp $(BUILD)/flags | ready
 	$(Q)$(CXX) $(LANGUAGE) -O1 -MMD -MP -c $< -o $@
 
 # Sanitised, the others of the CUDA tests take minutes each; the emulation has its own eye on shared memory in all of
-# them. And the oracle's numbers of the analyses run through nothing that test_analysis does not.
-SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(TESTS_cuda)) %/test_analysis_oracle
+# them. And the oracle's numbers of the analyses run through nothing that test_analysis does not, nor runs that stop at every
+# step through what test_engine and test_command_line do not.
+SLOW_SANITISED := $(filter-out %/test_emulation %/test_bf16 %/test_streaming,$(TESTS_cuda)) %/test_analysis_oracle %/test_resume
 TESTS := $(filter-out $(if $(SAN),$(SLOW_SANITISED)),$(TESTS_data) $(TESTS_engine) $(TESTS_double) $(TESTS_isa) $(TESTS_cuda))
 
 # What a choice of tests needs: their programs, and the program under test where some of them run it.
