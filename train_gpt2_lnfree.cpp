@@ -890,11 +890,14 @@ std::vector<Tensor> tensor_table(const ModelConfig& c) {
 // Exponents, powers, speeds and angles are each rounded to float, as models have learned them in transformers: rounding
 // base^(-2i/R) once gives other speeds, by which positions near 2,000 are up to 1e-4 of a radian off.
 std::vector<real> rotary_turns(const ModelConfig& c) {
+    std::vector<float> speeds;
+    for (int64_t i = 0; i < c.rotary / 2; i++) {
+        const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.rotary);
+        speeds.push_back(1 / static_cast<float>(std::pow(c.rotary_base, static_cast<double>(exponent))));
+    }
     std::vector<real> turns;
     for (int64_t t = 0; c.rotary > 0 && t < c.n_ctx; t++)
-        for (int64_t i = 0; i < c.rotary / 2; i++) {
-            const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.rotary);
-            const float speed = 1 / static_cast<float>(std::pow(c.rotary_base, static_cast<double>(exponent)));
+        for (const float speed : speeds) {
             const float angle = static_cast<float>(t) * speed;
             turns.push_back(static_cast<real>(std::cos(static_cast<double>(angle))));
             turns.push_back(static_cast<real>(std::sin(static_cast<double>(angle))));

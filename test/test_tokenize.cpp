@@ -192,6 +192,29 @@ TEST_CASE("special tokens that stay text are counted, and are in PREFIX.json") {
     CHECK_FALSE(read_json(folder / "out.json").contains("special_as_text"));
 }
 
+// Texts put together from these words, read in pieces of a few bytes.
+static void check_pieces(const Tokenizer& tokenizer, uint64_t seed, const std::vector<const char*>& words) {
+    const TemporaryFolder folder;
+    SplitMix64 random(seed);
+    for (int round = 0; round < 400; ++round) {
+        std::string text;
+        for (uint64_t n = random.below(60); n > 0; --n) text += words[random.below(words.size())];
+        write_bytes(folder / "a.txt", text);
+        DocumentOptions options;
+        options.piece_bytes = 1 + random.below(12);
+        options.split = tokenizer.split();
+        options.unbroken = tokenizer.unbroken();
+        Ids whole, in_pieces;
+        tokenizer.encode(text, whole);
+        DocumentReader reader({folder / "a.txt"}, options);
+        for (DocumentPiece piece; reader.next(piece);) {
+            const bool continues = piece.continues;
+            tokenizer.encode(piece_text(std::move(piece), "text"), in_pieces, false, continues);
+        }
+        if (in_pieces != whole) FAIL("pieces of " << options.piece_bytes << ": " << printable(text));
+    }
+}
+
 TEST_CASE("a text read in pieces has the tokens of the whole text, whatever tokens were added") {
     const TemporaryFolder folder;
     Json vocab = Json::object(), added = Json::array();
@@ -208,24 +231,7 @@ TEST_CASE("a text read in pieces has the tokens of the whole text, whatever toke
                     .dump());
     write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "PreTrainedTokenizerFast"})");
     const auto tokenizer = load_tokenizer(folder.path());
-    SplitMix64 random(33);
-    const char* const words[] = {"a", " ", "b", "\n", "<l>", "<r>", "é", "."};
-    for (int round = 0; round < 400; ++round) {
-        std::string text;
-        for (uint64_t n = random.below(60); n > 0; --n) text += words[random.below(std::size(words))];
-        write_bytes(folder / "a.txt", text);
-        DocumentOptions options;
-        options.piece_bytes = 1 + random.below(12);
-        options.unbroken = tokenizer->unbroken();
-        Ids whole, in_pieces;
-        tokenizer->encode(text, whole);
-        DocumentReader reader({folder / "a.txt"}, options);
-        for (DocumentPiece piece; reader.next(piece);) {
-            const bool continues = piece.continues;
-            tokenizer->encode(piece_text(std::move(piece), "text"), in_pieces, false, continues);
-        }
-        if (in_pieces != whole) FAIL("pieces of " << options.piece_bytes << ": " << printable(text));
-    }
+    check_pieces(*tokenizer, 33, {"a", " ", "b", "\n", "<l>", "<r>", "é", "."});
 }
 
 TEST_CASE("a text read in pieces has the tokens of the whole text, in form NFC too and with runs of spaces as tokens") {
@@ -244,25 +250,7 @@ TEST_CASE("a text read in pieces has the tokens of the whole text, in form NFC t
                     .dump());
     write_bytes(folder / "tokenizer_config.json", R"({"tokenizer_class": "PreTrainedTokenizerFast"})");
     const auto tokenizer = load_tokenizer(folder.path());
-    SplitMix64 random(34);
-    const char* const words[] = {"a", " ", " ", "   ", "\n", "e\u0301", "\u0323", "\u1100", "\u1161", "\u2000", "."};
-    for (int round = 0; round < 400; ++round) {
-        std::string text;
-        for (uint64_t n = random.below(60); n > 0; --n) text += words[random.below(std::size(words))];
-        write_bytes(folder / "a.txt", text);
-        DocumentOptions options;
-        options.piece_bytes = 1 + random.below(12);
-        options.split = tokenizer->split();
-        options.unbroken = tokenizer->unbroken();
-        Ids whole, in_pieces;
-        tokenizer->encode(text, whole);
-        DocumentReader reader({folder / "a.txt"}, options);
-        for (DocumentPiece piece; reader.next(piece);) {
-            const bool continues = piece.continues;
-            tokenizer->encode(piece_text(std::move(piece), "text"), in_pieces, false, continues);
-        }
-        if (in_pieces != whole) FAIL("pieces of " << options.piece_bytes << ": " << printable(text));
-    }
+    check_pieces(*tokenizer, 34, {"a", " ", " ", "   ", "\n", "e\u0301", "\u0323", "\u1100", "\u1161", "\u2000", "."});
 }
 
 TEST_CASE("a vocabulary of more than 65,536 tokens gives shards of four bytes a token, which are read as such") {
