@@ -1209,10 +1209,11 @@ class Reference : public Engine {
     void fetch_parameters() override {}
     void fetch_moments() override {}
 
-    void edit_position0(double factor, const real* added) override {
-        if (w.wpe == nullptr) throw BadInput("a rotary model has no embedding of position 0 that could be changed");
-        for (int64_t c = 0; c < config.C; c++)
-            w.wpe[c] = static_cast<real>(factor) * w.wpe[c] + (added == nullptr ? real(0) : added[c]);
+    void edit_parameters(Slice slice, double factor, const real* added) override {
+        for (int64_t i = 0; i < slice.n; i++) {
+            real& x = params.data()[slice.first + i * slice.stride];
+            x = static_cast<real>(factor) * x + (added == nullptr ? real(0) : added[i]);
+        }
         if (low_rank.R > 0) take_copies(*this);
     }
 

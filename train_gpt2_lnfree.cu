@@ -3924,7 +3924,7 @@ class DeviceModel {
     virtual double gradient_norm() = 0;
     virtual void update(const AdamWConstants& step, double gradient_scale, std::optional<uint64_t> stochastic_key) = 0;
     virtual void round_weights(uint64_t stochastic_key) = 0;
-    virtual void edit_position0(double factor, const float* added) = 0;
+    virtual void edit_parameters(Slice slice, double factor, const float* added) = 0;
     virtual void upload_parameters(const float* from) = 0;
     virtual void upload_moments(const float* m, const float* v) = 0;
     virtual void fetch_moments(float* m, float* v) = 0;
@@ -4160,16 +4160,19 @@ class DeviceModelOf : public DeviceModel {
             share_over_processes(copy_.data(), copy_.size(), stream_);
         }
     }
-    // One row, and rarely: by way of the host.
-    void edit_position0(double factor, const float* added) override {
-        std::vector<float> row(static_cast<size_t>(c_.C));
-        copy_from_device(row.data(), w_.wpe, c_.C);
-        for (size_t c = 0; c < row.size(); c++)
-            row[c] = static_cast<float>(factor) * row[c] + (added == nullptr ? 0.0f : added[c]);
-        copy_to_device(w_.wpe, row.data(), c_.C);
-        if constexpr (!std::is_same_v<X, float>) convert(x_.wpe, w_.wpe, c_.C, stream_);
+    // Few, and rarely: by way of the host, with all that lies between them.
+    void edit_parameters(Slice slice, double factor, const float* added) override {
+        const int64_t first = slice.first, span = (slice.n - 1) * slice.stride + 1;
+        std::vector<float> x(static_cast<size_t>(span));
+        copy_from_device(x.data(), master_.data() + first, span);
+        for (int64_t i = 0; i < slice.n; i++) {
+            float& one = x[static_cast<size_t>(i * slice.stride)];
+            one = static_cast<float>(factor) * one + (added == nullptr ? 0.0f : added[i]);
+        }
+        copy_to_device(master_.data() + first, x.data(), span);
+        if constexpr (!std::is_same_v<X, float>) convert(copy_.data() + first, master_.data() + first, span, stream_);
         if (low_rank_.is_trained()) low_rank_.follow_weights(master_.data(), stream_);
-        require_cuda(cudaStreamSynchronize(stream_), "changing an embedding");
+        require_cuda(cudaStreamSynchronize(stream_), "changing some parameters");
     }
     void upload_parameters(const float* from) override { upload(from); }
     void upload_moments(const float* m, const float* v) override {
@@ -4901,12 +4904,12 @@ class CudaEngine : public Engine {
         device_has_moments_ = false;
         if (device_options().stochastic_rounding) device().round_weights(stochastic_key(seed, updates));
     }
-    void edit_position0(double factor, const real* added) override {
-        if (weights_.wpe == nullptr)
-            throw BadInput("a rotary model has no embedding of position 0 that could be changed");
-        if (device_) return device_->edit_position0(factor, added);
-        for (int64_t c = 0; c < config.C; c++)
-            weights_.wpe[c] = static_cast<real>(factor) * weights_.wpe[c] + (added == nullptr ? real(0) : added[c]);
+    void edit_parameters(Slice slice, double factor, const real* added) override {
+        if (device_) return device_->edit_parameters(slice, factor, added);
+        for (int64_t i = 0; i < slice.n; i++) {
+            real& x = params.data()[slice.first + i * slice.stride];
+            x = static_cast<real>(factor) * x + (added == nullptr ? real(0) : added[i]);
+        }
     }
     void fetch_parameters() override {
         if (device_) device_->fetch_parameters(params.data());

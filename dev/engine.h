@@ -149,7 +149,8 @@ struct Experiments {
     bool own_position0 = false;          // the precursor's special cases, and when they go
     double release_end_of_text = 0, release_position0 = 0;
     int64_t release_steps = 0;   // in which position 0's own sigma becomes sigma_bar, geometrically; 0: at once
-    int64_t shrink_steps = 0;    // in which position 0's embedding comes down to the others' length; 0: left alone
+    int64_t shrink_steps = 0;    // in which what makes position 0 long comes down to the others' length; 0: left alone
+    std::string shrink_neurons;  // what that is in a rotary model: "11:1229 28:678", neurons of blocks counted from 0
     double plant_position0 = 0;  // how much position 0's embedding is lengthened; 0: nothing is planted
     int64_t plant_step = 0;
     double grow_position0 = 1;  // what the auxiliary loss makes of sigma at position 0
@@ -242,6 +243,11 @@ struct Probe {
     std::function<void(int64_t layer, const real* heads, const real* qkv, const real* lse)> attention;
     // The MLP's neurons after GELU or its like, hidden (B,T,n_inner), and what it adds to the stream, output (B,T,C).
     std::function<void(int64_t layer, const real* hidden, const real* output)> mlp;
+};
+
+// Some of the parameters: n from the index `first` of the flat buffer on, `stride` apart.
+struct Slice {
+    int64_t first, n, stride = 1;
 };
 
 // One update of AdamW (section 4 of the reference). beta1, beta2, eps, weight decay as in Settings.
@@ -391,8 +397,8 @@ class Engine {
     // After `params`, `m`, `v` and `updates` have been read from a checkpoint: what an engine derives from them becomes what
     // it was when that was written. `seed` as in AdamWStep.
     virtual void resume(uint64_t seed) = 0;
-    // The embedding of position 0 becomes factor * itself + added (C); null: nothing is added.
-    virtual void edit_position0(double factor, const real* added) = 0;
+    // n parameters, `stride` apart in the flat buffer, become factor * themselves + added (n); null: nothing is added.
+    virtual void edit_parameters(Slice slice, double factor, const real* added) = 0;
     virtual void fetch_parameters() = 0;
     virtual void fetch_moments() = 0;
     // Whether training leaves `params`, `m` and `v` alone until they are fetched: then they can be written meanwhile.

@@ -580,7 +580,14 @@ TEST_CASE(
         return words;
     };
     check_refused(training("finetune", {"--plant-position0", "3"}), {"--plant-position0", "rotary"});
-    check_refused(training("remove", {"--shrink-position0", "3"}), {"--shrink-position0", "rotary"});
+    check_refused(training("remove", {"--shrink-position0", "3"}),
+                  {"--shrink-position0", "rotary", "--shrink-neurons"});
+    for (const char* nonsense : {"1", "0:", ":3", "0:3,1:4", "0;3", "0:3 x"})
+        check_refused(training("remove", {"--shrink-position0", "3", "--shrink-neurons", nonsense}),
+                      {"--shrink-neurons", "BLOCK:NEURON"});
+    for (const char* outside : {"99:0", "-1:0", "0:99999", "0:-1"})
+        check_refused(training("remove", {"--shrink-position0", "3", "--shrink-neurons", outside}),
+                      {"--shrink-neurons", outside, "blocks"});
     CHECK_FALSE(fs::exists(scratch / "out"));
     succeed(training("remove", {"--dry-run"}));
     succeed(training("remove", {"--save-every", "4", "--keep-checkpoints", "3"}));
@@ -1306,6 +1313,7 @@ const std::set<std::string> protocol_keys = {"preset",
                                              "keep_f",
                                              "release_steps",
                                              "shrink_steps",
+                                             "shrink_neurons",
                                              "plant_position0",
                                              "plant_step",
                                              "grow_position0",

@@ -30,7 +30,9 @@ class WrappedEngine : public Engine {
     double gradient_norm() override { return lent()->gradient_norm(); }
     void update(const AdamWStep& step) override { lent()->update(step); }
     void resume(uint64_t seed) override { lent()->resume(seed); }
-    void edit_position0(double factor, const real* added) override { lent()->edit_position0(factor, added); }
+    void edit_parameters(Slice slice, double factor, const real* added) override {
+        lent()->edit_parameters(slice, factor, added);
+    }
     void fetch_parameters() override { lent()->fetch_parameters(); }
     void fetch_moments() override { lent()->fetch_moments(); }
 

@@ -1,6 +1,6 @@
 // What experiments need and the paper does not, through the seams of the training loop: divisors that move gradually, the
 // precursor's own sigma of position 0 (protocol.md 8), a position 0 that is planted or comes down. Everything here only
-// sets a, sigma_bar and sigma_bar_0 of sites, or the embedding of position 0.
+// sets a, sigma_bar and sigma_bar_0 of sites, or the embedding of position 0, or what a few neurons bring.
 #pragma once
 
 #include <cstdint>
@@ -42,18 +42,25 @@ std::vector<Event> advance_removals(const Settings& s, Sites& sites, int64_t ste
 using Decide = std::function<void(const std::string& what, const Json& why)>;
 
 // Preset auto, before step 0: where sigma at position 0 is more than three times what it is elsewhere, at the site where
-// that is most, one number cannot stand for both. Then sigma_bar is to leave position 0 out and its embedding to come
-// down, over the first tenth of the run, while LayerNorm still divides its length away. Where positions are rotary there is
-// no such embedding, and sigma_bar alone leaves position 0 out.
+// that is most, one number cannot stand for both. Then sigma_bar is to leave position 0 out, and what makes it long to come
+// down over the first tenth of the run, while LayerNorm still divides its length away: its embedding; or, where positions
+// are rotary and there is none, the neurons that bring position 0 more than ten times what sigma is elsewhere behind their
+// block, if there are such. (In SmolLM2-135M two of block 11 write a length 170 times that of the others, and one of block 28
+// takes it away again: dev/results/smollm2_sigma.md.)
 void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, const Decide& decide);
 
-// Throws BadInput, naming the flag, for what would change position 0's embedding in a model of rotary positions.
+// Throws BadInput, naming the flag, for what would change position 0's embedding in a model of rotary positions, and for
+// neurons that the model does not have.
 void require_position0(const ModelConfig& c, const Settings& s);
 
 // An embedding of position 0 that is far longer than the others makes that position's sigma stand out at every site. As
 // long as LayerNorm divides its length away, the embedding can be shortened at little cost: over the first shrink_steps
 // steps by a factor each that brings sigma in front of block 0 down to what the other positions have. AdamW could not do
-// that: its steps are of one size, however long the vector. sigma_sums are this step's.
+// that: its steps are of one size, however long the vector. So with shrink_neurons, all by one factor, which brings down
+// sigma behind the block of the first until what is left beside them is as long: in a gated MLP what the gate lets through,
+// else the neuron's row of c_proj. (Not that row where there is a choice: AdamW's steps in it would be multiplied by a neuron
+// that stays as active as it was, a hundred times the others, and soon drown what they should keep.) sigma_sums are this
+// step's.
 void shrink_position0(Engine& model, const Settings& s, int64_t step);
 
 // Makes position 0 stand out at every site as it does in large trained models and never in small young ones: `length`

@@ -173,7 +173,7 @@ Json settings_json(const Settings& s) {
 Settings settings_from_json(const Json& j) {
     RunSettings all;
     const auto came_later = [&](const std::string& key) {
-        const auto later = {"distill", "taper", "keep_f", "lora", "lora_embeddings", "norm_scale"};
+        const auto later = {"distill", "taper", "keep_f", "lora", "lora_embeddings", "norm_scale", "shrink_neurons"};
         return !j.contains(key) && std::find(later.begin(), later.end(), key) != later.end();
     };
     for (const Setting& row : setting_table())

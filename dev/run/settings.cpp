@@ -182,7 +182,13 @@ std::vector<Setting> make_table() {
         {"shrink_steps", "--shrink-position0",
          [](RunSettings& s) -> int64_t& { return s.values.experiment.shrink_steps; }, 0, kMostSteps, kRemove,
          kTrajectory, kRecorded, "auto: a tenth of the run if position 0 stands out; else 0",
-         "steps in which a long embedding of position 0 comes down to the others' length"},
+         "steps in which a long embedding of position 0 comes down to the others' length; in a rotary model what "
+         "--shrink-neurons names"},
+        {"shrink_neurons", "--shrink-neurons",
+         [](RunSettings& s) -> std::string& { return s.values.experiment.shrink_neurons; }, 0, 0, kRemove, kTrajectory,
+         kRecorded, "auto: those that make position 0 stand out in a rotary model",
+         "BLOCK:NEURON, several between blanks, counted from 0: neurons of the MLPs whose outputs come down with "
+         "--shrink-position0"},
         {"plant_position0", "--plant-position0",
          [](RunSettings& s) -> double& { return s.values.experiment.plant_position0; }, kLowest, kHighest, kKeepsNorms,
          kTrajectory, kRecorded, "0: not at all", "for experiments: lengthen position 0's embedding by this much"},

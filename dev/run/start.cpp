@@ -254,6 +254,7 @@ void load_resume_point(Session& session) {
     if (o.val == std::vector<std::string>{"self"}) o.val = own_text(out, "val");
     if (processes().leads() && !list_checkpoints(out).empty()) session.lock = std::make_unique<FolderLock>(out);
     load_checkpoint(session);
+    require_position0(session.model->config, session.settings());
     load_teacher(session);
 }
 

@@ -98,7 +98,8 @@ Run run_from_start(Maker make, const Settings& s, const ModelConfig& config) {
         std::vector<real> added;
         for (int64_t c = 0; c < config.C; c++)
             added.push_back(static_cast<real>(s.experiment.plant_position0 * std::cos(static_cast<double>(c))));
-        model->edit_position0(0.5, added.data());
+        const int64_t wpe = model->tensor("wpe.weight") - model->params.data();
+        model->edit_parameters({wpe, config.C}, 0.5, added.data());
     }
     // Not the model itself, so that it has something to say from the first step on.
     const std::unique_ptr<Engine> teacher = s.distill > 0 ? make(config) : nullptr;

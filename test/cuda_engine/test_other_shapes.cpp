@@ -282,8 +282,3 @@ TEST_CASE("memory follows the widths: shared keys take less of it, gates more") 
         CHECK(bytes(gated) > bytes(base));
     }
 }
-
-TEST_CASE("a rotary model has no embedding of position 0 that could be changed") {
-    const std::unique_ptr<Engine> model = made(cuda::make_engine, other_shapes()[0]);
-    CHECK_THROWS_WITH_AS(model->edit_position0(0.5, nullptr), doctest::Contains("rotary"), BadInput);
-}

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <string>
 #include <utility>
@@ -527,28 +528,103 @@ TEST_CASE("auto sees a position 0 that stands out and brings it down; one that d
     CHECK(largest_ratio(task, r.settings.out) < before);
 }
 
-TEST_CASE("in a rotary model auto leaves position 0 out of sigma_bar and has no embedding to bring down") {
-    const LoadedModel loaded = load_model("test/fixtures/hf/llama");
+// In a rotary model whatever stands at position 0 has to be made long by the layers.
+class LongFirstToken {
+  public:
+    LoadedModel loaded = load_model("test/fixtures/hf/llama");
     Engine& model = *loaded.model;
-    constexpr int32_t first = 42;
-    for (int64_t c = 0; c < model.config.C; c++) model.tensor("wte.weight")[first * model.config.C + c] *= 50;
-    Settings s;
-    s.batch = 2;
-    s.seq = 5;
-    s.stop = 40;
     StepBatches batches;
-    batches.inputs = {{first, 1, 2, 3, 4, first, 5, 6, 7, 8}};
-    std::vector<Json> decisions;
-    look_for_outlier(model, s, batches, [&](const std::string&, const Json& why) { decisions.push_back(why); });
-    REQUIRE(decisions.size() == 1);
-    CHECK(decisions[0]["sigma_ratio"].number() > 3);
-    CHECK_FALSE(decisions[0].contains("shrink_until"));
-    CHECK(s.experiment.sigma_skips_position0);
-    CHECK(s.experiment.shrink_steps == 0);
-    require_position0(model.config, s);
-    s.experiment.shrink_steps = 1;
-    CHECK_THROWS_WITH_AS(require_position0(model.config, s), doctest::Contains("--shrink-position0"), BadInput);
-    require_position0(ModelConfig(), s);
+    Settings s;
+
+    LongFirstToken() {
+        s.batch = 2;
+        s.seq = 5;
+        s.stop = 40;
+        batches.inputs = {{kFirst, 1, 2, 3, 4, kFirst, 5, 6, 7, 8}};
+    }
+    real* first_embedding() { return model.tensor("wte.weight") + kFirst * model.config.C; }
+    // Neuron 7 of block 0 answers to the first token and to no other, and what it adds to the stream is long.
+    void make_neuron_long() {
+        const int64_t C = model.config.C, F = model.config.n_inner;
+        for (int32_t token = 0; token < kFirst; token++) {
+            real* const other = model.tensor("wte.weight") + token * C;
+            const real* const first = first_embedding();
+            const real along = std::inner_product(first, first + C, other, real(0)) /
+                               std::inner_product(first, first + C, first, real(0));
+            for (int64_t c = 0; c < C; c++) other[c] -= along * first[c];
+        }
+        real* const carried_on = model.tensor("h.0.attn.c_proj.weight");
+        std::fill(carried_on, carried_on + C * model.config.heads_width(), real(0));
+        real* const fc = model.tensor("h.0.mlp.c_fc.weight");  // (C, gates and values)
+        for (int64_t c = 0; c < C; c++)
+            fc[c * 2 * F + kNeuron] = fc[c * 2 * F + F + kNeuron] = 2 * first_embedding()[c];
+        real* const out = model.tensor("h.0.mlp.c_proj.weight") + kNeuron * C;
+        for (int64_t c = 0; c < C; c++) out[c] = c % 2 == 0 ? 1 : -1;
+    }
+    double ratio_in_front_of_block_1() {
+        model.clear_sigma_sums();
+        model.measure_sigmas(batches.inputs[0].data(), s.batch, s.seq);
+        const SigmaSum& sum = model.sigma_sums[static_cast<size_t>(model.config.L + 1)];
+        return sum.mean_at_0() / sum.mean_elsewhere();
+    }
+    Json decision() {
+        std::vector<Json> decisions;
+        look_for_outlier(model, s, batches, [&](const std::string&, const Json& why) { decisions.push_back(why); });
+        REQUIRE(decisions.size() == 1);
+        return decisions[0];
+    }
+
+  private:
+    static constexpr int32_t kFirst = 42;
+    static constexpr int64_t kNeuron = 7;
+};
+
+TEST_CASE("a rotary model whose first token is long from the start: sigma_bar leaves position 0 out, and that is all") {
+    LongFirstToken task;
+    for (int64_t c = 0; c < task.model.config.C; c++) task.first_embedding()[c] *= 50;
+    const Json decision = task.decision();
+    CHECK(decision["sigma_ratio"].number() > 3);
+    CHECK_FALSE(decision.contains("shrink_until"));
+    CHECK(task.s.experiment.sigma_skips_position0);
+    CHECK(task.s.experiment.shrink_steps == 0);
+    CHECK(task.s.experiment.shrink_neurons.empty());
+    require_position0(task.model.config, task.s);
+    task.s.experiment.shrink_steps = 1;
+    CHECK_THROWS_WITH_AS(require_position0(task.model.config, task.s), doctest::Contains("--shrink-position0"),
+                         BadInput);
+    require_position0(ModelConfig(), task.s);
+}
+
+TEST_CASE(
+    "a rotary model in which a neuron makes position 0 long: auto finds it and brings it down, and nothing else") {
+    LongFirstToken task;
+    task.make_neuron_long();
+    const double before = task.ratio_in_front_of_block_1();
+    REQUIRE(before > 50);
+    const Json decision = task.decision();
+    CHECK(decision["neurons"] == "0:7");
+    CHECK(decision["shrink_until"] == 4);
+    CHECK(task.s.experiment.sigma_skips_position0);
+    require_position0(task.model.config, task.s);
+
+    const std::vector<real> old(task.model.params.data(), task.model.params.data() + task.model.params.size());
+    double previous = before;
+    for (int64_t step = 0; step < 4; step++) {
+        shrink_position0(task.model, task.s, step);
+        const double now = task.ratio_in_front_of_block_1();
+        CHECK(now < previous);
+        CHECK(now > previous / 5);  // a part of the way in each step
+        previous = now;
+    }
+    CHECK(previous < 3);  // it stands out no more
+    const int64_t C = task.model.config.C;
+    const int64_t row = task.model.tensor("h.0.mlp.c_proj.weight") + 7 * C - task.model.params.data();
+    for (int64_t i = 0; i < task.model.params.size(); i++) {
+        const bool same = task.model.params.data()[i] == old[static_cast<size_t>(i)];
+        if (same != (i < row || i >= row + C)) FAIL("parameter " << i);
+    }
+    shrink_position0(task.model, task.s, 4);  // it is over
+    CHECK(task.ratio_in_front_of_block_1() == previous);
 }
 
 // Some of its steps go wrong.
