@@ -40,7 +40,9 @@
 #include <vector>
 
 #include "data/config.h"
+#include "data/console.h"
 #include "data/error.h"
+#include "dev/cpu/bf16_speed.h"
 #include "dev/cpu/gradient_tree.h"
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
@@ -827,7 +829,6 @@ const Operations LNFREE_TABLE(LNFREE_OPERATIONS) = {
     .multiply_adds = multiply_adds,
     .triad = triad,
     .use_bf16 = use_bf16,
-    .bf16_is_fast = bf16_is_fast,
 };
 
 }  // namespace lnfree
@@ -1463,10 +1464,13 @@ int64_t reference_activation_bytes(const ModelConfig& c, int64_t B, int64_t T, b
 void use_reference_precision(const std::string& precision) {
     const char* wish = std::getenv("LNFREE_BF16");
     const bool all_the_same = wish != nullptr && std::string(wish) == "slow";
-    if (precision == "bf16" && !operations().bf16_is_fast() && !all_the_same)
-        throw BadInput(
-            "--precision bf16: this processor (or LNFREE_ISA) has no AVX512_BF16, and bf16 would be slower than fp32; "
-            "leave the flag out");
+    if (precision == "bf16" && !all_the_same) {
+        const double speed = bf16_speed();
+        if (speed < 1)
+            throw BadInput("--precision bf16: products in bf16 are " + format_fixed(speed, 2) +
+                           " times as fast as in fp32 on this processor (with LNFREE_ISA " + operations().isa +
+                           "); leave the flag out");
+    }
     operations().use_bf16(precision == "bf16");
 }
 

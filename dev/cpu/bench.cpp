@@ -12,6 +12,7 @@
 #include "data/console.h"
 #include "data/json.h"
 #include "data/random.h"
+#include "dev/cpu/bf16_speed.h"
 #include "dev/cpu/machine.h"
 #include "dev/cpu/operations.h"
 #include "dev/method.h"
@@ -370,12 +371,13 @@ namespace {
 struct Figures {
     StepTimes step;
     Ceiling ceiling;
-    double memory = 0;     // bytes per second of a triad, from memory
-    double tokens = 0;     // of a step
-    double flops = 0;      // of a step
-    double floor = 0;      // seconds of a step
-    double evaluated = 0;  // FLOP/s of an evaluation
-    double openblas = 0;   // FLOP/s over all products of a step; 0: it is not there
+    double memory = 0;      // bytes per second of a triad, from memory
+    double tokens = 0;      // of a step
+    double flops = 0;       // of a step
+    double floor = 0;       // seconds of a step
+    double evaluated = 0;   // FLOP/s of an evaluation
+    double openblas = 0;    // FLOP/s over all products of a step; 0: it is not there
+    double bf16_speed = 0;  // of products, over fp32's
     std::string config, kernel;
 
     bool openblas_counts() const { return openblas >= ceiling.flops_per_s / 2; }
@@ -485,6 +487,7 @@ Json figures_json(const Options& o, const Figures& f, const std::vector<Op>& ops
     j["ceiling"] = {{"gflops", peak / 1e9},
                     {"one_thread_gflops", f.ceiling.one_thread_flops_per_s / 1e9},
                     {"gbytes_per_s", f.memory / 1e9}};
+    j["bf16_speed"] = f.bf16_speed;
     j["openblas"] = openblas_json(f);
     j["step"] = {{"first_seconds", step.first},
                  {"seconds", step.median},
@@ -523,7 +526,8 @@ void print_figures(const Options& o, const Figures& f, const std::vector<Op>& op
                  format_fixed(f.ceiling.flops_per_s / 1e9, 1).c_str(),
                  format_fixed(f.ceiling.one_thread_flops_per_s / 1e9, 1).c_str(),
                  format_fixed(f.memory / 1e9, 1).c_str(), op_table(ops, f).c_str());
-    std::fprintf(screen, "%s\n%s\npeak memory %s\n", step_table(f).c_str(), openblas_line(f).c_str(),
+    std::fprintf(screen, "%s\n%s\nproducts in bf16: %s times as fast as in fp32\npeak memory %s\n",
+                 step_table(f).c_str(), openblas_line(f).c_str(), format_fixed(f.bf16_speed, 2).c_str(),
                  format_bytes(static_cast<uint64_t>(f.step.peak_bytes)).c_str());
 }
 
@@ -554,6 +558,7 @@ Json run(const Options& o, FILE* screen) {
     f.openblas = openblas_flops_per_s(list.ops);
     f.config = blas.config();
     f.kernel = blas.kernel();
+    f.bf16_speed = bf16_speed();  // at the end, since it sets what products round to
     print_figures(o, f, list.ops, screen);
     return figures_json(o, f, list.ops);
 }

@@ -2,6 +2,7 @@
 // once per instruction set, hence the namespace without a name; others call operations().matmul.
 #pragma once
 
+#include "matmul_amx.h"
 #include "matmul_bf16.h"
 #include "matmul_v6.h"
 
@@ -15,14 +16,11 @@ inline void use_bf16(bool on) {
     operands_in_bf16 = on;
 }
 
-// Whether this processor and build multiply bf16 faster than fp32.
-inline bool bf16_is_fast() {
-    return matmul_bf16::has_hardware();
-}
-
 // C (M,N) = op(A) (M,K) op(B) (K,N), row-major with leading dimensions; [+ C if accumulate] [+ bias (N) to every row].
 inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
                    const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* bias = nullptr) {
+    if (operands_in_bf16 && matmul_amx::has_hardware())
+        return matmul_amx::matmul<matmul_amx::Hardware>(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
     if (operands_in_bf16) return matmul_bf16::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
     matmul_v6::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
 }

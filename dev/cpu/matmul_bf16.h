@@ -5,9 +5,9 @@
 // So this is version 6 over K/2 pairs: the operands are rounded and paired first, one pass over each, and everything
 // that moves 32 bits (tiles, packing, caches) stays as it is. Weights stay fp32; what is rounded is used once.
 //
-// Without AVX512_BF16 the same pairs are taken apart by shifts: right, but slower than fp32, which is why the program
-// offers bf16 only where bf16_is_fast(), and tests use it everywhere. (On Emerald Rapids, the only such processor at hand so
-// far, the instruction does not pay either: 120 GFLOP/s on two cores against version 6's 180 to 220. README.md.)
+// Without AVX512_BF16 the same pairs are taken apart by shifts: right, but slower than fp32. The instruction is no promise
+// either (README.md), so the program measures (bf16_speed.h) and refuses bf16 where it is slower; tests use it
+// everywhere.
 // (Functions here are in a namespace without a name: they are compiled once per instruction set, and of several copies of
 // one function a linker would keep the first that it meets.)
 #pragma once

@@ -121,9 +121,8 @@ struct Operations {
     double (*multiply_adds)(int64_t rounds);
     void (*triad)(real* a, const real* b, real factor, int64_t n, int64_t times);
 
-    // What the operands of every product of floats are rounded to from now on; whether that is faster than fp32 here.
+    // What the operands of every product of floats are rounded to from now on.
     void (*use_bf16)(bool on);
-    bool (*bf16_is_fast)();
 };
 
 // Cosine and sine of the angles by which a model's rotary positions turn, (n_ctx,R/2,2); nothing where they are learned.

@@ -189,6 +189,10 @@ MatmulProblem<float> rounded_problem(Transpose ta, Transpose tb, const MatmulSha
 }
 
 const auto in_bf16 = [](auto... arguments) { lnfree::matmul_bf16::matmul(arguments...); };
+const auto in_emulated_tiles = [](auto... arguments) {
+    lnfree::matmul_amx::matmul<lnfree::matmul_amx::Emulated>(arguments...);
+};
+const auto in_tiles = [](auto... arguments) { lnfree::matmul_amx::matmul<lnfree::matmul_amx::Hardware>(arguments...); };
 
 }  // namespace
 
@@ -221,15 +225,37 @@ TEST_CASE("the bf16 product of numbers that bf16 holds equals the written-out su
             for (const Transpose tb : BOTH) CHECK(lnfree::wrong_product(in_bf16, rounded_problem(ta, tb, shape)) == "");
 }
 
+TEST_CASE("the product on emulated tiles equals the written-out sum as well") {
+    for (const MatmulShape& shape : lnfree::matmul_check_shapes())
+        for (const Transpose ta : BOTH)
+            for (const Transpose tb : BOTH)
+                CHECK(lnfree::wrong_product(in_emulated_tiles, rounded_problem(ta, tb, shape)) == "");
+}
+
 TEST_CASE("the bf16 product of any numbers is that of the numbers rounded") {
-    const MatmulProblem<float> problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
-    MatmulProblem<float> rounded = rounded_problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
-    CHECK(problem.product(in_bf16, true, true) == rounded.product(in_bf16, true, true));
-    CHECK(problem.product(in_bf16, true, true) != problem.product(engines_product, true, true));
+    const auto check = [](const auto& product) {
+        const MatmulProblem<float> problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
+        MatmulProblem<float> rounded = rounded_problem(Transpose::No, Transpose::Yes, {19, 67, 21, 1});
+        CHECK(problem.product(product, true, true) == rounded.product(product, true, true));
+        CHECK(problem.product(product, true, true) != problem.product(engines_product, true, true));
+    };
+    check(in_bf16);
+    check(in_emulated_tiles);
+}
+
+TEST_CASE("tiles of the processor give what emulated ones give") {
+    if (!lnfree::matmul_amx::has_hardware()) {
+        std::puts("SKIPPED: the processor's tiles: it has no AMX, or the build does not know it");
+        return;
+    }
+    for (const MatmulShape& shape : lnfree::matmul_check_shapes())
+        for (const Transpose ta : BOTH)
+            for (const Transpose tb : BOTH)
+                CHECK(lnfree::wrong_product(in_tiles, rounded_problem(ta, tb, shape)) == "");
 }
 
 TEST_CASE("the instruction for bf16 gives what shifts give") {
-    if (!lnfree::bf16_is_fast()) {
+    if (!lnfree::matmul_bf16::has_hardware()) {
         std::puts("SKIPPED: the bf16 instruction: this processor or build has no AVX512_BF16");
         return;
     }
@@ -242,7 +268,9 @@ TEST_CASE("the instruction for bf16 gives what shifts give") {
 #ifdef _OPENMP
 TEST_CASE("the bf16 product gives the same bits for 1, 2, 3 and 5 threads") {
     for (const MatmulShape& shape : lnfree::matmul_thread_shapes)
-        for_each_orientation(shape,
-                             [](const auto& problem) { CHECK(lnfree::differs_by_threads(in_bf16, problem) == ""); });
+        for_each_orientation(shape, [](const auto& problem) {
+            CHECK(lnfree::differs_by_threads(in_bf16, problem) == "");
+            CHECK(lnfree::differs_by_threads(in_emulated_tiles, problem) == "");
+        });
 }
 #endif
