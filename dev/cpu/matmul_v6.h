@@ -235,20 +235,26 @@ inline Vec load_groups(const float* row, int64_t ld) {
 #endif
 }
 
-// WIDTH rows of `source` (WIDTH, k), ld apart, become WIDTH columns of the panel: WIDTH / 4 4 x 4 transposes at once.
+// WIDTH rows of `source` (WIDTH, 4), ld apart, become four columns: WIDTH / 4 4 x 4 transposes at once.
+struct FourColumns {
+    Vec column[4];
+};
+inline FourColumns transpose_four(const float* source, int64_t ld) {
+    const Vec row0 = load_groups(source, ld), row1 = load_groups(source + ld, ld);
+    const Vec row2 = load_groups(source + 2 * ld, ld), row3 = load_groups(source + 3 * ld, ld);
+    const Vec low01 = shuffle_groups<0, 4, 1, 5>(row0, row1), high01 = shuffle_groups<2, 6, 3, 7>(row0, row1);
+    const Vec low23 = shuffle_groups<0, 4, 1, 5>(row2, row3), high23 = shuffle_groups<2, 6, 3, 7>(row2, row3);
+    return {{shuffle_groups<0, 1, 4, 5>(low01, low23), shuffle_groups<2, 3, 6, 7>(low01, low23),
+             shuffle_groups<0, 1, 4, 5>(high01, high23), shuffle_groups<2, 3, 6, 7>(high01, high23)}};
+}
+
+// WIDTH rows of `source` (WIDTH, k), ld apart, become WIDTH columns of the panel.
 inline void pack_transposed(const float* source, int64_t ld, int64_t k, float* out) {
     int64_t p = 0;
     for (; p + 4 <= k; p += 4) {
-        const float* s = source + p;
-        float* o = out + p * TILE_COLS;
-        const Vec row0 = load_groups(s, ld), row1 = load_groups(s + ld, ld);
-        const Vec row2 = load_groups(s + 2 * ld, ld), row3 = load_groups(s + 3 * ld, ld);
-        const Vec low01 = shuffle_groups<0, 4, 1, 5>(row0, row1), high01 = shuffle_groups<2, 6, 3, 7>(row0, row1);
-        const Vec low23 = shuffle_groups<0, 4, 1, 5>(row2, row3), high23 = shuffle_groups<2, 6, 3, 7>(row2, row3);
-        store(o, shuffle_groups<0, 1, 4, 5>(low01, low23));
-        store(o + TILE_COLS, shuffle_groups<2, 3, 6, 7>(low01, low23));
-        store(o + 2 * TILE_COLS, shuffle_groups<0, 1, 4, 5>(high01, high23));
-        store(o + 3 * TILE_COLS, shuffle_groups<2, 3, 6, 7>(high01, high23));
+        const FourColumns four = transpose_four(source + p, ld);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) store(out + (p + i) * TILE_COLS, four.column[i]);
     }
     for (; p < k; ++p)
         for (int j = 0; j < WIDTH; ++j) out[p * TILE_COLS + j] = source[j * ld + p];
@@ -399,6 +405,16 @@ void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, i
 
 // ---- the whole product ----------------------------------------------------------------------------------------------
 
+// The parts in which K is summed: outer blocks of k_outer, and in each, k long, blocks of block_of(k).
+struct Parts {
+    int64_t k_outer;
+    explicit Parts(const Operands& o) {
+        const int64_t outer_blocks = divide_up(o.K, o.ta ? K_OUTER_PACKED : K_OUTER);
+        k_outer = divide_up(divide_up(o.K, outer_blocks), 4) * 4;
+    }
+    static int64_t block_of(int64_t k) { return divide_up(divide_up(k, divide_up(k, K_BLOCK)), 4) * 4; }
+};
+
 // How a product is cut into outer blocks, and each of those into tasks.
 struct Plan {
     int64_t k_outer, m_block;                 // extent of an outer block
@@ -407,8 +423,7 @@ struct Plan {
 
 inline Plan make_plan(const Operands& o, int threads) {
     Plan plan;
-    const int64_t k_parts = divide_up(o.K, o.ta ? K_OUTER_PACKED : K_OUTER);
-    plan.k_outer = divide_up(divide_up(o.K, k_parts), 4) * 4;
+    plan.k_outer = Parts(o).k_outer;
     const int64_t packed_rows = A_BUFFER / A_STRIDE * TILE_ROWS / plan.k_outer - TILE_ROWS;
     plan.m_block = divide_up(o.M, divide_up(o.M, o.ta ? std::max<int64_t>(TILE_ROWS, packed_rows) : o.M));
 
@@ -527,7 +542,7 @@ void multiply_blocks(const Operands& o) {
             block.tiles = divide_up(block.m, TILE_ROWS);
             block.k0 = k0;
             block.k = std::min(plan.k_outer, o.K - k0);
-            block.k_block = divide_up(divide_up(block.k, divide_up(block.k, K_BLOCK)), 4) * 4;
+            block.k_block = Parts::block_of(block.k);
             block.a_packed = a_packed;
             run_block<Arithmetic>(o, plan, block, threads, a_packed + a_floats);
         }
