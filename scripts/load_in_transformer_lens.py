@@ -78,11 +78,11 @@ def read_stock(folder, dtype):
 
 def read_tokenizer(folder):
     """The folder's tokenizer, or None if it has none."""
-    from transformers import AutoTokenizer, ModelConfig
+    from transformers import AutoTokenizer, GPT2Config
 
     if not any((pathlib.Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         return None
-    return AutoTokenizer.from_pretrained(folder, config=ModelConfig())
+    return AutoTokenizer.from_pretrained(folder, config=GPT2Config())
 
 
 # ---- TransformerLens 4 ------------------------------------------------------------------------------------------------

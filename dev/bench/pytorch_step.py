@@ -15,7 +15,7 @@ import statistics
 import time
 
 import torch
-from transformers import ModelConfig, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 SIZES = {  # layers, heads, width, positions, vocabulary
     "tiny": (4, 4, 128, 128, 257),
@@ -28,7 +28,7 @@ SIZES = {  # layers, heads, width, positions, vocabulary
 
 def make_model(size):
     layers, heads, width, positions, vocabulary = SIZES[size]
-    config = ModelConfig(
+    config = GPT2Config(
         n_layer=layers, n_head=heads, n_embd=width, n_positions=positions, vocab_size=vocabulary,
         bos_token_id=0, eos_token_id=0, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False,
     )

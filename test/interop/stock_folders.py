@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    ModelConfig,
+    GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -18,7 +18,7 @@ from transformers import (
 )
 
 CLASSES = {
-    "gpt2": (ModelConfig, GPT2LMHeadModel, "layer_norm_epsilon"),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, "layer_norm_epsilon"),
     "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, "layer_norm_eps"),
     "llama": (LlamaConfig, LlamaForCausalLM, "rms_norm_eps"),
 }

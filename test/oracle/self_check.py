@@ -7,7 +7,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import (ModelConfig, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM,
+from transformers import (GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM,
                           get_cosine_with_min_lr_schedule_with_warmup)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -247,7 +247,7 @@ def stock_config(model, epsilon):
     shape = oracle.SHAPES[model]
     tokens = {"vocab_size": oracle.V, "bos_token_id": oracle.END_OF_TEXT, "eos_token_id": oracle.END_OF_TEXT}
     if model == "gpt2":
-        return ModelConfig(n_positions=oracle.N_CTX, n_embd=shape.n_embd, n_layer=oracle.L, n_head=shape.n_head,
+        return GPT2Config(n_positions=oracle.N_CTX, n_embd=shape.n_embd, n_layer=oracle.L, n_head=shape.n_head,
                           resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, layer_norm_epsilon=epsilon, **tokens)
     rope = {"rope_type": "default", "rope_theta": shape.rotary_base}
     common = tokens | {"hidden_size": shape.n_embd, "num_hidden_layers": oracle.L, "num_attention_heads": shape.n_head,
