@@ -585,6 +585,7 @@ TEST_CASE(
     for (const char* nonsense : {"1", "0:", ":3", "0:3,1:4", "0;3", "0:3 x"})
         check_refused(training("remove", {"--shrink-position0", "3", "--shrink-neurons", nonsense}),
                       {"--shrink-neurons", "BLOCK:NEURON"});
+    check_refused(training("remove", {"--preset", "paper", "--shrink-neurons", "0:3"}), {"--shrink-position0 STEPS"});
     for (const char* outside : {"99:0", "-1:0", "0:99999", "0:-1"})
         check_refused(training("remove", {"--shrink-position0", "3", "--shrink-neurons", outside}),
                       {"--shrink-neurons", outside, "blocks"});

@@ -201,6 +201,8 @@ void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, co
 }
 
 void require_position0(const ModelConfig& c, const Settings& s) {
+    if (!s.experiment.shrink_neurons.empty() && s.experiment.shrink_steps == 0 && s.preset != "auto")
+        throw BadInput("--shrink-neurons: nothing would come down; give --shrink-position0 STEPS as well");
     if (!s.experiment.shrink_neurons.empty())
         for (const Neuron& neuron : neurons_in(s.experiment.shrink_neurons))
             if (neuron.layer < 0 || neuron.layer >= c.L || neuron.number < 0 || neuron.number >= c.n_inner)
