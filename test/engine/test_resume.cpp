@@ -268,6 +268,8 @@ TEST_CASE("a run resumed from any step has the state, at every step, of one that
     SUBCASE("auxiliary loss everywhere, position 0 comes down") {
         const RunRequest r = with(paper, {{"aux_everywhere", "true"}, {"aux_relative", "true"}, {"shrink_steps", "6"}});
         check_resumes_identically(task, {"shrink", r, {0, 2, 5, 6}});
+        const RunRequest neurons = with(paper, {{"shrink_neurons", "0:3 0:1"}, {"shrink_steps", "6"}});
+        check_resumes_identically(task, {"shrink neurons", neurons, {0, 2, 6}});
     }
     SUBCASE("with a teacher: the model as it was, another") {
         check_resumes_identically(task, {"own teacher", with(paper, {{"distill", "0.7"}}), {0, 1, 6, 11}});
