@@ -45,7 +45,7 @@ scripts/faithful_removal.sh --summary >"$new" && insert "faithful summary" "$new
 WAYS="auto auto_256_1.6e-3 auto_4096_1.6e-3 auto_4096_1.4e-3 $(sed -n 's/^ *\(taught[a-z_]*\|shrunk_[a-z_]*\)) echo.*/\1_1e-3 \1_2e-3/p' scripts/faithful_removal.sh | tr '\n' ' ')" STEPS="300 75" scripts/faithful_removal.sh --table >"$new" &&
     insert "candidates table" "$new" scripts/README.md
 BEDS="flat flat_llama flat_neox flat_scaled" STEPS=300 WAYS="auto paper control_1e-4 control_3e-4 control_1e-3" scripts/faithful_removal.sh --table >"$new" && insert "shapes table" "$new" scripts/README.md
-BEDS=embedded STEPS=300 WAYS="auto lora64_3e-3 lora16_3e-3 lora4_3e-3 paper lora16_paper_3e-3" scripts/faithful_removal.sh --table >"$new" &&
+BEDS=embedded STEPS=300 WAYS="auto lora64_3e-3 lora16_3e-3 lora4_3e-3 paper lora64_paper_3e-3 lora16_paper_3e-3 lora4_paper_3e-3" scripts/faithful_removal.sh --table >"$new" &&
     insert "low-rank table" "$new" scripts/README.md
 if [ -x ./train_gpt2_lnfree ] && ./train_gpt2_lnfree info --settings --markdown >"$new" 2>/dev/null; then
     insert "settings" "$new" dev/README.md
