@@ -40,7 +40,6 @@
 #include <vector>
 
 #include "data/config.h"
-#include "data/console.h"
 #include "data/error.h"
 #include "dev/cpu/bf16_speed.h"
 #include "dev/cpu/gradient_tree.h"
@@ -1467,8 +1466,8 @@ void use_reference_precision(const std::string& precision) {
     if (precision == "bf16" && !all_the_same) {
         const double speed = bf16_speed();
         if (speed < 1)
-            throw BadInput("--precision bf16: products in bf16 are " + format_fixed(speed, 2) +
-                           " times as fast as in fp32 on this processor (with LNFREE_ISA " + operations().isa +
+            throw BadInput("--precision bf16: products in bf16 have " + std::to_string(std::lround(100 * speed)) +
+                           " % of the speed of fp32 on this processor (with LNFREE_ISA " + operations().isa +
                            "); leave the flag out");
     }
     operations().use_bf16(precision == "bf16");
