@@ -1210,10 +1210,7 @@ class Reference : public Engine {
     void fetch_moments() override {}
 
     void edit_parameters(Slice slice, double factor, const real* added) override {
-        for (int64_t i = 0; i < slice.n; i++) {
-            real& x = params.data()[slice.first + i * slice.stride];
-            x = static_cast<real>(factor) * x + (added == nullptr ? real(0) : added[i]);
-        }
+        slice.edit(params.data(), factor, added);
         if (low_rank.R > 0) take_copies(*this);
     }
 

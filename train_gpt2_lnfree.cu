@@ -4165,10 +4165,7 @@ class DeviceModelOf : public DeviceModel {
         const int64_t first = slice.first, span = (slice.n - 1) * slice.stride + 1;
         std::vector<float> x(static_cast<size_t>(span));
         copy_from_device(x.data(), master_.data() + first, span);
-        for (int64_t i = 0; i < slice.n; i++) {
-            float& one = x[static_cast<size_t>(i * slice.stride)];
-            one = static_cast<float>(factor) * one + (added == nullptr ? 0.0f : added[i]);
-        }
+        Slice{0, slice.n, slice.stride}.edit(x.data(), factor, added);
         copy_to_device(master_.data() + first, x.data(), span);
         if constexpr (!std::is_same_v<X, float>) convert(copy_.data() + first, master_.data() + first, span, stream_);
         if (low_rank_.is_trained()) low_rank_.follow_weights(master_.data(), stream_);
@@ -4906,10 +4903,7 @@ class CudaEngine : public Engine {
     }
     void edit_parameters(Slice slice, double factor, const real* added) override {
         if (device_) return device_->edit_parameters(slice, factor, added);
-        for (int64_t i = 0; i < slice.n; i++) {
-            real& x = params.data()[slice.first + i * slice.stride];
-            x = static_cast<real>(factor) * x + (added == nullptr ? real(0) : added[i]);
-        }
+        slice.edit(params.data(), factor, added);
     }
     void fetch_parameters() override {
         if (device_) device_->fetch_parameters(params.data());

@@ -248,6 +248,14 @@ struct Probe {
 // Some of the parameters: n from the index `first` of the flat buffer on, `stride` apart.
 struct Slice {
     int64_t first, n, stride = 1;
+
+    // In all (flat), each becomes factor * itself + added (n); null: nothing is added.
+    void edit(real* all, double factor, const real* added) const {
+        for (int64_t i = 0; i < n; i++) {
+            real& x = all[first + i * stride];
+            x = static_cast<real>(factor) * x + (added == nullptr ? real(0) : added[i]);
+        }
+    }
 };
 
 // One update of AdamW (section 4 of the reference). beta1, beta2, eps, weight decay as in Settings.
@@ -397,7 +405,7 @@ class Engine {
     // After `params`, `m`, `v` and `updates` have been read from a checkpoint: what an engine derives from them becomes what
     // it was when that was written. `seed` as in AdamWStep.
     virtual void resume(uint64_t seed) = 0;
-    // n parameters, `stride` apart in the flat buffer, become factor * themselves + added (n); null: nothing is added.
+    // Some parameters become factor * themselves + added (n), as Slice::edit says, in all copies that the engine has.
     virtual void edit_parameters(Slice slice, double factor, const real* added) = 0;
     virtual void fetch_parameters() = 0;
     virtual void fetch_moments() = 0;

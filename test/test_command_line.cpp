@@ -582,7 +582,7 @@ TEST_CASE(
     check_refused(training("finetune", {"--plant-position0", "3"}), {"--plant-position0", "rotary"});
     check_refused(training("remove", {"--shrink-position0", "3"}),
                   {"--shrink-position0", "rotary", "--shrink-neurons"});
-    for (const char* nonsense : {"1", "0:", ":3", "0:3,1:4", "0;3", "0:3 x"})
+    for (const char* nonsense : {"1", "0:", ":3", "0:3,1:4", "0;3", "0:3 x", "0:3 1;4"})
         check_refused(training("remove", {"--shrink-position0", "3", "--shrink-neurons", nonsense}),
                       {"--shrink-neurons", "BLOCK:NEURON"});
     check_refused(training("remove", {"--preset", "paper", "--shrink-neurons", "0:3"}), {"--shrink-position0 STEPS"});

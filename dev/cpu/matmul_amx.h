@@ -17,6 +17,7 @@
 #include <cstring>
 
 #include "matmul_bf16.h"
+#include "vector_math.h"
 
 #if defined(__x86_64__) && defined(__AVX512F__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #define LNFREE_AMX 1
@@ -104,15 +105,14 @@ struct Emulated {
     static void end() {}
     void clear() { std::memset(c, 0, sizeof c); }
     static void multiply_add(float* sum, const float* a, const float* b) {
+        using vector_math::bits_of, vector_math::from_bits;
         for (int64_t i = 0; i < TILE; ++i)
             for (int64_t p = 0; p < TILE; ++p) {
-                uint32_t x;
-                std::memcpy(&x, a + i * TILE + p, 4);
+                const uint32_t x = bits_of(a[i * TILE + p]);
                 for (int64_t j = 0; j < TILE; ++j) {
-                    uint32_t y;
-                    std::memcpy(&y, b + p * TILE + j, 4);
-                    sum[i * TILE + j] += number(x << 16) * number(y << 16);
-                    sum[i * TILE + j] += number(x & 0xFFFF0000u) * number(y & 0xFFFF0000u);
+                    const uint32_t y = bits_of(b[p * TILE + j]);
+                    sum[i * TILE + j] += from_bits(x << 16) * from_bits(y << 16);
+                    sum[i * TILE + j] += from_bits(x & 0xFFFF0000u) * from_bits(y & 0xFFFF0000u);
                 }
             }
     }
@@ -126,11 +126,6 @@ struct Emulated {
     void store(float* out) const {
         for (int64_t i = 0; i < BLOCK; ++i)
             for (int64_t j = 0; j < BLOCK; ++j) out[i * BLOCK + j] = c[i / TILE][j / TILE][i % TILE * TILE + j % TILE];
-    }
-    static float number(uint32_t bits) {
-        float x;
-        std::memcpy(&x, &bits, 4);
-        return x;
     }
 };
 

@@ -100,9 +100,10 @@ inline void sum_columns(const Operands& o, Strip& s) {
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; ++i) sum[m] = multiply_add(sum[m], four.column[i], a[m * o.lda + p + i]);
         }
-        for (; p < s.k; ++p)
-            for (int64_t m = 0; m < o.M; ++m)
-                sum[m] = multiply_add(sum[m], gather(b + p, o.ldb, count), a[m * o.lda + p]);
+        for (; p < s.k; ++p) {
+            const Vec column = gather(b + p, o.ldb, count);
+            for (int64_t m = 0; m < o.M; ++m) sum[m] = multiply_add(sum[m], column, a[m * o.lda + p]);
+        }
         for (int64_t m = 0; m < o.M; ++m) store(s.sums + m * STRIP + j, sum[m]);
     }
 }

@@ -149,11 +149,8 @@ std::vector<Neuron> neurons_in(const std::string& text) {
     std::istringstream words(text);
     Neuron next;
     char colon = 0;
-    while (words >> next.layer >> colon >> next.number) {
-        if (colon != ':') break;
-        neurons.push_back(next);
-    }
-    if (!words.eof() || neurons.empty())
+    while (words >> next.layer >> colon >> next.number && colon == ':') neurons.push_back(next);
+    if (!words.eof() || (words && colon != ':') || neurons.empty())
         throw BadInput("--shrink-neurons " + quoted_name(text) + ": expected BLOCK:NEURON, several between blanks");
     return neurons;
 }
@@ -200,15 +197,18 @@ void look_for_outlier(Engine& model, Settings& s, const StepBatches& batches, co
     decide("position 0 stands out", why);
 }
 
-void require_position0(const ModelConfig& c, const Settings& s) {
-    if (!s.experiment.shrink_neurons.empty() && s.experiment.shrink_steps == 0 && s.preset != "auto")
+static void require_neurons(const ModelConfig& c, const Settings& s) {
+    if (s.experiment.shrink_steps == 0 && s.preset != "auto")
         throw BadInput("--shrink-neurons: nothing would come down; give --shrink-position0 STEPS as well");
-    if (!s.experiment.shrink_neurons.empty())
-        for (const Neuron& neuron : neurons_in(s.experiment.shrink_neurons))
-            if (neuron.layer < 0 || neuron.layer >= c.L || neuron.number < 0 || neuron.number >= c.n_inner)
-                throw BadInput("--shrink-neurons " + std::to_string(neuron.layer) + ":" +
-                               std::to_string(neuron.number) + ": the model has " + std::to_string(c.L) +
-                               " blocks of " + std::to_string(c.n_inner) + " neurons, counted from 0");
+    for (const Neuron& neuron : neurons_in(s.experiment.shrink_neurons))
+        if (neuron.layer < 0 || neuron.layer >= c.L || neuron.number < 0 || neuron.number >= c.n_inner)
+            throw BadInput("--shrink-neurons " + std::to_string(neuron.layer) + ":" + std::to_string(neuron.number) +
+                           ": the model has " + std::to_string(c.L) + " blocks of " + std::to_string(c.n_inner) +
+                           " neurons, counted from 0");
+}
+
+void require_position0(const ModelConfig& c, const Settings& s) {
+    if (!s.experiment.shrink_neurons.empty()) require_neurons(c, s);
     if (c.rotary == 0) return;
     const bool planted = s.experiment.plant_position0 != 0;
     if (planted || (s.experiment.shrink_steps > 0 && s.experiment.shrink_neurons.empty()))
@@ -227,7 +227,7 @@ void shrink_neuron(Engine& model, const Neuron& neuron, double factor) {
     if (!c.gated())
         return model.edit_parameters({offset_of(model, mlp + "c_proj.weight") + neuron.number * c.C, c.C}, factor,
                                      nullptr);
-    const int64_t F = 2 * c.n_inner, value = c.n_inner + neuron.number;  // a gate's, then what it lets through
+    const int64_t F = c.fc_width(), value = c.n_inner + neuron.number;  // a gate's, then what it lets through
     model.edit_parameters({offset_of(model, mlp + "c_fc.weight") + value, c.C, F}, factor, nullptr);
     if (c.mlp_bias) model.edit_parameters({offset_of(model, mlp + "c_fc.bias") + value, 1}, factor, nullptr);
 }

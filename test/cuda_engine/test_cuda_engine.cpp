@@ -100,6 +100,8 @@ Run run_from_start(Maker make, const Settings& s, const ModelConfig& config) {
             added.push_back(static_cast<real>(s.experiment.plant_position0 * std::cos(static_cast<double>(c))));
         const int64_t wpe = model->tensor("wpe.weight") - model->params.data();
         model->edit_parameters({wpe, config.C}, 0.5, added.data());
+        const int64_t column = model->tensor("h.0.mlp.c_fc.weight") + 3 - model->params.data();
+        model->edit_parameters({column, config.C, config.fc_width()}, 3, nullptr);
     }
     // Not the model itself, so that it has something to say from the first step on.
     const std::unique_ptr<Engine> teacher = s.distill > 0 ? make(config) : nullptr;
