@@ -5,7 +5,7 @@
 #include "matmul_amx.h"
 #include "matmul_bf16.h"
 #include "matmul_rows.h"
-#include "matmul_v6.h"
+#include "matmul_v7.h"
 
 namespace lnfree {
 namespace {
@@ -25,7 +25,7 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
     if (operands_in_bf16) return matmul_bf16::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
     if (matmul_rows::takes(ta, M, N, K))
         return matmul_rows::matmul({false, tb == Transpose::Yes, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias});
-    matmul_v6::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
+    matmul_v7::matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate, bias);
 }
 
 // The same in double precision, for gradient checks: plain loops.

@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "matmul_v6.h"
+#include "matmul_v7.h"
 
 namespace lnfree {
 namespace matmul_bf16 {
@@ -127,7 +127,7 @@ inline void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, 
     const matmul_v6::Operands o{
         a_transposed, b_transposed, M,   N, pairs, a, a_transposed ? M : pairs, b, b_transposed ? pairs : N, C,
         ldc,          accumulate,   bias};
-    has_hardware() ? matmul_v6::multiply_blocks<Hardware>(o) : matmul_v6::multiply_blocks<Shifted>(o);
+    has_hardware() ? matmul_v7::multiply_shares<Hardware>(o) : matmul_v7::multiply_shares<Shifted>(o);
 }
 
 }  // namespace

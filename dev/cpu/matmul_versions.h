@@ -10,6 +10,7 @@
 #include "matmul_v4.h"
 #include "matmul_v5.h"
 #include "matmul_v6.h"
+#include "matmul_v7.h"
 
 namespace lnfree {
 
@@ -33,6 +34,7 @@ inline constexpr MatmulVersion matmul_versions[] = {
     {4, "tile", matmul_v4::matmul, "a tile of C is summed in registers"},
     {5, "packed", matmul_v5::matmul, "panels of B copied into the order in which they are read"},
     {6, "blocked", matmul_v6::matmul, "long sums cut to fit the caches, A packed too, packing in vectors"},
+    {7, "apart", matmul_v7::matmul, "every core packs for itself and reads the rows that it wrote"},
 };
 
 }  // namespace lnfree

@@ -107,6 +107,23 @@ TEST_CASE("every version of matmul gives the same bits for 1, 2, 3 and 5 threads
         });
 }
 
+// Shares of every kind: rows, columns, both; long sums of more blocks than are kept at a time, by number and by size.
+TEST_CASE("version 7 gives the bits of version 6, whose products it shares out") {
+    for (const MatmulShape& shape :
+         {MatmulShape{801, 70, 33, 1}, {33, 1100, 70, 0}, {450, 1100, 70, 1}, {6, 5, 25001, 1}, {720, 701, 2900, 0}})
+        for (const Transpose ta : BOTH) {
+            const MatmulProblem<float> problem(ta, Transpose::No, shape, false);
+            for (const bool accumulate : {false, true}) {
+                const std::vector<float> alone = problem.product(lnfree::matmul_v6::matmul, accumulate, true);
+                for (const int count : {2, 3, 5}) {
+                    const ThreadCount threads(count);
+                    CAPTURE(lnfree::describe(problem));
+                    CHECK(problem.product(lnfree::matmul_v7::matmul, accumulate, true) == alone);
+                }
+            }
+        }
+}
+
 TEST_CASE("matmul called by the threads of a parallel region gives the same bits") {
     const ThreadCount threads(3);
     const MatmulProblem<float> problem(Transpose::Yes, Transpose::No, {64, 70, 65, 0});
