@@ -13,6 +13,8 @@
 //               the tiles read them: 192 KiB with AVX-512, 96 KiB with AVX2 and on Arm, else 64 KiB. It serves all
 //               rows of C.
 //   L3          the outer block of A, K_OUTER columns of it, which every chunk of B reads again.
+//   memory      B itself. While the tiles of one chunk are multiplied they ask for the next one, so that packing it does
+//               not wait for memory.
 //
 // The tile is as large as the registers allow: of 16 or 32, TILE_VECTORS hold B, one a number of A, the rest sums.
 // Two multiply-adds start per cycle and each takes 4 or 5, so with fewer than ten sums the core would wait for itself.
@@ -71,6 +73,7 @@ constexpr int WIDTH = 4, TILE_VECTORS = 2;
 constexpr int64_t K_BLOCK = 256, CHUNK_PANELS = 8;
 #endif
 constexpr int TILE_ROWS = 6, TILE_COLS = WIDTH * TILE_VECTORS;
+constexpr bool ASKS_AHEAD = TILE_VECTORS == 4 && WIDTH == 16;  // in shorter steps asking costs more than it saves
 
 constexpr int64_t K_OUTER = 4096;         // columns of A that are at work at a time, where A is read in place
 constexpr int64_t K_OUTER_PACKED = 1024;  // and where it is packed
@@ -113,8 +116,10 @@ struct Tile {
     int64_t b_row;
     float* c;  // c(r, j) = c[r * ldc + j]
     int64_t ldc;
-    const float* bias;  // null: none
-    bool add;           // to what C holds, which is not read otherwise
+    const float* bias;   // null: none
+    bool add;            // to what C holds, which is not read otherwise
+    const float* ahead;  // what memory is asked for meanwhile, a line per step of k
+    int64_t ahead_step;
 };
 
 // What one step in k does to a vector of sums. matmul_bf16.h has another, whose 32 bits hold two numbers each.
@@ -144,7 +149,13 @@ void multiply(const Tile& t) {
     // Two pointers into A: x86 finds base + 0, 1 or 2 rows within the instruction that loads, but not base + 5 rows.
     const int64_t a_row = t.a_row, a_k = t.a_k, b_row = t.b_row;
     const float *a = t.a, *a3 = t.a + (ROWS > 3 ? 3 * a_row : 0), *b = t.b;
+    const float* ahead = t.ahead;
+    const int64_t ahead_step = t.ahead_step;
     for (int64_t p = 0; p < t.k; ++p) {
+        if (ASKS_AHEAD) {
+            __builtin_prefetch(ahead);
+            ahead += ahead_step;
+        }
         Vec x[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) x[v] = load(b + v * WIDTH);
@@ -363,6 +374,16 @@ inline bool reads_b_in_place(const Operands& o) {
     return !o.tb && o.M <= 2 * TILE_ROWS;
 }
 
+// The part of B (K,N) that is packed after columns [j_begin, j_end) of the k-block that begins at k_begin and is k long: the
+// next k-block of the same columns, or the next columns. Null if there is none, or if B lies as (N,K), where a row of it
+// is contiguous in k and the processor fetches ahead by itself.
+inline const float* packed_next(const Operands& o, const Block& block, int64_t k_begin, int64_t k, int64_t j_begin,
+                                int64_t j_end) {
+    if (o.tb) return nullptr;
+    if (k_begin + k < block.k0 + block.k) return o.B + (k_begin + k) * o.ldb + j_begin;
+    return j_end < o.N ? o.B + block.k0 * o.ldb + j_end : nullptr;
+}
+
 // Tiles [tile_begin, tile_end) by columns [j_begin, j_end), at most CHUNK_PANELS panels; j_begin is a multiple of
 // TILE_COLS. b_packed: B_BUFFER floats of this thread.
 template <class Arithmetic>
@@ -377,6 +398,8 @@ void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, i
             if (in_place && columns == TILE_COLS) continue;
             pack_panel(o.tb, o.B + k_begin * b_p + j * b_j, o.ldb, columns, k, b_packed + (j - j_begin) * k);
         }
+        const float* const next = in_place ? nullptr : packed_next(o, block, k_begin, k, j_begin, j_end);
+        int64_t lines_ahead = next ? (j_end - j_begin) / CACHE_LINE : 0;  // a tile asks for one of every row
         for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
             const int64_t row = block.tile_row(tile);
             const int rows = static_cast<int>(block.tile_row(tile + 1) - row);
@@ -394,6 +417,9 @@ void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, i
                 t.b_row = in_place && whole ? o.ldb : TILE_COLS;
                 t.c = o.C + (block.i0 + row) * o.ldc + j;
                 t.bias = o.bias && k_begin == 0 ? o.bias + j : nullptr;
+                const bool asks = lines_ahead > 0;
+                t.ahead = asks ? next + --lines_ahead * CACHE_LINE : t.b;
+                t.ahead_step = asks ? o.ldb : 0;
                 if (columns % WIDTH == 0)
                     multiply_tile<Arithmetic>(rows, columns / WIDTH, t);
                 else
