@@ -392,8 +392,7 @@ LAB := dev/cpu/matmul
 lab: $(LAB)
 $(LAB): %: %.cpp $(DATA) $(BUILD)/flags | ready
 	@echo "compile  $< (native)"
-	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_native) $(if $(filter openblas,$(FOUND)),-DHAVE_OPENBLAS) \
-	    -MMD -MP -MF $(BUILD)/$(@F).lab.d $< $(DATA) $(LIBS) $(if $(filter openblas,$(FOUND)),-lopenblas) -o $@
+	$(Q)$(CXX) $(LANGUAGE) $(CXXFLAGS) $(FLAGS_native) -MMD -MP -MF $(BUILD)/$(@F).lab.d $< $(DATA) $(LIBS) -o $@
 
 # By nvcc for the GPU, or for this processor in emulation, which needs no toolkit.
 CUDA_LAB := $(filter-out dev/cuda/main,$(patsubst %.cu,%,$(wildcard dev/cuda/*.cu)))

@@ -4,7 +4,6 @@
 #   scripts/detect.sh            prints what was found, for people
 #   scripts/detect.sh --words    prints what the Makefile acts on, as words in one line:
 #                                openmp    programs with -fopenmp build
-#                                openblas  the yardstick of dev/cpu/ is there
 #                                cuda      nvcc and cuBLASLt are there
 #                                nccl      NCCL is beside them
 #                                mpi       programs for several processes build
@@ -22,10 +21,6 @@ compile() { ${CXX:-g++} -x c++ "$@" 2>/dev/null; }
 has_openmp() {
     printf '#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n' |
         compile -fopenmp -o /dev/null -
-}
-
-has_openblas() {
-    printf '#include <cblas.h>\nint main() { openblas_set_num_threads(1); }\n' | compile -o /dev/null - -lopenblas
 }
 
 nvcc_path() { command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; }; }
@@ -56,7 +51,6 @@ has_nccl() {
 words() {
     has_openmp && echo openmp
     has_mpi && echo mpi
-    has_openblas && echo openblas
     has_cuda && echo cuda
     has_nccl && echo nccl
     # -march=native defines the macros of what the processor offers; elsewhere than on x86 nothing is printed.
@@ -113,8 +107,6 @@ table() {
     row NCCL "$(has_nccl && echo yes)" "several processes do not train on GPUs"
     row GPU "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)" "the CUDA engine will build and not run"
     row MPI "$(has_mpi && program_version mpirun)" "one process only: make deps-all"
-    row OpenBLAS "$(has_openblas && version_of openblas_config.h OPENBLAS_VERSION | grep -Eo '[0-9]+\.[0-9.]+[0-9]')" \
-        "only a yardstick for dev/cpu/"
     row clang-format "$(program_version clang-format)" "only for make format, make lint"
     row clang-tidy "$(program_version clang-tidy)" "only for make lint"
     row python3 "$(program_version python3)" "only for scripts that say so"

@@ -40,6 +40,7 @@ present() { # WHAT: the third column of the list
         @compiler) includes "$compiler" vector ;;
         *:*) includes "${1%%:*}" "${1#*:}" ;;
         *.h | *.hpp) includes "$compiler" "$1" ;;
+        *.so.*) PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -qF "$1" ;;
         *) command -v "$1" >/dev/null 2>&1 ;;
     esac
 }

@@ -1439,7 +1439,7 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     const json bench = json_of({"bench", "--size", "tiny", "--n-layer", "1", "--n-head", "2", "--n-embd", "16",
                                 "--batch", "2", "--seq", "9", "--seconds", "0.01", "--threads", "2"},
                                {"version", "machine", "precision", "model", "batch", "seq", "ceiling", "bf16_speed",
-                                "openblas", "step", "evaluation", "one_thread", "ops"});
+                                "libraries", "step", "evaluation", "one_thread", "ops"});
     CHECK(bench["step"]["seconds"] > 0);
     CHECK(bench["step"]["gflop"].get<double>() * 1e9 > 6.0 * 2 * 9 * (12 * 16 * 16 + 257 * 16));
     CHECK(bench["ops"].size() > 20);

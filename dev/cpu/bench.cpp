@@ -1,8 +1,6 @@
 // dev/cpu/bench.h explains what is measured.
 #include "dev/cpu/bench.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -96,32 +94,6 @@ double Ceiling::bytes_per_s(double bytes, double budget) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// OpenBLAS's C interface; the constants are those of cblas.h.
-
-OpenBlas::OpenBlas() : library_(::dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL)) {
-    if (library_ == nullptr) return;
-    sgemm_ = reinterpret_cast<Sgemm*>(::dlsym(library_, "cblas_sgemm"));
-    if (auto* set = reinterpret_cast<void (*)(int)>(::dlsym(library_, "openblas_set_num_threads"))) set(thread_count());
-}
-
-OpenBlas::~OpenBlas() {
-    if (library_ != nullptr) ::dlclose(library_);
-}
-
-std::string OpenBlas::say(const char* function) const {
-    auto* ask = library_ == nullptr ? nullptr : reinterpret_cast<char* (*)()>(::dlsym(library_, function));
-    return ask == nullptr ? "" : ask();
-}
-
-void OpenBlas::matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
-                      const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate) const {
-    constexpr int row_major = 101, as_it_is = 111, transposed = 112;
-    const auto i = [](int64_t x) { return static_cast<int>(x); };
-    sgemm_(row_major, ta == Transpose::Yes ? transposed : as_it_is, tb == Transpose::Yes ? transposed : as_it_is, i(M),
-           i(N), i(K), 1.0f, A, i(lda), B, i(ldb), accumulate ? 1.0f : 0.0f, C, i(ldc));
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
 // One operation at a time
 
 real* Operands::take(int64_t n) {
@@ -138,7 +110,7 @@ int32_t* Operands::take_tokens(int64_t n, int64_t V) {
     return tokens.data();
 }
 
-OpList::OpList(const ModelConfig& c, int64_t B, int64_t T, const OpenBlas& blas) : blas_(blas) {
+OpList::OpList(const ModelConfig& c, int64_t B, int64_t T) {
     const int64_t N = B * T, H = c.n_inner;
     const double L = static_cast<double>(c.L);
     layer_products("qkv", L, N, c.C, c.qkv_width());
@@ -165,8 +137,7 @@ void OpList::product(const std::string& name, double calls, Transpose ta, Transp
     op.flops = 2.0 * static_cast<double>(M * N * K);
     op.bytes = 4.0 * static_cast<double>(M * K + K * N + M * N * (accumulate ? 2 : 1));
     op.run = [=] { operations().matmul(ta, tb, M, N, K, A, lda, B, ldb, out, N, accumulate, nullptr); };
-    if (blas_.is_there())
-        op.by_openblas = [=, &blas = blas_] { blas.matmul(ta, tb, M, N, K, A, lda, B, ldb, out, N, accumulate); };
+    op.by = [=](const Library& library) { library.matmul(ta, tb, M, N, K, A, lda, B, ldb, out, N, accumulate); };
     ops.push_back(std::move(op));
 }
 
@@ -367,6 +338,12 @@ StepTimes time_steps(const ModelConfig& c, int64_t B, int64_t T, double budget, 
 
 namespace {
 
+// A library over all products of a step.
+struct Yardstick {
+    std::string name, kernel;
+    double flops_per_s = 0;
+};
+
 // What was measured, and what follows from it.
 struct Figures {
     StepTimes step;
@@ -376,11 +353,12 @@ struct Figures {
     double flops = 0;       // of a step
     double floor = 0;       // seconds of a step
     double evaluated = 0;   // FLOP/s of an evaluation
-    double openblas = 0;    // FLOP/s over all products of a step; 0: it is not there
     double bf16_speed = 0;  // of products, over fp32's
-    std::string config, kernel;
+    std::vector<Yardstick> yardsticks;
 
-    bool openblas_counts() const { return openblas >= ceiling.flops_per_s / 2; }
+    bool counts(size_t yardstick) const {
+        return lnfree::counts(yardsticks[yardstick].flops_per_s, ceiling.flops_per_s);
+    }
 };
 
 std::string percent(double share) {
@@ -396,14 +374,16 @@ Json op_json(const Op& op, const Figures& f) {
     j["of_floor"] = op.floor() / op.seconds;
     j["bound_by"] = op.flops_seconds > op.bytes_seconds ? "arithmetic" : "memory";
     if (op.flops > 0) j["gflops"] = op.flops / op.seconds / 1e9;
-    if (f.openblas_counts() && op.openblas_seconds > 0) j["of_openblas"] = op.openblas_seconds / op.seconds;
+    for (size_t i = 0; i < op.library_seconds.size(); ++i)
+        if (f.counts(i)) j["of_library"][f.yardsticks[i].name] = op.library_seconds[i] / op.seconds;
     j["gbytes_per_s"] = op.bytes / op.seconds / 1e9;
     return j;
 }
 
 std::string op_table(const std::vector<Op>& ops, const Figures& f) {
     std::vector<std::string> columns = {"op", "calls", "ms a step", "% of step", "% of floor", "GFLOP/s", "GB/s"};
-    if (f.openblas_counts()) columns.push_back("% of OpenBLAS");
+    for (size_t i = 0; i < f.yardsticks.size(); ++i)
+        if (f.counts(i)) columns.push_back("% of " + f.yardsticks[i].name);
     Table table(columns);
     double sum = 0;
     for (const Op& op : ops) {
@@ -416,8 +396,8 @@ std::string op_table(const std::vector<Op>& ops, const Figures& f) {
                                         percent(op.floor() / op.seconds),
                                         op.flops > 0 ? format_fixed(op.flops / op.seconds / 1e9, 1) : "",
                                         format_fixed(op.bytes / op.seconds / 1e9, 1)};
-        if (f.openblas_counts())
-            row.push_back(op.openblas_seconds > 0 ? percent(op.openblas_seconds / op.seconds) : "");
+        for (size_t i = 0; i < op.library_seconds.size(); ++i)
+            if (f.counts(i)) row.push_back(percent(op.library_seconds[i] / op.seconds));
         table.add_row(row);
     }
     table.add_row({"sum of the ops", "", format_fixed(1e3 * sum, 2), format_fixed(100 * sum / f.step.median, 1),
@@ -455,24 +435,28 @@ double step_floor(const std::vector<Op>& ops) {
     return seconds;
 }
 
-// FLOP/s of OpenBLAS over all products of a step; 0 if it is not there.
-double openblas_flops_per_s(const std::vector<Op>& ops) {
+// FLOP/s of a library over all products of a step.
+double flops_per_s_of(size_t library, const std::vector<Op>& ops) {
     double flops = 0, seconds = 0;
     for (const Op& op : ops) {
-        if (!op.by_openblas) continue;
+        if (!op.by) continue;
         flops += op.calls * op.flops;
-        seconds += op.calls * op.openblas_seconds;
+        seconds += op.calls * op.library_seconds[library];
     }
-    return seconds > 0 ? flops / seconds : 0;
+    return flops / seconds;
 }
 
-Json openblas_json(const Figures& f) {
-    if (f.openblas == 0) return Json();
-    return {{"config", f.config},
-            {"kernel", f.kernel},
-            {"gflops", f.openblas / 1e9},
-            {"of_peak", f.openblas / f.ceiling.flops_per_s},
-            {"left_out", !f.openblas_counts()}};
+Json libraries_json(const Figures& f) {
+    Json list = Json::array();
+    for (size_t i = 0; i < f.yardsticks.size(); ++i) {
+        const Yardstick& y = f.yardsticks[i];
+        list.push_back({{"name", y.name},
+                        {"kernel", y.kernel},
+                        {"gflops", y.flops_per_s / 1e9},
+                        {"of_peak", y.flops_per_s / f.ceiling.flops_per_s},
+                        {"left_out", !f.counts(i)}});
+    }
+    return list;
 }
 
 Json figures_json(const Options& o, const Figures& f, const std::vector<Op>& ops) {
@@ -488,7 +472,7 @@ Json figures_json(const Options& o, const Figures& f, const std::vector<Op>& ops
                     {"one_thread_gflops", f.ceiling.one_thread_flops_per_s / 1e9},
                     {"gbytes_per_s", f.memory / 1e9}};
     j["bf16_speed"] = f.bf16_speed;
-    j["openblas"] = openblas_json(f);
+    j["libraries"] = libraries_json(f);
     j["step"] = {{"first_seconds", step.first},
                  {"seconds", step.median},
                  {"floor_seconds", f.floor},
@@ -507,15 +491,16 @@ Json figures_json(const Options& o, const Figures& f, const std::vector<Op>& ops
     return j;
 }
 
-std::string openblas_line(const Figures& f) {
-    if (f.openblas == 0) return "OpenBLAS: not there (libopenblas0)";
-    const std::string line = f.config + ", kernel " + f.kernel + ": " + format_fixed(f.openblas / 1e9, 1) +
-                             " GFLOP/s over the same products, " + percent(f.openblas / f.ceiling.flops_per_s) +
-                             " % of the peak";
-    return f.openblas_counts()
-               ? line
-               : line +
-                     "; below half of it, so it is left out above (OPENBLAS_CORETYPE=... makes it take other kernels)";
+std::string library_lines(const Figures& f) {
+    if (f.yardsticks.empty()) return "no other library to compare with (libopenblas0, libdnnl2 or MKL)\n";
+    std::string lines;
+    for (size_t i = 0; i < f.yardsticks.size(); ++i) {
+        const Yardstick& y = f.yardsticks[i];
+        lines += y.kernel + ": " + format_fixed(y.flops_per_s / 1e9, 1) + " GFLOP/s over the same products, " +
+                 percent(y.flops_per_s / f.ceiling.flops_per_s) + " % of the peak" +
+                 (f.counts(i) ? "" : "; below half of it, so it is left out above") + "\n";
+    }
+    return lines;
 }
 
 void print_figures(const Options& o, const Figures& f, const std::vector<Op>& ops, FILE* screen) {
@@ -526,8 +511,8 @@ void print_figures(const Options& o, const Figures& f, const std::vector<Op>& op
                  format_fixed(f.ceiling.flops_per_s / 1e9, 1).c_str(),
                  format_fixed(f.ceiling.one_thread_flops_per_s / 1e9, 1).c_str(),
                  format_fixed(f.memory / 1e9, 1).c_str(), op_table(ops, f).c_str());
-    std::fprintf(screen, "%s\n%s\nproducts in bf16: %s times as fast as in fp32\npeak memory %s\n",
-                 step_table(f).c_str(), openblas_line(f).c_str(), format_fixed(f.bf16_speed, 2).c_str(),
+    std::fprintf(screen, "%s\n%sproducts in bf16: %s times as fast as in fp32\npeak memory %s\n", step_table(f).c_str(),
+                 library_lines(f).c_str(), format_fixed(f.bf16_speed, 2).c_str(),
                  format_bytes(static_cast<uint64_t>(f.step.peak_bytes)).c_str());
 }
 
@@ -536,15 +521,18 @@ void print_figures(const Options& o, const Figures& f, const std::vector<Op>& op
 Json run(const Options& o, FILE* screen) {
     Figures f;
     f.step = time_steps(o.config, o.batch, o.seq, o.seconds);
-    const OpenBlas blas;
-    OpList list(o.config, o.batch, o.seq, blas);
+    const std::vector<Library> libraries = find_libraries();
+    OpList list(o.config, o.batch, o.seq);
     const double budget = o.seconds / 10;
     f.ceiling.measure_flops(budget);
     for (Op& op : list.ops) {
         op.seconds = seconds_of(op.run, budget);
-        if (op.by_openblas) op.openblas_seconds = seconds_of(op.by_openblas, budget);
         f.ceiling.bytes_per_s(op.bytes, budget);
     }
+    // After all of ours: other libraries' threads go on waiting for work for a while, and would be in the way.
+    for (Op& op : list.ops)
+        for (const Library& library : libraries)
+            if (op.by) op.library_seconds.push_back(seconds_of([&] { op.by(library); }, budget));
     f.ceiling.measure_flops(budget);
     f.memory = f.ceiling.memory_bytes_per_s(budget);
     for (Op& op : list.ops) {
@@ -555,9 +543,8 @@ Json run(const Options& o, FILE* screen) {
     f.flops = step_flops(list.ops);
     f.floor = step_floor(list.ops);
     f.evaluated = f.flops / 3 / f.step.evaluation;
-    f.openblas = openblas_flops_per_s(list.ops);
-    f.config = blas.config();
-    f.kernel = blas.kernel();
+    for (size_t i = 0; i < libraries.size(); ++i)
+        f.yardsticks.push_back({libraries[i].name, libraries[i].kernel, flops_per_s_of(i, list.ops)});
     f.bf16_speed = bf16_speed();  // at the end, since it sets what products round to
     print_figures(o, f, list.ops, screen);
     return figures_json(o, f, list.ops);

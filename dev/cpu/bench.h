@@ -3,7 +3,7 @@
 // at the peak, or its bytes at the speed of a triad over as many bytes, whichever is longer: its floor. Behind
 // `train_gpt2_lnfree bench`; its keys are described in data/README.md.
 //
-// OpenBLAS is a further column where it is installed and knows the processor; nothing else needs it.
+// Other libraries are further columns where they are installed and know the processor (libraries.h); nothing else needs them.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "data/json.h"
+#include "dev/cpu/libraries.h"
 #include "dev/cpu/matmul_types.h"
 #include "dev/cpu/operations.h"
 #include "dev/engine.h"
@@ -60,40 +61,15 @@ class Ceiling {
     std::map<int64_t, double> seen_;                  // most bytes per second, by length
 };
 
-// OpenBLAS's single-precision product, if the library is on this machine.
-class OpenBlas {
-  public:
-    OpenBlas();
-    OpenBlas(const OpenBlas&) = delete;
-    OpenBlas& operator=(const OpenBlas&) = delete;
-    ~OpenBlas();
-
-    bool is_there() const { return sgemm_ != nullptr; }
-    // Its version and what it was built with; the kernels that it chose for this processor. "" if it does not say.
-    std::string config() const { return say("openblas_get_config"); }
-    std::string kernel() const { return say("openblas_get_corename"); }
-
-    // As Operations::matmul, without bias.
-    void matmul(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
-                const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate) const;
-
-  private:
-    typedef void Sgemm(int order, int ta, int tb, int M, int N, int K, float alpha, const float* A, int lda,
-                       const float* B, int ldb, float beta, float* C, int ldc);
-    std::string say(const char* function) const;
-
-    void* library_;
-    Sgemm* sgemm_ = nullptr;
-};
-
 // An operation of a training step, alone on buffers of its own.
 struct Op {
     std::string name;
     double calls = 0;             // in a training step
     double flops = 0, bytes = 0;  // of one call; bytes: each operand is read once, each result written once
     std::function<void()> run;
-    std::function<void()> by_openblas = {};       // the same product; empty for what is no product
-    double seconds = 0, openblas_seconds = 0;     // of one call
+    std::function<void(const Library&)> by = {};  // the same product; empty for what is no product
+    double seconds = 0;                           // of one call
+    std::vector<double> library_seconds = {};     // of one call by each library
     double flops_seconds = 0, bytes_seconds = 0;  // at the ceiling
 
     double floor() const { return std::max(flops_seconds, bytes_seconds); }
@@ -115,8 +91,8 @@ class OpList {
   public:
     std::vector<Op> ops;
 
-    // B sequences of T positions through a model of this shape. `blas` must stay.
-    OpList(const ModelConfig& c, int64_t B, int64_t T, const OpenBlas& blas);
+    // B sequences of T positions through a model of this shape.
+    OpList(const ModelConfig& c, int64_t B, int64_t T);
 
   private:
     void product(const std::string& name, double calls, Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K,
@@ -131,7 +107,6 @@ class OpList {
     void add_elementwise(const ModelConfig& c, int64_t B, int64_t T);
     void add_optimiser(ModelConfig c);
 
-    const OpenBlas& blas_;
     Operands memory_;
 };
 

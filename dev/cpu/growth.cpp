@@ -43,12 +43,9 @@ GrowthPoint measure_growth_point(int64_t width, int64_t seq, const Roofline& roo
     GrowthPoint point{width, seq, 1024 / seq, 0, 0};
     const double tokens = static_cast<double>(point.batch * seq);
     double flops = 0, bytes = 0;
-    {
-        const OpenBlas blas;
-        for (const Op& op : OpList(c, point.batch, seq, blas).ops) {
-            flops += op.calls * op.flops;
-            bytes += op.calls * op.bytes;
-        }
+    for (const Op& op : OpList(c, point.batch, seq).ops) {
+        flops += op.calls * op.flops;
+        bytes += op.calls * op.bytes;
     }
     point.roofline = tokens / std::max(flops / roofline.flops_per_s, bytes / roofline.bytes_per_s);
     point.tokens_per_s = tokens / time_steps(c, point.batch, seq, budget, false).median;

@@ -1,4 +1,5 @@
-// The laboratory of the matrix product: checks every version of the ladder, times it beside OpenBLAS, writes the table.
+// The laboratory of the matrix product: checks every version of the ladder, times it beside what the processor can do and
+// beside other libraries, writes the table.
 //
 //   make dev/cpu/matmul && dev/cpu/matmul [VERSION] [--seconds S] [--json | --readme]
 //
@@ -24,13 +25,11 @@
 #include "data/error.h"
 #include "data/files.h"
 #include "data/json.h"
+#include "dev/cpu/libraries.h"
 #include "dev/cpu/machine.h"
 #include "dev/cpu/matmul_check.h"
 #include "dev/cpu/matmul_versions.h"
-
-#ifdef HAVE_OPENBLAS
-#include <cblas.h>
-#endif
+#include "dev/cpu/peak.h"
 
 namespace lnfree {
 namespace {
@@ -123,70 +122,70 @@ void check(const std::vector<MatmulVersion>& versions) {
 
 // ---- GPT-2's products -----------------------------------------------------------------------------------------------
 
-enum Orientation { FORWARD, DINP, DWEIGHT };
-constexpr const char* ORIENTATIONS[] = {"forward", "dinp", "dweight"};
+enum Group { FORWARD, DINP, DWEIGHT, SMALL };
+constexpr const char* GROUPS[] = {"forward", "dinp", "dweight", "small"};
 
 struct Shape {
-    const char* op;
-    int64_t rows;  // B*T
-    Orientation orientation;
+    std::string name;
+    Group group;
     Transpose ta, tb;
     int64_t M, N, K;
     bool accumulate;
 
     double flop() const { return 2.0 * static_cast<double>(M) * static_cast<double>(N) * static_cast<double>(K); }
-    std::string name() const { return std::string(op) + " " + std::to_string(rows) + " " + ORIENTATIONS[orientation]; }
 };
 
-// The products of one training step of GPT-2 124M as train_gpt2_lnfree.cpp takes them, each once.
+struct Layer {
+    const char* op;
+    int64_t inputs, outputs;
+};
+
+// The three products of a layer for so many positions, as train_gpt2_lnfree.cpp takes them.
+void add_layer(std::vector<Shape>& shapes, const Layer& l, int64_t rows, std::optional<Group> group = std::nullopt) {
+    constexpr auto No = Transpose::No, Yes = Transpose::Yes;
+    const std::string name = std::string(l.op) + " " + std::to_string(rows) + " ";
+    shapes.push_back({name + "forward", group.value_or(FORWARD), No, No, rows, l.outputs, l.inputs, false});
+    shapes.push_back({name + "dinp", group.value_or(DINP), No, Yes, rows, l.inputs, l.outputs, false});
+    shapes.push_back({name + "dweight", group.value_or(DWEIGHT), Yes, No, l.inputs, l.outputs, rows, true});
+}
+
+// Those of one training step of GPT-2 124M, each once; and of a small model of 128 channels, a group of their own.
 std::vector<Shape> gpt2_shapes() {
     constexpr auto No = Transpose::No, Yes = Transpose::Yes;
-    struct Layer {
-        const char* op;
-        int64_t inputs, outputs;
-    };
     std::vector<Shape> shapes;
     for (const int64_t rows : {256, 1024})
-        for (const Layer& l : {Layer{"qkv", 768, 2304}, {"proj", 768, 768}, {"fc", 768, 3072}, {"fcproj", 3072, 768}}) {
-            shapes.push_back({l.op, rows, FORWARD, No, No, rows, l.outputs, l.inputs, false});
-            shapes.push_back({l.op, rows, DINP, No, Yes, rows, l.inputs, l.outputs, false});
-            shapes.push_back({l.op, rows, DWEIGHT, Yes, No, l.inputs, l.outputs, rows, true});
-        }
+        for (const Layer& l : {Layer{"qkv", 768, 2304}, {"proj", 768, 768}, {"fc", 768, 3072}, {"fcproj", 3072, 768}})
+            add_layer(shapes, l, rows);
     // The classifier, whose weight is (V,C), takes chunks of rows of at most 2^22 logits.
     constexpr int64_t C = 768, V = 50257, rows = (int64_t{1} << 22) / V;
-    shapes.push_back({"classifier", rows, FORWARD, No, Yes, rows, V, C, false});
-    shapes.push_back({"classifier", rows, DINP, No, No, rows, C, V, false});
-    shapes.push_back({"classifier", rows, DWEIGHT, Yes, No, V, C, rows, true});
+    shapes.push_back({"classifier 83 forward", FORWARD, No, Yes, rows, V, C, false});
+    shapes.push_back({"classifier 83 dinp", DINP, No, No, rows, C, V, false});
+    shapes.push_back({"classifier 83 dweight", DWEIGHT, Yes, No, V, C, rows, true});
+    for (const Layer& l : {Layer{"qkv", 128, 384}, {"proj", 128, 128}, {"fc", 128, 512}, {"fcproj", 512, 128}})
+        add_layer(shapes, l, 4096, SMALL);
     return shapes;
 }
 
 // ---- timing ---------------------------------------------------------------------------------------------------------
 
-// Something that multiplies: a version of the ladder, or the yardstick.
+// Something that multiplies: a version of the ladder, or another library, which may have threads of its own.
 struct Candidate {
     std::string name;
-    MatmulFunction function;
-    bool own_threads;  // not OpenMP's
+    std::function<std::remove_pointer_t<MatmulFunction>> function;
+    bool own_threads;
 };
 
-#ifdef HAVE_OPENBLAS
-void openblas(Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda, const float* B,
-              int64_t ldb, float* C, int64_t ldc, bool accumulate, const float* /*bias*/) {
-    const auto size = [](int64_t n) { return static_cast<blasint>(n); };
-    const auto flag = [](Transpose t) { return t == Transpose::Yes ? CblasTrans : CblasNoTrans; };
-    cblas_sgemm(CblasRowMajor, flag(ta), flag(tb), size(M), size(N), size(K), 1.0f, A, size(lda), B, size(ldb),
-                accumulate ? 1.0f : 0.0f, C, size(ldc));
-}
-#endif
-
-std::vector<Candidate> candidates(const std::vector<MatmulVersion>& versions) {
+std::vector<Candidate> candidates(const std::vector<MatmulVersion>& versions, const std::vector<Library>& libraries) {
     std::vector<Candidate> list;
     for (const MatmulVersion& version : versions)
         list.push_back({"v" + std::to_string(version.number), version.function, false});
-#ifdef HAVE_OPENBLAS
-    openblas_set_num_threads(thread_count());
-    list.push_back({"OpenBLAS", openblas, true});
-#endif
+    for (const Library& library : libraries)
+        list.push_back(
+            {library.name,
+             [&library](Transpose ta, Transpose tb, int64_t M, int64_t N, int64_t K, const float* A, int64_t lda,
+                        const float* B, int64_t ldb, float* C, int64_t ldc, bool accumulate,
+                        const float* /*bias*/) { library.matmul(ta, tb, M, N, K, A, lda, B, ldb, C, ldc, accumulate); },
+             true});
     return list;
 }
 
@@ -200,11 +199,12 @@ class Operands {
           c_(static_cast<size_t>(shape.M * shape.N)) {}
 
     // Seconds for one product.
-    double time(MatmulFunction function) {
+    double time(const Candidate& candidate) {
         const double begin = seconds_now();
-        function(shape_.ta, shape_.tb, shape_.M, shape_.N, shape_.K, a_.data(),
-                 shape_.ta == Transpose::Yes ? shape_.M : shape_.K, b_.data(),
-                 shape_.tb == Transpose::Yes ? shape_.K : shape_.N, c_.data(), shape_.N, shape_.accumulate, nullptr);
+        candidate.function(shape_.ta, shape_.tb, shape_.M, shape_.N, shape_.K, a_.data(),
+                           shape_.ta == Transpose::Yes ? shape_.M : shape_.K, b_.data(),
+                           shape_.tb == Transpose::Yes ? shape_.K : shape_.N, c_.data(), shape_.N, shape_.accumulate,
+                           nullptr);
         return seconds_now() - begin;
     }
 
@@ -236,7 +236,7 @@ std::vector<double> time_shape(const Shape& shape, const std::vector<Candidate>&
         for (size_t i = 0; i < list.size(); ++i) {
             if (list[i].own_threads) let_threads_sleep();
             while (spent[i] < seconds * round / ROUNDS) {
-                times[i].push_back(operands.time(list[i].function));
+                times[i].push_back(operands.time(list[i]));
                 spent[i] += times[i].back();
             }
             if (list[i].own_threads) let_threads_sleep();
@@ -261,7 +261,7 @@ Timings time_all(const std::vector<Shape>& shapes, const std::vector<Candidate>&
     Timings timings;
     for (const Shape& shape : shapes) {
         timings.push_back(time_shape(shape, list, seconds));
-        std::fprintf(out, "%-24s %6lld %6lld %6lld ", shape.name().c_str(), static_cast<long long>(shape.M),
+        std::fprintf(out, "%-24s %6lld %6lld %6lld ", shape.name.c_str(), static_cast<long long>(shape.M),
                      static_cast<long long>(shape.N), static_cast<long long>(shape.K));
         for (const double time : timings.back()) std::fprintf(out, " %8s", gigaflops(shape.flop(), time).c_str());
         std::fprintf(out, "\n");
@@ -272,27 +272,44 @@ Timings time_all(const std::vector<Shape>& shapes, const std::vector<Candidate>&
 
 // ---- reports --------------------------------------------------------------------------------------------------------
 
-// Over some of the shapes: all their operations by all their time.
+// Over the shapes of a group, or of all of GPT-2 124M's: all their operations by all their time.
 struct Total {
     double flop = 0.0, seconds = 0.0;
     double gflops() const { return flop / seconds * 1e-9; }
 };
 
 Total total(const std::vector<Shape>& shapes, const Timings& timings, size_t candidate,
-            std::optional<Orientation> orientation = std::nullopt) {
+            std::optional<Group> group = std::nullopt) {
     Total sum;
     for (size_t s = 0; s < shapes.size(); ++s) {
-        if (orientation && shapes[s].orientation != *orientation) continue;
+        if (group ? shapes[s].group != *group : shapes[s].group == SMALL) continue;
         sum.flop += shapes[s].flop();
         sum.seconds += timings[s][candidate];
     }
     return sum;
 }
 
+// The most multiply-adds per second that all threads do in their registers (bench.h): the fastest of `seconds` of tries.
+double measure_peak(double seconds) {
+    double all = 0;
+#pragma omp parallel reduction(+ : all)
+    {
+        double best = 0;
+        for (const double begin = seconds_now(); best == 0 || seconds_now() - begin < seconds;) {
+            const double before = seconds_now();
+            const double flops = multiply_adds(1 << 16);
+            best = std::max(best, flops / (seconds_now() - before));
+        }
+        all += best;
+    }
+    return all;
+}
+
 struct Machine {
-    std::string processor, isa, compiler, yardstick;
+    std::string processor, isa, compiler;
     unsigned cores;
     int threads;
+    double peak;  // FLOP/s
 };
 
 Machine this_machine() {
@@ -314,94 +331,104 @@ Machine this_machine() {
 #else
     machine.compiler = "g++ " __VERSION__;
 #endif
-#ifdef HAVE_OPENBLAS
-    machine.yardstick = openblas_get_config();  // "OpenBLAS 0.3.21 NO_LAPACKE ..."
-    machine.yardstick.resize(machine.yardstick.find(' ', machine.yardstick.find(' ') + 1));
-    machine.yardstick += std::string(" (") + openblas_get_corename() + ")";
-#endif
+    machine.peak = measure_peak(0.2);
     return machine;
 }
 
 std::string describe(const Machine& machine) {
     return machine.processor + ", " + std::to_string(machine.cores) + " cores, " + std::to_string(machine.threads) +
-           " threads, " + machine.isa + ", " + machine.compiler +
-           (machine.yardstick.empty() ? "" : "; " + machine.yardstick);
+           " threads, " + machine.isa + ", " + machine.compiler + "; " + format_fixed(machine.peak * 1e-9, 1) +
+           " GFLOP/s of multiply-adds in registers";
 }
 
 struct Report {
     Options options;
     Machine machine;
+    std::vector<Library> libraries;  // which come after the versions
     std::vector<Shape> shapes;
     Timings timings;
 
-    bool has_yardstick() const { return !machine.yardstick.empty(); }
-
-    Total of(size_t candidate, std::optional<Orientation> orientation = std::nullopt) const {
-        return total(shapes, timings, candidate, orientation);
+    double gflops(size_t candidate, std::optional<Group> group = std::nullopt) const {
+        return total(shapes, timings, candidate, group).gflops();
     }
-    // Percent of OpenBLAS, which comes after the versions.
-    double percent(size_t candidate) const {
-        return 100.0 * of(candidate).gflops() / of(options.versions.size()).gflops();
-    }
+    double of_peak(size_t candidate) const { return gflops(candidate) * 1e9 / machine.peak; }
+    size_t index(size_t library) const { return options.versions.size() + library; }
+    bool counts(size_t library) const { return lnfree::counts(gflops(index(library)) * 1e9, machine.peak); }
 };
 
-// A row per version, and one for the yardstick.
+// A row per version, and one per library that is a yardstick.
 Table summary(const Report& report) {
-    Table table(
-        {"version", "GFLOP/s", "% of OpenBLAS", "times the one above", "forward", "dinp", "dweight", "the idea"});
-    const std::vector<MatmulVersion>& versions = report.options.versions;
-    const auto rate = [&](size_t i, auto... orientation) {
-        return format_fixed(report.of(i, orientation...).gflops(), 1);
+    Table table({"version", "GFLOP/s", "% of peak", "times the one above", "forward", "dinp", "dweight", "small model",
+                 "the idea"});
+    const auto add = [&](size_t i, const std::string& name, const std::string& gain, const std::string& idea) {
+        const auto rate = [&](auto... group) { return format_fixed(report.gflops(i, group...), 1); };
+        table.add_row({name, rate(), format_fixed(100 * report.of_peak(i), 1), gain, rate(FORWARD), rate(DINP),
+                       rate(DWEIGHT), rate(SMALL), idea});
     };
+    const std::vector<MatmulVersion>& versions = report.options.versions;
     for (size_t i = 0; i < versions.size(); ++i)
-        table.add_row({"v" + std::to_string(versions[i].number) + " " + versions[i].name, rate(i),
-                       report.has_yardstick() ? format_fixed(report.percent(i), 1) : "n/a",
-                       i == 0 ? "-" : format_fixed(report.of(i).gflops() / report.of(i - 1).gflops(), 2),
-                       rate(i, FORWARD), rate(i, DINP), rate(i, DWEIGHT), versions[i].idea});
-    const size_t last = versions.size();
-    if (report.has_yardstick())
-        table.add_row({"OpenBLAS", rate(last), "100.0", "-", rate(last, FORWARD), rate(last, DINP), rate(last, DWEIGHT),
-                       "the yardstick"});
+        add(i, "v" + std::to_string(versions[i].number) + " " + versions[i].name,
+            i == 0 ? "-" : format_fixed(report.gflops(i) / report.gflops(i - 1), 2), versions[i].idea);
+    for (size_t i = 0; i < report.libraries.size(); ++i)
+        if (report.counts(i)) add(report.index(i), report.libraries[i].name, "-", report.libraries[i].kernel);
     return table;
 }
 
+// The libraries that are none, each with a word.
+std::string left_out(const Report& report) {
+    std::string text;
+    for (size_t i = 0; i < report.libraries.size(); ++i)
+        if (!report.counts(i))
+            text += " Left out, below half of the peak: " + report.libraries[i].kernel + ", " +
+                    format_fixed(report.gflops(report.index(i)), 1) + " GFLOP/s.";
+    return text;
+}
+
+Json rates_json(const Report& report, size_t candidate) {
+    Json json;
+    json["gflops"] = report.gflops(candidate);
+    json["of_peak"] = report.of_peak(candidate);
+    for (const Group g : {FORWARD, DINP, DWEIGHT, SMALL})
+        json[std::string(GROUPS[g]) + "_gflops"] = report.gflops(candidate, g);
+    return json;
+}
+
 Json to_json(const Report& report) {
-    Json json, machine, versions, shapes;
-    machine["processor"] = report.machine.processor;
-    machine["cores"] = report.machine.cores;
-    machine["threads"] = report.machine.threads;
-    machine["isa"] = report.machine.isa;
-    machine["compiler"] = report.machine.compiler;
-    machine["yardstick"] = report.has_yardstick() ? Json(report.machine.yardstick) : nullptr;
+    Json json, versions = Json::array(), libraries = Json::array(), shapes = Json::array();
     for (size_t i = 0; i < report.options.versions.size(); ++i) {
-        Json version;
+        Json version = rates_json(report, i);
         version["version"] = report.options.versions[i].number;
         version["name"] = report.options.versions[i].name;
         version["idea"] = report.options.versions[i].idea;
-        version["gflops"] = report.of(i).gflops();
-        for (const Orientation o : {FORWARD, DINP, DWEIGHT})
-            version[std::string(ORIENTATIONS[o]) + "_gflops"] = report.of(i, o).gflops();
-        version["percent_of_openblas"] = report.has_yardstick() ? Json(report.percent(i)) : Json(nullptr);
         versions.push_back(version);
+    }
+    for (size_t i = 0; i < report.libraries.size(); ++i) {
+        Json library = rates_json(report, report.index(i));
+        library["name"] = report.libraries[i].name;
+        library["kernel"] = report.libraries[i].kernel;
+        library["left_out"] = !report.counts(i);
+        libraries.push_back(library);
     }
     for (size_t s = 0; s < report.shapes.size(); ++s) {
         const Shape& shape = report.shapes[s];
-        Json entry, seconds;
-        entry["op"] = shape.op;
-        entry["rows"] = shape.rows;
-        entry["orientation"] = ORIENTATIONS[shape.orientation];
-        entry["m"] = shape.M;
-        entry["n"] = shape.N;
-        entry["k"] = shape.K;
+        Json seconds;
         for (size_t i = 0; i < report.options.versions.size(); ++i)
             seconds["v" + std::to_string(report.options.versions[i].number)] = report.timings[s][i];
-        if (report.has_yardstick()) seconds["openblas"] = report.timings[s].back();
-        entry["seconds"] = seconds;
-        shapes.push_back(entry);
+        for (size_t i = 0; i < report.libraries.size(); ++i)
+            seconds[report.libraries[i].name] = report.timings[s][report.index(i)];
+        shapes.push_back({{"name", shape.name},
+                          {"group", GROUPS[shape.group]},
+                          {"m", shape.M},
+                          {"n", shape.N},
+                          {"k", shape.K},
+                          {"seconds", seconds}});
     }
-    json["format"] = 1;
-    json["machine"] = machine;
+    json["format"] = 2;
+    json["machine"] = {{"processor", report.machine.processor}, {"cores", report.machine.cores},
+                       {"threads", report.machine.threads},     {"isa", report.machine.isa},
+                       {"compiler", report.machine.compiler},   {"peak_gflops", report.machine.peak * 1e-9}};
     json["versions"] = versions;
+    json["libraries"] = libraries;
     json["shapes"] = shapes;
     return json;
 }
@@ -421,7 +448,8 @@ std::string read_readme() {
 }
 
 void write_readme(const Report& report) {
-    const std::string table = summary(report).markdown() + "\nMeasured on " + describe(report.machine) + ".\n";
+    const std::string table =
+        summary(report).markdown() + "\nMeasured on " + describe(report.machine) + "." + left_out(report) + "\n";
     write_file_atomically(README, with_table(read_readme(), table));
     std::printf("%s: table written\n", README);
 }
@@ -432,13 +460,14 @@ void run(const Options& options) {
     check(options.versions);
     std::fprintf(out, "%s: right on odd sizes, same bits for 1, 2, 3 and 5 threads\n",
                  options.versions.size() == 1 ? "the version" : "all versions");
-    Report report{options, this_machine(), gpt2_shapes(), {}};
+    Report report{options, this_machine(), find_libraries(), gpt2_shapes(), {}};
     std::fprintf(out, "%s\n", describe(report.machine).c_str());
-    report.timings = time_all(report.shapes, candidates(options.versions), options.seconds, out);
+    report.timings = time_all(report.shapes, candidates(options.versions, report.libraries), options.seconds, out);
+    report.machine.peak = std::max(report.machine.peak, measure_peak(0.2));
     if (options.json)
         std::printf("%s\n", to_json(report).dump(2).c_str());
     else
-        std::printf("\n%s", summary(report).text().c_str());
+        std::printf("\n%s%s\n", summary(report).text().c_str(), left_out(report).c_str());
     if (options.readme) write_readme(report);
 }
 

@@ -31,11 +31,10 @@ bool has(const OpList& list, const std::string& words) {
 TEST_CASE("the operations are those of the model's shape: each weight multiplies three times, and every one can run") {
     std::vector<ModelConfig> shapes = other_shapes();
     shapes.push_back(shape_of(2, 3, 15, 37, 13, 22));
-    const OpenBlas blas;
     const int64_t B = 2, T = 5;
     for (const ModelConfig& c : shapes) {
         CAPTURE(c.rotary);
-        const OpList list(c, B, T, blas);
+        const OpList list(c, B, T);
         double products = 0, attention = 0;
         for (const Op& op : list.ops) {
             CHECK(op.calls > 0);
