@@ -4,7 +4,8 @@
 //
 //   B (K,N): a thread takes a strip of columns, 8 KiB wide, and adds eight rows of it at a time to sums that stay in L1; the
 //            eight rows after them are asked for meanwhile.
-//   B (N,K): a thread takes WIDTH rows of it, and turns four of their columns at a time into vectors, in registers.
+//   B (N,K): a thread takes WIDTH rows of it, from their beginning to their end, and turns four of their columns at a time
+//            into vectors, in registers; the WIDTH rows after them are asked for meanwhile.
 //
 // An element of C is summed as version 6 sums it, in the order of k and over the same parts of K: the same bits, so that a
 // row of C still does not depend on how many others are computed with it, nor on the number of threads.
@@ -30,6 +31,7 @@ using matmul_v6::WIDTH;
 
 constexpr int64_t MOST_ROWS = 4;
 constexpr int64_t STRIP = 2048;  // columns of C that are added up at a time
+constexpr int IN_L2 = 2;         // where __builtin_prefetch brings what is asked for: L1 is full of sums
 
 // Whether a product is one for this file: A (M,K) of few rows.
 inline bool takes(Transpose ta, int64_t M, int64_t N, int64_t K) {
@@ -65,7 +67,7 @@ void add_rows(const Operands& o, Strip& s, int64_t m, int64_t k) {
         Vec sum = load(sums + j);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            if (m == 0) __builtin_prefetch(b + (r + ROWS) * o.ldb + j);
+            if (m == 0) __builtin_prefetch(b + (r + ROWS) * o.ldb + j, 0, IN_L2);
             sum = multiply_add(sum, load(b + r * o.ldb + j), a[r]);
         }
         store(sums + j, sum);
@@ -86,8 +88,9 @@ inline void sum_rows(const Operands& o, Strip& s) {
         for (int64_t m = 0; m < o.M; ++m) add_rows<1>(o, s, m, k);
 }
 
-// B (N,K), whose rows are C's columns
+// B (N,K), whose rows are C's columns. Of the next WIDTH rows a line each is asked for in the time that one takes.
 inline void sum_columns(const Operands& o, Strip& s) {
+    constexpr int64_t LINE = 16, ASKED = WIDTH / 4;
     const float* const a = o.A + s.k0;
     for (int64_t j = 0; j < s.columns; j += WIDTH) {
         const float* const b = o.B + (s.j0 + j) * o.ldb + s.k0;
@@ -95,6 +98,9 @@ inline void sum_columns(const Operands& o, Strip& s) {
         Vec sum[MOST_ROWS] = {};
         int64_t p = 0;
         for (; count == WIDTH && p + 4 <= s.k; p += 4) {
+            const float* const next = b + (WIDTH + p % LINE / 4 * ASKED) * o.ldb + p;
+#pragma GCC unroll 4
+            for (int64_t r = 0; r < ASKED; ++r) __builtin_prefetch(next + r * o.ldb, 0, IN_L2);
             const matmul_v6::FourColumns four = matmul_v6::transpose_four(b + p, o.ldb);
             for (int64_t m = 0; m < o.M; ++m)
 #pragma GCC unroll 4
@@ -142,7 +148,7 @@ inline void multiply_strip(const Operands& o, int64_t j0, int64_t columns) {
 inline void matmul(const Operands& o) {
     const int threads = matmul_v6::team_size(o.M, o.N, o.K);
     const int64_t strips = threads * divide_up(o.N, threads * STRIP);
-    const int64_t columns = divide_up(divide_up(o.N, strips), WIDTH) * WIDTH;
+    const int64_t columns = o.tb ? WIDTH : divide_up(divide_up(o.N, strips), WIDTH) * WIDTH;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t j = 0; j < o.N; j += columns) multiply_strip(o, j, std::min(columns, o.N - j));
 }
