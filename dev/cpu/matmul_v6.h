@@ -19,7 +19,7 @@
 // The tile is as large as the registers allow: of 16 or 32, TILE_VECTORS hold B, one a number of A, the rest sums.
 // Two multiply-adds start per cycle and each takes 4 or 5, so with fewer than ten sums the core would wait for itself.
 // A is read where it lies if its rows are contiguous in k. Transposed, each step in k would touch another page, so
-// outer blocks of A are then packed by tile, A_STRIDE numbers per step.
+// outer blocks of A are then packed by tile, A_STRIDE numbers per step, unless its rows are short.
 //
 // Parallel: first the packing of A, then tasks, each a chunk of B's columns by a share of A's rows. A task packs its
 // chunk into its thread's own buffer, and no two tasks write the same element of C.
@@ -325,7 +325,7 @@ struct Operands {
 struct Block {
     int64_t i0, m, tiles;    // the rows in `tiles` tiles of nearly equal height, at most TILE_ROWS
     int64_t k0, k, k_block;  // the sums in parts of k_block
-    float* a_packed;         // op(A) (m, k) by k-block, within it by tile: [k_block][A_STRIDE]; unused unless ta
+    float* a_packed;         // op(A) (m, k) by k-block, within it by tile: [k_block][A_STRIDE]; if packs_a()
 
     int64_t tile_row(int64_t tile) const { return cut(m, tile, tiles); }
 
@@ -335,12 +335,24 @@ struct Block {
     }
 };
 
+// Packing costs more than it saves where few rows use B, and where the sums run over short rows of both operands, a
+// block of which stays in L2 as it lies. B is then read where it lies by whole panels, if it is (K,N).
+constexpr int64_t SHORT_ROW = 256;
+
+inline bool packs_a(const Operands& o) {
+    return o.ta && o.lda > SHORT_ROW;
+}
+
+inline bool reads_b_in_place(const Operands& o) {
+    return !o.tb && (o.M <= 2 * TILE_ROWS || (o.ta && o.ldb <= SHORT_ROW));
+}
+
 constexpr int64_t PACK_TILES = 8;                   // tiles of A that are packed in one piece
 constexpr int64_t ROWS_AHEAD = 8, CACHE_LINE = 16;  // rows of A at which one is asked for; floats
 
 // Pieces of A to pack, each PACK_TILES tiles over one k-block.
 inline int64_t pack_pieces(const Operands& o, const Block& block) {
-    return o.ta ? divide_up(block.tiles, PACK_TILES) * divide_up(block.k, block.k_block) : 0;
+    return packs_a(o) ? divide_up(block.tiles, PACK_TILES) * divide_up(block.k, block.k_block) : 0;
 }
 
 // Packs one of them. A tile's numbers are copied with those that follow, A_STRIDE in all, if A has so many.
@@ -369,11 +381,6 @@ inline void pack_a(const Operands& o, const Block& block, int64_t piece) {
     }
 }
 
-// With few rows packing B costs more than it saves: the tiles then read whole panels where they lie, if B is (K,N).
-inline bool reads_b_in_place(const Operands& o) {
-    return !o.tb && o.M <= 2 * TILE_ROWS;
-}
-
 // The part of B (K,N) that is packed after columns [j_begin, j_end) of the k-block that begins at k_begin and is k long: the
 // next k-block of the same columns, or the next columns. Null if there is none, or if B lies as (N,K), where a row of it
 // is contiguous in k and the processor fetches ahead by itself.
@@ -390,7 +397,7 @@ template <class Arithmetic>
 void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, int64_t tile_end, int64_t j_begin,
                     int64_t j_end, float* b_packed) {
     const bool in_place = reads_b_in_place(o);
-    const int64_t b_p = o.tb ? 1 : o.ldb, b_j = o.tb ? o.ldb : 1;
+    const int64_t a_p = o.ta ? o.lda : 1, a_i = o.ta ? 1 : o.lda, b_p = o.tb ? 1 : o.ldb, b_j = o.tb ? o.ldb : 1;
     for (int64_t k_offset = 0; k_offset < block.k; k_offset += block.k_block) {
         const int64_t k = std::min(block.k_block, block.k - k_offset), k_begin = block.k0 + k_offset;
         for (int64_t j = j_begin; j < j_end; j += TILE_COLS) {
@@ -405,9 +412,9 @@ void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, i
             const int rows = static_cast<int>(block.tile_row(tile + 1) - row);
             Tile t;
             t.k = k;
-            t.a = o.ta ? block.packed_tile(k_offset, tile, k) : o.A + (block.i0 + row) * o.lda + k_begin;
-            t.a_row = o.ta ? 1 : o.lda;
-            t.a_k = o.ta ? A_STRIDE : 1;
+            t.a = packs_a(o) ? block.packed_tile(k_offset, tile, k) : o.A + (block.i0 + row) * a_i + k_begin * a_p;
+            t.a_row = a_i;
+            t.a_k = packs_a(o) ? A_STRIDE : a_p;
             t.ldc = o.ldc;
             t.add = o.accumulate || k_begin > 0;
             for (int64_t j = j_begin; j < j_end; j += TILE_COLS) {
@@ -557,7 +564,7 @@ void multiply_blocks(const Operands& o) {
     const Plan plan = make_plan(o, threads);
 
     static thread_local Workspace workspace;
-    const int64_t a_floats = o.ta ? (divide_up(plan.m_block, TILE_ROWS) + 1) * plan.k_outer * A_STRIDE : 0;
+    const int64_t a_floats = packs_a(o) ? (divide_up(plan.m_block, TILE_ROWS) + 1) * plan.k_outer * A_STRIDE : 0;
     float* const a_packed = workspace.reserve(static_cast<size_t>(a_floats + threads * B_BUFFER));
 
     for (int64_t k0 = 0; k0 < o.K; k0 += plan.k_outer)
