@@ -1438,8 +1438,8 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
 
     const json bench = json_of({"bench", "--size", "tiny", "--n-layer", "1", "--n-head", "2", "--n-embd", "16",
                                 "--batch", "2", "--seq", "9", "--seconds", "0.01", "--threads", "2"},
-                               {"version", "machine", "precision", "model", "batch", "seq", "ceiling", "bf16_speed",
-                                "libraries", "step", "evaluation", "one_thread", "ops"});
+                               {"version", "machine", "precision", "model", "batch", "seq", "ceiling", "handover_ns",
+                                "bf16_speed", "libraries", "step", "evaluation", "one_thread", "ops"});
     CHECK(bench["step"]["seconds"] > 0);
     CHECK(bench["step"]["gflop"].get<double>() * 1e9 > 6.0 * 2 * 9 * (12 * 16 * 16 + 257 * 16));
     CHECK(bench["ops"].size() > 20);
@@ -1452,6 +1452,7 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     }
     CHECK(bench["step"]["floor_seconds"].get<double>() == doctest::Approx(floor));
     CHECK(bench["step"]["of_floor"] < 1);
+    if (!bench["handover_ns"].is_null()) CHECK(bench["handover_ns"] > 0);  // a build without OpenMP has one thread
 
     // What a GPU must do in a step needs no GPU.
     const Words floors = {"bench", "--floors", "--size", "small", "--batch", "16", "--seq", "1024"};
