@@ -386,9 +386,7 @@ struct Figures {
     double bf16_speed = 0;  // of products, over fp32's
     std::vector<Yardstick> yardsticks;
 
-    bool counts(size_t yardstick) const {
-        return lnfree::counts(yardsticks[yardstick].flops_per_s, ceiling.flops_per_s);
-    }
+    bool counts(size_t yardstick) const { return is_yardstick(yardsticks[yardstick].flops_per_s, ceiling.flops_per_s); }
 };
 
 std::string percent(double share) {

@@ -1,6 +1,6 @@
 // Matrix products of other libraries, as yardsticks beside ours: those that this machine has, found when the program runs.
 // Nothing is linked to them. A yardstick that does not know the processor fools (Debian's OpenBLAS 0.3.21 takes an Emerald
-// Rapids Xeon for a Prescott), so each is named with the kernels that it chose, and counts() says whether it is one at all.
+// Rapids Xeon for a Prescott), so each is named with the kernels that it chose, and is_yardstick() says whether it is one at all.
 #pragma once
 
 #include <dlfcn.h>
@@ -26,7 +26,7 @@ struct Library {
 };
 
 // Whether a library that did so many FLOP/s is a yardstick: at least half of the processor's peak.
-inline bool counts(double flops_per_s, double peak) {
+inline bool is_yardstick(double flops_per_s, double peak) {
     return flops_per_s >= peak / 2;
 }
 

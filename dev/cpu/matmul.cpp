@@ -353,7 +353,7 @@ struct Report {
     }
     double of_peak(size_t candidate) const { return gflops(candidate) * 1e9 / machine.peak; }
     size_t index(size_t library) const { return options.versions.size() + library; }
-    bool counts(size_t library) const { return lnfree::counts(gflops(index(library)) * 1e9, machine.peak); }
+    bool counts(size_t library) const { return is_yardstick(gflops(index(library)) * 1e9, machine.peak); }
 };
 
 // A row per version, and one per library that is a yardstick.

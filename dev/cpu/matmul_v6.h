@@ -391,8 +391,8 @@ inline const float* packed_next(const Operands& o, const Block& block, int64_t k
     return j_end < o.N ? o.B + block.k0 * o.ldb + j_end : nullptr;
 }
 
-// Tiles [tile_begin, tile_end) by columns [j_begin, j_end), at most CHUNK_PANELS panels; j_begin is a multiple of
-// TILE_COLS. b_packed: B_BUFFER floats of this thread.
+// Tiles [tile_begin, tile_end) by columns [j_begin, j_end), as many as fit b_packed, B_BUFFER floats of this thread;
+// j_begin is a multiple of TILE_COLS.
 template <class Arithmetic>
 void multiply_chunk(const Operands& o, const Block& block, int64_t tile_begin, int64_t tile_end, int64_t j_begin,
                     int64_t j_end, float* b_packed) {
@@ -461,7 +461,9 @@ inline Plan make_plan(const Operands& o, int threads) {
     plan.m_block = divide_up(o.M, divide_up(o.M, o.ta ? std::max<int64_t>(TILE_ROWS, packed_rows) : o.M));
 
     plan.panels = divide_up(o.N, TILE_COLS);
-    const int64_t panels_per_task = std::max<int64_t>(1, std::min<int64_t>(CHUNK_PANELS, plan.panels / (2 * threads)));
+    // A sum shorter than a k-block leaves room for more columns in a chunk, so that more of a row of C is written at a time.
+    const int64_t chunk_panels = CHUNK_PANELS * K_BLOCK / std::min(o.K, K_BLOCK);
+    const int64_t panels_per_task = std::max<int64_t>(1, std::min<int64_t>(chunk_panels, plan.panels / (2 * threads)));
     plan.column_tasks = divide_up(plan.panels, panels_per_task);
 
     // Each share of the rows packs B anew. So they are cut until there are 4 tasks per thread to balance the load, but

@@ -9,8 +9,9 @@
 //
 //   C is cut into shares, and a share is a product of its own: whoever computes it packs its part of A and of B for
 //     itself. Packing the same number twice costs less than fetching it.
-//   The longer side of C is cut, since all shares along the other side pack the same. With many positions that is the rows
-//     of C, in the same order as all other operations cut the positions: a thread reads the rows that it has just written.
+//   The longer side of C is cut, since shares beside each other along it have only one operand in common, the smaller one.
+//     With many positions that side is the rows of C, cut in the same order as all other operations cut the positions: a
+//     thread reads the rows that it has just written.
 //   Where the sums are long for the size of C, as for the gradients of a small model's weights, they are shared out instead:
 //     a thread sums over the positions that it wrote, block by block, and the sums of the blocks are added up at the end.
 //
@@ -76,7 +77,8 @@ struct Grid {
 
     int64_t shares() const { return rows * columns; }
 
-    // Halves all shares along their longer side, while there are too few and that leaves at least so much of it.
+    // Halves all shares, along the side that is longer for what it must have at least, while there are too few and both
+    // halves have that.
     void refine(const Operands& o, int64_t wanted, int64_t least_rows, int64_t least_columns) {
         while (shares() < wanted) {
             const int64_t across_rows = o.M / rows / least_rows, across_columns = o.N / columns / least_columns;
