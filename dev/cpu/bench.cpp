@@ -36,29 +36,13 @@ double seconds_of(const std::function<void()>& run, double budget) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The ceiling
 
-// All threads at once, each by its own clock and at its fastest: none waits for another that had to give way.
-static double fastest_multiply_adds(double budget) {
-    constexpr int64_t rounds = 1 << 16;  // a fraction of a millisecond
-    double all = 0;
-#pragma omp parallel reduction(+ : all)
-    {
-        double best = 0;
-        for (const double begin = seconds_now(); best == 0 || seconds_now() - begin < budget;) {
-            const double before = seconds_now();
-            const double flops = operations().multiply_adds(rounds);
-            best = std::max(best, flops / (seconds_now() - before));
-        }
-        all += best;
-    }
-    return all;
-}
-
 void Ceiling::measure_flops(double budget, bool one_thread) {
-    flops_per_s = std::max(flops_per_s, fastest_multiply_adds(budget));
+    flops_per_s = std::max(flops_per_s, fastest_multiply_adds(operations().multiply_adds, budget));
     if (!one_thread) return;
     const int threads = thread_count();
     set_thread_count(1);
-    one_thread_flops_per_s = std::max(one_thread_flops_per_s, fastest_multiply_adds(budget));
+    one_thread_flops_per_s =
+        std::max(one_thread_flops_per_s, fastest_multiply_adds(operations().multiply_adds, budget));
     set_thread_count(threads);
 }
 

@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <sys/utsname.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <fstream>
@@ -53,6 +54,24 @@ inline int64_t peak_memory_bytes() {
     struct rusage usage {};
     getrusage(RUSAGE_SELF, &usage);
     return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+// FLOP/s of all threads together over `seconds` of tries of multiply_adds (peak.h), each by its own clock and at its fastest:
+// none waits for another that had to give way.
+inline double fastest_multiply_adds(double (*multiply_adds)(int64_t rounds), double seconds) {
+    constexpr int64_t rounds = 1 << 16;  // a fraction of a millisecond
+    double all = 0;
+#pragma omp parallel reduction(+ : all)
+    {
+        double best = 0;
+        for (const double begin = seconds_now(); best == 0 || seconds_now() - begin < seconds;) {
+            const double before = seconds_now();
+            const double flops = multiply_adds(rounds);
+            best = std::max(best, flops / (seconds_now() - before));
+        }
+        all += best;
+    }
+    return all;
 }
 
 }  // namespace lnfree

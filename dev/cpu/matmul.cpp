@@ -289,22 +289,6 @@ Total total(const std::vector<Shape>& shapes, const Timings& timings, size_t can
     return sum;
 }
 
-// The most multiply-adds per second that all threads do in their registers (bench.h): the fastest of `seconds` of tries.
-double measure_peak(double seconds) {
-    double all = 0;
-#pragma omp parallel reduction(+ : all)
-    {
-        double best = 0;
-        for (const double begin = seconds_now(); best == 0 || seconds_now() - begin < seconds;) {
-            const double before = seconds_now();
-            const double flops = multiply_adds(1 << 16);
-            best = std::max(best, flops / (seconds_now() - before));
-        }
-        all += best;
-    }
-    return all;
-}
-
 struct Machine {
     std::string processor, isa, compiler;
     unsigned cores;
@@ -331,7 +315,7 @@ Machine this_machine() {
 #else
     machine.compiler = "g++ " __VERSION__;
 #endif
-    machine.peak = measure_peak(0.2);
+    machine.peak = fastest_multiply_adds(multiply_adds, 0.2);
     return machine;
 }
 
@@ -463,7 +447,7 @@ void run(const Options& options) {
     Report report{options, this_machine(), find_libraries(), gpt2_shapes(), {}};
     std::fprintf(out, "%s\n", describe(report.machine).c_str());
     report.timings = time_all(report.shapes, candidates(options.versions, report.libraries), options.seconds, out);
-    report.machine.peak = std::max(report.machine.peak, measure_peak(0.2));
+    report.machine.peak = std::max(report.machine.peak, fastest_multiply_adds(multiply_adds, 0.2));
     if (options.json)
         std::printf("%s\n", to_json(report).dump(2).c_str());
     else

@@ -335,8 +335,8 @@ struct Block {
     }
 };
 
-// Packing costs more than it saves where few rows use B, and where the sums run over short rows of both operands, a
-// block of which stays in L2 as it lies. B is then read where it lies by whole panels, if it is (K,N).
+// Packing costs more than it saves where few rows use B, and where a sum runs over short rows of an operand, a block of
+// which stays in L2 as it lies. B is then read where it lies by whole panels, if it is (K,N).
 constexpr int64_t SHORT_ROW = 256;
 
 inline bool packs_a(const Operands& o) {
