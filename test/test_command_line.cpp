@@ -1452,7 +1452,10 @@ TEST_CASE("--json prints one object with the documented keys, for every command"
     }
     CHECK(bench["step"]["floor_seconds"].get<double>() == doctest::Approx(floor));
     CHECK(bench["step"]["of_floor"] < 1);
-    if (!bench["handover_ns"].is_null()) CHECK(bench["handover_ns"] > 0);  // a build without OpenMP has one thread
+    CHECK(bench["handover_ns"].is_null() == bench["one_thread"].is_null());  // a build without OpenMP has one thread
+    if (!bench["handover_ns"].is_null()) CHECK(bench["handover_ns"] > 0);
+    for (const json& library : bench["libraries"])
+        check_keys(library, {"name", "kernel", "gflops", "of_peak", "left_out"}, "JSON outputs");
 
     // What a GPU must do in a step needs no GPU.
     const Words floors = {"bench", "--floors", "--size", "small", "--batch", "16", "--seq", "1024"};
